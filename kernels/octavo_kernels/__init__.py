@@ -1,0 +1,1 @@
+"""Kernels of a decoder step, each beside its torch reference. Knows nobody else of Octavo."""

@@ -1,0 +1,170 @@
+"""The contract between the engine and whatever computes: one method per operation of a decoder step.
+
+The engine never sees a layout. `allocate_kv_cache` and `prepare_linear` return handles that only the backend that
+made them can read, so a GPU may keep blocks head-major and a CPU may keep K transposed. Everything else is plain
+torch tensors on the backend's device.
+
+Invariants:
+- A backend holds no state between calls except what is inside the handles that it gave out.
+- No method synchronises the host with the device.
+- Every result of a row depends on that row alone (its sequence's cache included), never on its batch mates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+NULL_BLOCK = 0
+"""Block 0 is never given to a sequence; padding entries of block tables point to it."""
+
+PAD_SLOT = -1
+"""A slot mapping entry that is written nowhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCacheSpec:
+    """What a KV cache must hold. Its layout is the backend's own."""
+
+    num_layers: int
+    num_blocks: int
+    """Blocks in the pool, the null block included."""
+    block_size: int
+    """Token slots a block; any positive integer."""
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of K and V of all layers and blocks."""
+        per_slot = 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return self.num_layers * self.num_blocks * self.block_size * per_slot
+
+
+class KVCache(Protocol):
+    """Opaque: made by `allocate_kv_cache`, read by the same backend only."""
+
+    @property
+    def spec(self) -> KVCacheSpec: ...
+
+
+class LinearHandle(Protocol):
+    """Opaque: made by `prepare_linear`, read by the same backend only."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+
+class AttentionPlan(Protocol):
+    """Opaque: made once a step by `plan_attention`, reused by all layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionBatch:
+    """Which tokens of a step belong to which sequence and where their K/V live.
+
+    Sequence i computes the tokens at positions [seq_lens[i] - query_len_i, seq_lens[i]); a decode, a chunk of a
+    prefill and a verification of drafts differ in query_len alone, and may stand in one batch in any order.
+    """
+
+    query_start_loc: torch.Tensor
+    """[num_seqs + 1] int32: sequence i owns rows query_start_loc[i] .. query_start_loc[i + 1] of q; strictly rising."""
+    seq_lens: torch.Tensor
+    """[num_seqs] int32: tokens of each sequence whose K/V exist once this step's are stored (>= its query length)."""
+    block_tables: torch.Tensor
+    """[num_seqs, max_blocks] int32: block ids in order, padded with NULL_BLOCK."""
+    slot_mapping: torch.Tensor
+    """[num_tokens] int64: block_id * block_size + offset for each row, PAD_SLOT where nothing is to be written."""
+    max_query_len: int
+    max_seq_len: int
+    """Both on the host, so that planning needs no synchronisation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch:
+    """Parameters of `sample`, one entry a row."""
+
+    temperature: torch.Tensor
+    """[num_rows] float32; 0 is greedy (argmax, ties to the lowest id), and then the other fields do not matter."""
+    top_k: torch.Tensor
+    """[num_rows] int32; 0 or >= vocab is off. Ties at the k-th value: the lower ids are kept."""
+    top_p: torch.Tensor
+    """[num_rows] float32 in (0, 1]; 1 is off. The smallest set of most likely tokens (after top-k) whose mass reaches p."""
+    min_p: torch.Tensor
+    """[num_rows] float32 in [0, 1]; 0 is off. Tokens below min_p times the largest probability are dropped."""
+    seed: torch.Tensor
+    """[num_rows] int64: key of the counter-based generator (Philox 4x32-10)."""
+    position: torch.Tensor
+    """[num_rows] int64: counter: index of the token being sampled in its sequence. Same (seed, position): same noise."""
+    all_greedy: bool
+    """On the host: lets a backend take argmax without looking at the tensors."""
+
+
+class KernelBackend(Protocol):
+    """One method per operation. Floating tensors are float32, bfloat16 or float16; accumulation is in float32.
+
+    All methods raise `KernelError` for a shape, dtype, device or stride that they cannot take.
+    """
+
+    @property
+    def name(self) -> str:
+        """"torch", "triton" or "numba"."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def allocate_kv_cache(self, spec: KVCacheSpec) -> KVCache:
+        """Zeroed memory for `spec` on this device."""
+
+    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> LinearHandle:
+        """Takes weight [out, in] and bias [out] (any floating dtype) and repacks them as this backend likes."""
+
+    def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
+        """X @ W.T + b. x: [num_tokens, in] -> new [num_tokens, out], dtype of x."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x: [..., hidden], weight: [hidden] -> new tensor like x: x / sqrt(mean(x^2) + eps) * weight."""
+
+    def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """residual += x in place (rounded to its dtype), then rms_norm of it as a new tensor. Both [num_tokens, hidden]."""
+
+    def rotary(self, q: torch.Tensor, k: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> None:
+        """Rotates q and k in place, halves layout (pair i, i + rotary_dim/2), the first rotary_dim of each head.
+
+        q: [num_tokens, num_heads, head_dim], k: [num_tokens, num_kv_heads, head_dim]; last dimension contiguous,
+        others any stride; cos_sin: [max_positions, rotary_dim] float32, cosines then sines; positions: [num_tokens] int64.
+        """
+
+    def store_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, slot_mapping: torch.Tensor) -> None:
+        """Writes k, v [num_tokens, num_kv_heads, head_dim] into their slots of `layer`; PAD_SLOT rows go nowhere."""
+
+    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
+        """What all layers of one step share (work lists, scratch). Valid until the next step."""
+
+    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+        """Causal attention of each row over its sequence's cached K/V, this step's included (store_kv came before).
+
+        q: [num_tokens, num_heads, head_dim], num_heads a multiple of num_kv_heads; head h reads kv head
+        h // (num_heads // num_kv_heads). -> new [num_tokens, num_heads, head_dim], dtype of q.
+        """
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [num_tokens, 2 * d] -> new [num_tokens, d]: silu(x[:, :d]) * x[:, d:]."""
+
+    def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+        """logits: [num_rows, vocab] float32, not written -> [num_rows] int64.
+
+        Where temperature > 0: argmax over the kept tokens of logits / temperature + Gumbel(seed, position, token id),
+        the noise of a token being -log(-log(u)), u in (0, 1) from word 0 of Philox with key seed and
+        counter (position low, position high, token id, 0). So a result depends on its row alone.
+        """
+
+    def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
+        """Copies whole blocks in all layers; source, destination: [n] int64, disjoint."""

@@ -1,0 +1,1 @@
+"""Scheduler, cache, runner: what turns requests into tokens."""

@@ -1,0 +1,87 @@
+"""Values that the stages of a step hand to each other.
+
+    Scheduler.schedule -> SchedulerOutput -> ModelRunner.execute -> RunnerOutput -> Scheduler.update
+
+`SchedulerOutput` names sequences and token ranges; it never holds a tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NewType, Protocol
+
+if TYPE_CHECKING:
+    from octavo_server.engine.sequence import Sequence
+
+SequenceId = NewType("SequenceId", int)
+BlockId = NewType("BlockId", int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledSequence:
+    """Compute tokens [start, start + num_tokens) of `sequence` in this step."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    samples: bool
+    """True where the range ends with the last known token, so that a next token is sampled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerOutput:
+    """One step's decision."""
+
+    scheduled: tuple[ScheduledSequence, ...]
+    preempted: tuple[SequenceId, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that this step computes."""
+        return sum(item.num_tokens for item in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """One token's log-probability and its rank (1 is the most likely)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledToken:
+    """What a step chose for one sequence."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+    """Of the sampled token; None unless asked."""
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+    """The most likely tokens, sorted from the likeliest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprob:
+    """Log-probability of prompt token `position` given those before it."""
+
+    position: int
+    logprob: TokenLogprob
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOutput:
+    """What a forward pass and sampling gave."""
+
+    sampled: dict[SequenceId, SampledToken]
+    prompt_logprobs: dict[SequenceId, tuple[PromptLogprob, ...]] = field(default_factory=dict)
+    failed: dict[SequenceId, str] = field(default_factory=dict)
+    """Sequences whose row alone failed (a non-finite logit), with a message; they end, the others go on."""
+
+
+class ModelRunner(Protocol):
+    """Owner of all tensors."""
+
+    def execute(self, output: SchedulerOutput) -> RunnerOutput:
+        """Runs one step. Raises only when the whole step failed."""

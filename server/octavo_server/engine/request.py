@@ -1,0 +1,62 @@
+"""What a client asks: frozen values, no torch, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why an output ended; STOP and LENGTH are OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens and when to stop; names, ranges and meanings as in vLLM. Validated where it is made.
+
+    Raises:
+        InvalidRequestError: a value out of range; `param` names the field.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    """None: as many as the context has room for."""
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """Top log-probabilities to report a token (0: the sampled one alone; None: none)."""
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One accepted request; `params.n` sequences come of it."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    arrival_s: float
+    priority: int = 0
+    """Lower runs earlier (vLLM's meaning); used by the policy `priority` alone."""
+    cache_salt: str = ""
+    """Isolates the prefix cache: only requests with an equal salt share blocks."""

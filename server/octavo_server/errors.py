@@ -1,0 +1,38 @@
+"""Everything a user, file or machine can do wrong, as one tree.
+
+OctavoError
+├── InvalidRequestError      400, names the field
+├── QueueFullError           429
+├── EngineDeadError          503
+└── StartupError             the process ends; `reason` is a condition reason of the control plane
+"""
+
+from __future__ import annotations
+
+
+class OctavoError(Exception):
+    """Base of all errors that a message alone explains; the message gives both numbers and the remedy."""
+
+
+class InvalidRequestError(OctavoError):
+    """A request that can never succeed as it is."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class QueueFullError(OctavoError):
+    """More requests wait than `--max-num-queued-reqs` allows."""
+
+
+class EngineDeadError(OctavoError):
+    """The engine ended or is ending; nothing more is accepted."""
+
+
+class StartupError(OctavoError):
+    """The server cannot start; `reason` is one of the control plane's reasons (ModelNotFound, KVCacheTooSmall, …)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
