@@ -1,0 +1,1 @@
+"""The ModelDeployment as values: types, validation, reasons."""

@@ -1,0 +1,136 @@
+"""The ModelDeployment as frozen values, field by field as the CRD has them.
+
+Never reads JSON itself: `validation.parse_spec` makes these from a manifest and refuses what does not fit.
+A test holds these classes, the parser and crds/modeldeployments.octavo.dev.yaml together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GROUP = "octavo.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "ModelDeployment"
+PLURAL = "modeldeployments"
+
+DEFAULT_IDLE_AFTER_S = 600
+
+JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretRef:
+    """The Secret whose entry `key` is the token for the model's source."""
+
+    name: str
+    key: str = "token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    count: int = 1
+    resource_name: str = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    gpu: Gpu = field(default_factory=Gpu)
+    cpu: str = ""
+    """CPU request as a quantity; "" requests none."""
+    memory: str = ""
+    """Memory request and limit as a quantity; "" sets none."""
+    shared_memory: str = ""
+    """Size of /dev/shm as a quantity; "" is 1Gi."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Settings of the inference engine; 0 and "" leave the choice to it."""
+
+    max_model_len: int = 0
+    max_num_seqs: int = 0
+    gpu_memory_utilization: str = ""
+    dtype: str = "auto"
+    prefix_caching: bool = True
+    extra_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    max_replicas: int
+    min_replicas: int = 1
+    target_pressure: str = "0.8"
+    """KV pressure per replica to aim for, a decimal string; may exceed 1."""
+    idle_after_s: int = 0
+    """Seconds without a request until zero replicas; 0 means never (minReplicas ≥ 1)."""
+    behavior: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """What the gateway does while no replica can take a request."""
+
+    max_held_requests: int = 256
+    hold_timeout_s: int = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[JsonObject, ...] = ()
+    affinity: JsonObject = field(default_factory=dict)
+    topology_spread: str = "Soft"
+    priority_class_name: str = ""
+    runtime_class_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDeploymentSpec:
+    model: str
+    secret_ref: SecretRef | None = None
+    served_names: tuple[str, ...] = ()
+    """Empty means metadata.name; see `ModelDeployment.served_names`."""
+    resources: Resources = field(default_factory=Resources)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    replicas: int | None = None
+    scaling: Scaling | None = None
+    drain_timeout_s: int = 120
+    routing: Routing = field(default_factory=Routing)
+    placement: Placement = field(default_factory=Placement)
+    pod_template: JsonObject = field(default_factory=dict)
+    suspend: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDeployment:
+    """One resource as it was read, its spec parsed."""
+
+    namespace: str
+    name: str
+    spec: ModelDeploymentSpec
+    uid: str = ""
+    generation: int = 0
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        return self.spec.served_names or (self.name,)
+
+    @property
+    def wanted_replicas(self) -> int:
+        """Replicas asked for now: the number in the spec, else one, or the scaler's fewest but at least one."""
+        if self.spec.replicas is not None:
+            return self.spec.replicas
+        return max(1, self.spec.scaling.min_replicas) if self.spec.scaling else 1
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there can be without another edit of the spec."""
+        return self.spec.scaling.max_replicas if self.spec.scaling else self.wanted_replicas
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether idleness takes it to zero replicas and a request wakes it."""
+        return self.spec.scaling is not None and self.spec.scaling.min_replicas == 0

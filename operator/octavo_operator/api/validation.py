@@ -1,0 +1,273 @@
+"""Manifest → `ModelDeployment`, by the same rules as the CRD's schema and CEL.
+
+The API server has refused most of this already; this is what local mode relies on, and what catches an object that
+an older CRD let in. Never repairs: a manifest with a problem gives `SpecInvalidError` that lists them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from octavo_operator.api.quantity import parse_duration_s, parse_quantity
+from octavo_operator.api.reader import ObjectReader, Problem
+from octavo_operator.api.types import (
+    API_VERSION,
+    DEFAULT_IDLE_AFTER_S,
+    KIND,
+    EngineSettings,
+    Gpu,
+    ModelDeployment,
+    ModelDeploymentSpec,
+    Placement,
+    Resources,
+    Routing,
+    Scaling,
+    SecretRef,
+)
+from octavo_operator.errors import SpecInvalidError
+
+NAME = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
+MODEL = (
+    r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._/-]*)?"
+    r"|file:///\S+"
+    r"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/\S*)?"
+)
+MODEL_REMEDY = "must be hf://ORG/NAME[@REVISION], file:///PATH or pvc://CLAIM[/PATH]; other sources are not served"
+SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
+RESOURCE_NAME = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
+PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
+RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key)(=.*)?"
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+SPREADS = ("Soft", "Hard", "None")
+MAX_REPLICAS = 1000
+
+
+def parse_model_deployment(manifest: Any, *, creating: bool = False) -> ModelDeployment:
+    """The resource as a value; raises SpecInvalidError with every problem.
+
+    `creating` is for a manifest from a person: there replicas and scaling exclude each other. In a cluster the
+    autoscaler writes replicas beside scaling later.
+    """
+    problems: list[Problem] = []
+    top = ObjectReader(manifest, "manifest", problems)
+    if (top.take("apiVersion"), top.take("kind")) != (API_VERSION, KIND):
+        top.complain("kind", f"must be {KIND} of apiVersion {API_VERSION}")
+    metadata = top.mapping("metadata")
+    top.take("status")
+    name = metadata.get("name")
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        problems.append(
+            Problem(
+                "metadata.name",
+                f"is {name!r}, must start with a letter and hold at most 52 lower-case letters, digits and '-'",
+            )
+        )
+    spec = _parse_spec(top.take("spec"), problems)
+    top.finish()
+    if creating and spec.scaling is not None and spec.replicas is not None:
+        problems.append(Problem("spec.replicas", "and spec.scaling exclude each other; remove replicas"))
+    if problems:
+        raise SpecInvalidError(tuple(problems))
+    return ModelDeployment(
+        namespace=metadata.get("namespace") or "default",
+        name=str(name),
+        uid=metadata.get("uid") or "",
+        generation=metadata.get("generation") or 0,
+        spec=spec,
+    )
+
+
+def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
+    spec = ObjectReader(raw, "spec", problems)
+    result = ModelDeploymentSpec(
+        model=_model(spec),
+        secret_ref=_secret_ref(spec.child("source")),
+        served_names=_served_names(spec),
+        resources=_resources(spec.child("resources")),
+        engine=_engine(spec.child("engine")),
+        replicas=spec.integer("replicas", low=0, high=MAX_REPLICAS) if spec.has("replicas") else spec.take("replicas"),
+        scaling=_scaling(spec.child("scaling")) if spec.has("scaling") else spec.take("scaling"),
+        drain_timeout_s=_drain_timeout_s(spec.child("drain")),
+        routing=_routing(spec.child("routing")),
+        placement=_placement(spec.child("placement")),
+        pod_template=_pod_template(spec),
+        suspend=spec.boolean("suspend", default=False),
+    )
+    spec.finish()
+    return result
+
+
+def _model(spec: ObjectReader) -> str:
+    model = spec.string("model", pattern=MODEL, remedy=MODEL_REMEDY)
+    if not spec.has("model"):
+        spec.complain("model", "is required, such as hf://Qwen/Qwen2.5-7B-Instruct")
+    elif ".." in model.split("/"):
+        spec.complain("model", "must not contain '..'")
+    return model
+
+
+def _secret_ref(source: ObjectReader) -> SecretRef | None:
+    raw = source.child("secretRef")
+    name, key = raw.string("name"), raw.string("key", default="token")
+    if source.has("secretRef") and not name:
+        raw.complain("name", "is required: the name of a Secret in the same namespace")
+    raw.finish()
+    source.finish()
+    return SecretRef(name=name, key=key) if name else None
+
+
+def _served_names(spec: ObjectReader) -> tuple[str, ...]:
+    names = spec.strings("servedNames", most=16)
+    for name in names:
+        if not re.fullmatch(SERVED_NAME, name):
+            spec.complain("servedNames", f"{name!r} must begin with a letter or digit and hold only those and . _ : / -")
+    if len(set(names)) != len(names):
+        spec.complain("servedNames", "holds a name twice")
+    return names
+
+
+def _resources(raw: ObjectReader) -> Resources:
+    gpu = raw.child("gpu")
+    result = Resources(
+        gpu=Gpu(
+            count=gpu.integer("count", low=0, high=1, default=1),
+            resource_name=gpu.string(
+                "resourceName", default="nvidia.com/gpu", pattern=RESOURCE_NAME, remedy="must be like nvidia.com/gpu"
+            ),
+        ),
+        cpu=_quantity(raw, "cpu"),
+        memory=_quantity(raw, "memory"),
+        shared_memory=_quantity(raw, "sharedMemory"),
+    )
+    gpu.finish()
+    raw.finish()
+    return result
+
+
+def _engine(raw: ObjectReader) -> EngineSettings:
+    result = EngineSettings(
+        max_model_len=raw.integer("maxModelLen", low=0, high=16_777_216),
+        max_num_seqs=raw.integer("maxNumSeqs", low=0, high=8192),
+        gpu_memory_utilization=raw.string(
+            "gpuMemoryUtilization", pattern=UTILIZATION, remedy='must be a string in (0, 1], such as "0.9"'
+        ),
+        dtype=raw.choice("dtype", DTYPES, default="auto"),
+        prefix_caching=raw.boolean("prefixCaching", default=True),
+        extra_args=raw.strings("extraArgs", most=64),
+    )
+    for arg in result.extra_args:
+        if re.fullmatch(RESERVED_ARG, arg):
+            raw.complain("extraArgs", f"may not set {arg.split('=')[0]}: the operator, the probes and the gateway rely on it")
+    raw.finish()
+    return result
+
+
+def _scaling(raw: ObjectReader) -> Scaling:
+    least = raw.integer("minReplicas", low=0, high=MAX_REPLICAS, default=1)
+    most = raw.integer("maxReplicas", low=1, high=MAX_REPLICAS, default=MAX_REPLICAS)
+    idle_after_s = _duration_s(raw, "idleAfter", default=0)
+    if not raw.has("maxReplicas"):
+        raw.complain("maxReplicas", "is required")
+    if least > most:
+        raw.complain("minReplicas", f"{least} is greater than maxReplicas {most}")
+    if idle_after_s and least > 0:
+        raw.complain("idleAfter", f"scales to zero and needs minReplicas 0, which is {least}")
+    result = Scaling(
+        min_replicas=least,
+        max_replicas=most,
+        target_pressure=raw.string(
+            "targetPressure", default="0.8", pattern=PRESSURE, remedy='must be a string greater than 0, such as "0.8"'
+        ),
+        idle_after_s=idle_after_s if least else idle_after_s or DEFAULT_IDLE_AFTER_S,
+        behavior=_behavior(raw),
+    )
+    raw.finish()
+    return result
+
+
+def _behavior(raw: ObjectReader) -> Mapping[str, Any]:
+    behavior = raw.child("behavior")
+    sides = {side: behavior.mapping(side) for side in ("scaleUp", "scaleDown") if behavior.has(side)}
+    if raw.has("behavior") and not sides:
+        behavior.complain("", "needs scaleUp or scaleDown")
+    return sides
+
+
+def _drain_timeout_s(raw: ObjectReader) -> int:
+    timeout_s = _duration_s(raw, "timeout", default=120)
+    raw.finish()
+    return timeout_s
+
+
+def _routing(raw: ObjectReader) -> Routing:
+    result = Routing(
+        max_held_requests=raw.integer("maxHeldRequests", low=0, high=100_000, default=256),
+        hold_timeout_s=_duration_s(raw, "holdTimeout", default=600),
+    )
+    raw.finish()
+    return result
+
+
+def _placement(raw: ObjectReader) -> Placement:
+    tolerations = raw.take("tolerations")
+    if tolerations is not None and not _is_list_of_objects(tolerations):
+        raw.complain("tolerations", "must be a list of objects")
+        tolerations = None
+    node_selector = raw.mapping("nodeSelector")
+    if not all(isinstance(value, str) for value in node_selector.values()):
+        raw.complain("nodeSelector", 'values must be strings; put numbers and booleans in quotes, such as "true"')
+    result = Placement(
+        node_selector=node_selector,
+        tolerations=tuple(tolerations or ()),
+        affinity=raw.mapping("affinity"),
+        topology_spread=raw.choice("topologySpread", SPREADS, default="Soft"),
+        priority_class_name=raw.string("priorityClassName"),
+        runtime_class_name=raw.string("runtimeClassName"),
+    )
+    raw.finish()
+    return result
+
+
+def _pod_template(spec: ObjectReader) -> Mapping[str, Any]:
+    overlay = spec.mapping("podTemplate")
+    pod_spec = overlay.get("spec", {})
+    containers = pod_spec.get("containers") if isinstance(pod_spec, Mapping) else pod_spec
+    if containers is None:
+        return overlay
+    if not _is_list_of_objects(containers):
+        spec.complain("podTemplate", "spec.containers must be a list of objects")
+        return {}
+    servers = [container for container in containers if container.get("name") == "server"]
+    if not servers:
+        spec.complain("podTemplate", 'spec.containers must list the container "server"; a merge cannot rename it')
+    elif "command" in servers[0]:
+        spec.complain("podTemplate", 'must not set the command of the container "server"; use engine.extraArgs')
+    return overlay
+
+
+def _quantity(raw: ObjectReader, field: str) -> str:
+    """A non-negative quantity; a bare number is taken as one too, as Kubernetes does."""
+    value = raw.take(field)
+    if value is None or value == "":
+        return ""
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    number = parse_quantity(text) if isinstance(text, str) else None
+    if number is None or number < 0:
+        raw.complain(field, f"{value!r} is no quantity, such as 4, 500m or 24Gi")
+        return ""
+    return str(text)
+
+
+def _duration_s(raw: ObjectReader, field: str, *, default: int) -> int:
+    text = raw.string(field)
+    seconds = parse_duration_s(text)
+    if seconds is None:
+        raw.complain(field, f"{text!r} is no duration, such as 90s, 10m or 1h30m")
+    return default if not text or seconds is None else seconds
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)

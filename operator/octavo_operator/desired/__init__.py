@@ -1,0 +1,1 @@
+"""What should be there: pure builders of Kubernetes objects from a ModelDeployment, one file per kind."""

@@ -1,0 +1,62 @@
+"""The arguments of `octavo serve` for a ModelDeployment, the same in a pod and in local mode.
+
+Only what the resource sets becomes a flag; all else is the server's own default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo_operator.api.types import ModelDeploymentSpec
+
+SERVER_PORT = 8000
+PVC_MOUNT_PATH = "/mnt/model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model URI taken apart."""
+
+    scheme: str
+    location: str
+    """hf: ORG/NAME; file: absolute path; pvc: absolute path inside the container."""
+    revision: str = ""
+    claim: str = ""
+
+
+def parse_source(model: str) -> ModelSource:
+    """Takes a URI apart that `validation` has accepted."""
+    scheme, _, rest = model.partition("://")
+    if scheme == "hf":
+        location, _, revision = rest.partition("@")
+        return ModelSource(scheme=scheme, location=location, revision=revision)
+    if scheme == "pvc":
+        claim, _, path = rest.partition("/")
+        return ModelSource(scheme=scheme, location=f"{PVC_MOUNT_PATH}/{path}".rstrip("/"), claim=claim)
+    return ModelSource(scheme=scheme, location=rest)
+
+
+def render_server_args(spec: ModelDeploymentSpec, name: str, *, port: int = SERVER_PORT) -> list[str]:
+    """Arguments after `octavo serve`: MODEL, then flags, then the user's own."""
+    source, engine = parse_source(spec.model), spec.engine
+    args = [source.location, f"--port={port}", "--served-model-name", *(spec.served_names or (name,))]
+    if source.revision:
+        args.append(f"--revision={source.revision}")
+    args += _engine_flags(spec)
+    args.append(f"--shutdown-timeout={spec.drain_timeout_s}")
+    return [*args, *engine.extra_args]
+
+
+def _engine_flags(spec: ModelDeploymentSpec) -> list[str]:
+    engine, flags = spec.engine, []
+    if engine.max_model_len:
+        flags.append(f"--max-model-len={engine.max_model_len}")
+    if engine.max_num_seqs:
+        flags.append(f"--max-num-seqs={engine.max_num_seqs}")
+    if engine.gpu_memory_utilization:
+        flags.append(f"--gpu-memory-utilization={engine.gpu_memory_utilization}")
+    if engine.dtype != "auto":
+        flags.append(f"--dtype={engine.dtype}")
+    if not engine.prefix_caching:
+        flags.append("--no-enable-prefix-caching")
+    return flags

@@ -1,0 +1,40 @@
+"""Errors of the operator.
+
+OctavoOperatorError
+├── SpecInvalidError     the resource asks for something that cannot be; cured by editing it
+├── NameTakenError       an object of that name exists and is not ours; cured by renaming or removing one of them
+└── ClusterError         the API server refused or did not answer; cured by trying again, or by rights
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from octavo_operator.api.reader import Problem
+
+
+class OctavoOperatorError(Exception):
+    """Root of what the operator raises for things that users, files or the cluster cause."""
+
+
+class SpecInvalidError(OctavoOperatorError):
+    """The manifest has problems; all of them are listed."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class NameTakenError(OctavoOperatorError):
+    """An object that we need exists already and belongs to somebody else."""
+
+
+class ClusterError(OctavoOperatorError):
+    """A call to the API server failed; `status` is the HTTP status, 0 where no answer came."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}" if status else message)
+        self.status = status
+        self.reason = reason
+        self.message = message
