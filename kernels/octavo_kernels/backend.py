@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from octavo_kernels.errors import KernelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -79,7 +81,7 @@ class AttentionBatch:
     seq_lens: torch.Tensor
     """[num_seqs] int32: tokens of each sequence whose K/V exist once this step's are stored (>= its query length)."""
     block_tables: torch.Tensor
-    """[num_seqs, max_blocks] int32: block ids in order, padded with NULL_BLOCK."""
+    """[num_seqs, max_blocks] int32: block ids in order, padded with NULL_BLOCK; holds max_seq_len tokens at least."""
     slot_mapping: torch.Tensor
     """[num_tokens] int64: block_id * block_size + offset for each row, PAD_SLOT where nothing is to be written."""
     max_query_len: int
@@ -115,7 +117,7 @@ class KernelBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """"torch", "triton" or "numba"."""
+        """One of "torch", "triton" and "numba"."""
 
     @property
     def device(self) -> torch.device: ...
@@ -127,13 +129,16 @@ class KernelBackend(Protocol):
         """Takes weight [out, in] and bias [out] (any floating dtype) and repacks them as this backend likes."""
 
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
-        """X @ W.T + b. x: [num_tokens, in] -> new [num_tokens, out], dtype of x."""
+        """X @ W.T + b. x: [num_tokens, in] of the weight's dtype -> new [num_tokens, out], dtype of x."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x: [..., hidden], weight: [hidden] -> new tensor like x: x / sqrt(mean(x^2) + eps) * weight."""
 
     def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """residual += x in place (rounded to its dtype), then rms_norm of it as a new tensor. Both [num_tokens, hidden]."""
+        """Adds x to residual in place, rounded to its dtype, then rms_norm of it as a new tensor.
+
+        x, residual: [num_tokens, hidden].
+        """
 
     def rotary(self, q: torch.Tensor, k: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> None:
         """Rotates q and k in place, halves layout (pair i, i + rotary_dim/2), the first rotary_dim of each head.
@@ -142,7 +147,9 @@ class KernelBackend(Protocol):
         others any stride; cos_sin: [max_positions, rotary_dim] float32, cosines then sines; positions: [num_tokens] int64.
         """
 
-    def store_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, slot_mapping: torch.Tensor) -> None:
+    def store_kv(
+        self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, slot_mapping: torch.Tensor
+    ) -> None:
         """Writes k, v [num_tokens, num_kv_heads, head_dim] into their slots of `layer`; PAD_SLOT rows go nowhere."""
 
     def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
@@ -162,9 +169,29 @@ class KernelBackend(Protocol):
         """logits: [num_rows, vocab] float32, not written -> [num_rows] int64.
 
         Where temperature > 0: argmax over the kept tokens of logits / temperature + Gumbel(seed, position, token id),
-        the noise of a token being -log(-log(u)), u in (0, 1) from word 0 of Philox with key seed and
-        counter (position low, position high, token id, 0). So a result depends on its row alone.
+        the noise of a token being -log(-log(u)), u = ((word >> 9) + 0.5) / 2^23 from word 0 of Philox with key
+        (seed low, seed high) and counter (position low, position high, token id, 0). So a result depends on its row
+        alone. A row whose logits hold a NaN gets some id of the vocabulary.
         """
 
     def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
         """Copies whole blocks in all layers; source, destination: [n] int64, disjoint."""
+
+
+def select_backend(device: str) -> KernelBackend:
+    """Torch on "cpu", Triton on "cuda" or "hip" ("cuda:1" for the second GPU); imports no other than the chosen one."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "hip") or (index and not index.isdecimal()):
+        raise KernelError(f'device is {device!r}, must be "cpu", "cuda" or "hip", or a GPU by number as in "cuda:1"')
+    import torch
+
+    if kind == "cpu":
+        from octavo_kernels.torch_backend import TorchBackend
+
+        return TorchBackend(torch.device("cpu"))
+    if not torch.cuda.is_available():
+        raise KernelError(f"device is {device!r}, but torch finds no GPU; use cpu, or install a torch build for it")
+    from octavo_kernels.triton_backend import TritonBackend
+
+    # torch calls AMD's GPUs cuda too
+    return TritonBackend(torch.device("cuda", int(index or 0)))

@@ -1,0 +1,28 @@
+"""Reference of `decode_attention.py`: sequences that compute one token attend over their paged cache."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from octavo_kernels.attention_plan import PagedAttentionPlan
+from octavo_kernels.extend_attention_ref import attend_sequence
+
+
+def decode_attention(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    plan: PagedAttentionPlan,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Writes the rows of out that belong to sequences of query length 1 and leaves all others alone.
+
+    q, out: [num_tokens, num_heads, head_dim]; caches: [num_blocks, num_kv_heads, block_size, head_dim].
+    """
+    starts = plan.batch.query_start_loc.tolist()
+    for sequence, (start, end) in enumerate(pairwise(starts)):
+        if end - start == 1:
+            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan.batch, sequence, scale)

@@ -1,0 +1,59 @@
+"""Reference of `extend_attention.py`: sequences that compute many tokens, with or without a cached prefix.
+
+out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from octavo_kernels.attention_plan import PagedAttentionPlan
+from octavo_kernels.backend import AttentionBatch
+
+
+def extend_attention(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    plan: PagedAttentionPlan,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Writes the rows of out that belong to sequences of query length 2 or more and leaves all others alone.
+
+    q, out: [num_tokens, num_heads, head_dim]; caches: [num_blocks, num_kv_heads, block_size, head_dim].
+    """
+    starts = plan.batch.query_start_loc.tolist()
+    for sequence, (start, end) in enumerate(pairwise(starts)):
+        if end - start > 1:
+            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan.batch, sequence, scale)
+
+
+def attend_sequence(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    sequence: int,
+    scale: float,
+) -> torch.Tensor:
+    """q: [query_len, num_heads, head_dim], the last tokens of one sequence -> like q."""
+    seq_len = int(batch.seq_lens[sequence])
+    group = q.shape[1] // key_cache.shape[1]
+    # k, v: [seq_len, num_heads, head_dim] fp32
+    k = _gather(key_cache, batch.block_tables[sequence], seq_len).float().repeat_interleave(group, dim=1)
+    v = _gather(value_cache, batch.block_tables[sequence], seq_len).float().repeat_interleave(group, dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
+    query_positions = torch.arange(seq_len - q.shape[0], seq_len, device=q.device)
+    is_future = torch.arange(seq_len, device=q.device) > query_positions[:, None]
+    weights = scores.masked_fill(is_future, -torch.inf).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
+
+
+def _gather(cache: torch.Tensor, block_table: torch.Tensor, seq_len: int) -> torch.Tensor:
+    """One sequence's keys or values in order: [seq_len, num_kv_heads, head_dim]."""
+    positions = torch.arange(seq_len, device=cache.device)
+    block_size = cache.shape[2]
+    return cache[block_table.long()[positions // block_size], :, positions % block_size]

@@ -1,0 +1,163 @@
+"""Paged attention on a CPU from stock torch operators: what serves there today.
+
+`extend_attention_ref.py` is the meaning; this file is the same in few operators a layer. Everything that depends on
+the batch alone (which slots to gather, which to mask) is made once a step in the plan; a layer then costs one gather
+and one call of scaled_dot_product_attention for each group of decodes, and the same for each longer sequence.
+
+Query heads that share a key/value head are packed into the query dimension of a decode, and stand as a broadcast of
+stride 0 over the keys of a longer sequence: neither repeats K and V in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from octavo_kernels.backend import AttentionBatch
+
+_SHORT_CONTEXT = 256
+"""Tokens up to which padding a decode costs less than a call of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeGroup:
+    """Decodes of like length, padded to the longest."""
+
+    rows: torch.Tensor | slice
+    """Their rows of q: [num_rows] int64, or a slice when they stand side by side."""
+    num_rows: int
+    slots: torch.Tensor | slice
+    """[num_rows * max_len] int64, padded with slot 0: the null block is finite, a freed block may hold NaN."""
+    mask: torch.Tensor | None
+    """[num_rows, 1, 1, max_len], 0 where there is a key and -inf where there is none; None if all are full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendSequence:
+    """A sequence that computes two tokens or more."""
+
+    rows: slice
+    slots: torch.Tensor | slice
+    """[seq_len] int64, or a slice when its slots happen to be consecutive (then nothing is copied)."""
+    mask: torch.Tensor | None
+    """[query_len, seq_len], 0 or -inf; None without a prefix: then plain causal attention is meant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchAttentionPlan:
+    """What all layers of a step share."""
+
+    num_tokens: int
+    num_heads: int
+    decodes: tuple[DecodeGroup, ...]
+    extends: tuple[ExtendSequence, ...]
+
+
+def plan_attention(batch: AttentionBatch, block_size: int, num_heads: int, dtype: torch.dtype) -> TorchAttentionPlan:
+    """Reads the batch on the host, which on a CPU waits for nothing."""
+    starts = batch.query_start_loc.tolist()
+    seq_lens = batch.seq_lens.tolist()
+    offsets = torch.arange(batch.max_seq_len)
+    # slots: [num_seqs, max_seq_len] int64, the slot of every position of every sequence
+    slots = batch.block_tables[:, offsets // block_size].long() * block_size + offsets % block_size
+    query_lens = [end - start for start, end in pairwise(starts)]
+    decoding = [sequence for sequence, query_len in enumerate(query_lens) if query_len == 1]
+    extending = [sequence for sequence, query_len in enumerate(query_lens) if query_len > 1]
+    return TorchAttentionPlan(
+        num_tokens=starts[-1],
+        num_heads=num_heads,
+        decodes=tuple(
+            _plan_decodes([starts[i] for i in group], [seq_lens[i] for i in group], slots[group], dtype)
+            for group in _groups_of_like_length(decoding, seq_lens)
+        ),
+        extends=tuple(_plan_extend(slice(starts[i], starts[i + 1]), slots[i, : seq_lens[i]], dtype) for i in extending),
+    )
+
+
+def attention(q: torch.Tensor, slots: torch.Tensor, plan: TorchAttentionPlan, scale: float) -> torch.Tensor:
+    """q: [num_tokens, num_heads, head_dim]; slots: [num_slots, 2, num_kv_heads, head_dim], K beside V -> like q."""
+    out = torch.empty(q.shape, dtype=q.dtype)
+    for group in plan.decodes:
+        out[group.rows] = _attend_decodes(q[group.rows], _take(slots, group.slots), group, scale)
+    for sequence in plan.extends:
+        out[sequence.rows] = _attend_extend(q[sequence.rows], _take(slots, sequence.slots), sequence, scale)
+    return out
+
+
+def _groups_of_like_length(sequences: list[int], seq_lens: list[int]) -> Iterator[list[int]]:
+    """Groups in which padding at most doubles the work, unless the contexts are short anyway."""
+    group: list[int] = []
+    for sequence in sorted(sequences, key=lambda i: -seq_lens[i]):
+        longest = seq_lens[group[0]] if group else 0
+        if group and longest > max(_SHORT_CONTEXT, 2 * seq_lens[sequence]):
+            yield sorted(group)
+            group = []
+        group.append(sequence)
+    if group:
+        yield sorted(group)
+
+
+def _plan_decodes(rows: list[int], seq_lens: list[int], slots: torch.Tensor, dtype: torch.dtype) -> DecodeGroup:
+    longest = max(seq_lens)
+    mask = None
+    slots = slots[:, :longest]
+    if min(seq_lens) < longest:
+        is_padding = torch.arange(longest) >= torch.tensor(seq_lens)[:, None]
+        slots = slots.masked_fill(is_padding, 0)
+        mask = torch.zeros(is_padding.shape, dtype=dtype).masked_fill_(is_padding, -torch.inf)[:, None, None]
+    are_adjacent = rows[-1] - rows[0] == len(rows) - 1
+    return DecodeGroup(
+        rows=slice(rows[0], rows[-1] + 1) if are_adjacent else torch.tensor(rows),
+        num_rows=len(rows),
+        slots=_as_slice(slots.flatten()),
+        mask=mask,
+    )
+
+
+def _plan_extend(rows: slice, slots: torch.Tensor, dtype: torch.dtype) -> ExtendSequence:
+    query_len, seq_len = rows.stop - rows.start, slots.shape[0]
+    mask = None
+    if query_len < seq_len:
+        # diagonal: row j sees the prefix and j + 1 tokens of its own
+        mask = torch.full((query_len, seq_len), -torch.inf, dtype=dtype).triu_(diagonal=seq_len - query_len + 1)
+    return ExtendSequence(rows=rows, slots=_as_slice(slots), mask=mask)
+
+
+def _as_slice(slots: torch.Tensor) -> torch.Tensor | slice:
+    first = int(slots[0])
+    if torch.equal(slots, torch.arange(first, first + slots.shape[0])):
+        return slice(first, first + slots.shape[0])
+    return slots
+
+
+def _take(slots: torch.Tensor, wanted: torch.Tensor | slice) -> torch.Tensor:
+    """-> [num_wanted, 2, num_kv_heads, head_dim]."""
+    return slots[wanted] if isinstance(wanted, slice) else slots.index_select(0, wanted)
+
+
+def _attend_decodes(q: torch.Tensor, kv: torch.Tensor, group: DecodeGroup, scale: float) -> torch.Tensor:
+    """q: [num_rows, num_heads, head_dim]; kv: [num_rows * max_len, 2, num_kv_heads, head_dim] -> like q."""
+    num_rows, num_heads, head_dim = q.shape
+    num_kv_heads = kv.shape[2]
+    # keys, values: [num_rows, num_kv_heads, max_len, head_dim], views
+    keys, values = kv.view(num_rows, -1, 2, num_kv_heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    packed = q.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    out = scaled_dot_product_attention(packed, keys, values, attn_mask=group.mask, scale=scale)
+    return out.reshape(q.shape)
+
+
+def _attend_extend(q: torch.Tensor, kv: torch.Tensor, sequence: ExtendSequence, scale: float) -> torch.Tensor:
+    """q: [query_len, num_heads, head_dim]; kv: [seq_len, 2, num_kv_heads, head_dim] -> like q."""
+    query_len, num_heads, head_dim = q.shape
+    seq_len, _, num_kv_heads, _ = kv.shape
+    group_size = num_heads // num_kv_heads
+    # keys, values: [num_kv_heads, group_size, seq_len, head_dim], stride 0 over the group
+    keys, values = kv.permute(1, 2, 0, 3).unsqueeze(2).expand(2, num_kv_heads, group_size, seq_len, head_dim).unbind(0)
+    grouped = q.reshape(query_len, num_kv_heads, group_size, head_dim).permute(1, 2, 0, 3)
+    is_causal = sequence.mask is None
+    out = scaled_dot_product_attention(grouped, keys, values, attn_mask=sequence.mask, is_causal=is_causal, scale=scale)
+    return out.permute(2, 0, 1, 3).reshape(q.shape)

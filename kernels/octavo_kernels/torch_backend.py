@@ -1,0 +1,146 @@
+"""The torch backend: every operation from stock operators, on a CPU.
+
+What is obvious and fast enough is the reference itself. Where the reference is slow (attention, sampling, float32
+shortcuts) the fast way has a test against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from octavo_kernels import torch_attention, torch_sampling
+from octavo_kernels.backend import AttentionBatch, AttentionPlan, KVCache, KVCacheSpec, LinearHandle, SamplingBatch
+from octavo_kernels.checks import (
+    check_attention,
+    check_attention_batch,
+    check_cache_spec,
+    check_copy_blocks,
+    check_layer,
+    check_linear,
+    check_linear_weight,
+    check_num_heads,
+    check_store_kv,
+    check_table_width,
+    require_own,
+)
+from octavo_kernels.copy_blocks_ref import copy_blocks
+from octavo_kernels.errors import KernelError
+from octavo_kernels.rms_norm_ref import add_rms_norm, rms_norm
+from octavo_kernels.rotary_ref import rotary
+from octavo_kernels.silu_and_mul_ref import silu_and_mul
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchKVCache:
+    """One tensor a layer, a token's K beside its V: one gather fetches both, and attention reads them as views."""
+
+    spec: KVCacheSpec
+    slots: tuple[torch.Tensor, ...]
+    """A layer: [num_slots + 1, 2, num_kv_heads, head_dim]. The last row takes what PAD_SLOT (-1) sends nowhere."""
+    keys: tuple[torch.Tensor, ...]
+    """A layer: [num_blocks, num_kv_heads, block_size, head_dim], a view."""
+    values: tuple[torch.Tensor, ...]
+    """Like keys."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchLinear:
+    """A weight as it is."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+class TorchBackend:
+    """`KernelBackend` on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cpu":
+            # the plan reads lengths on the host, which on a GPU would be a synchronisation a step
+            raise KernelError(f"the torch backend runs on cpu, not on {device}; use select_backend")
+        self._device = device
+
+    @property
+    def name(self) -> str:
+        return "torch"
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def allocate_kv_cache(self, spec: KVCacheSpec) -> TorchKVCache:
+        check_cache_spec(spec)
+        rows = spec.num_blocks * spec.block_size
+        shape = (rows + 1, 2, spec.num_kv_heads, spec.head_dim)
+        slots = tuple(torch.zeros(shape, dtype=spec.dtype, device=self._device) for _ in range(spec.num_layers))
+        blocks = [layer[:rows].view(spec.num_blocks, spec.block_size, *shape[1:]) for layer in slots]
+        return TorchKVCache(
+            spec=spec,
+            slots=slots,
+            keys=tuple(block[:, :, 0].transpose(1, 2) for block in blocks),
+            values=tuple(block[:, :, 1].transpose(1, 2) for block in blocks),
+        )
+
+    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchLinear:
+        check_linear_weight(weight, bias)
+        return TorchLinear(weight=weight, bias=bias)
+
+    def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
+        linear = require_own(handle, TorchLinear)
+        check_linear(x, linear.weight)
+        return F.linear(x, linear.weight, linear.bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return add_rms_norm(x, residual, weight, eps)
+
+    def rotary(self, q: torch.Tensor, k: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> None:
+        rotary(q, k, cos_sin, positions)
+
+    def store_kv(
+        self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, slot_mapping: torch.Tensor
+    ) -> None:
+        own = require_own(cache, TorchKVCache)
+        check_layer(layer, own.spec.num_layers)
+        check_store_kv(k, v, own.keys[layer], own.values[layer], slot_mapping)
+        keys, values = own.slots[layer].unbind(1)
+        keys.index_put_((slot_mapping,), k)
+        values.index_put_((slot_mapping,), v)
+
+    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
+        check_attention_batch(batch)
+        check_num_heads(num_heads, cache.spec.num_kv_heads)
+        check_table_width(batch, cache.spec.block_size)
+        return torch_attention.plan_attention(batch, cache.spec.block_size, num_heads, cache.spec.dtype)
+
+    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+        own = require_own(cache, TorchKVCache)
+        own_plan = require_own(plan, torch_attention.TorchAttentionPlan)
+        check_layer(layer, own.spec.num_layers)
+        check_attention(q, own.keys[layer], own_plan.num_tokens, own_plan.num_heads)
+        return torch_attention.attention(q, own.slots[layer], own_plan, scale)
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        return silu_and_mul(x)
+
+    def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+        return torch_sampling.sample(logits, params)
+
+    def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
+        own = require_own(cache, TorchKVCache)
+        check_copy_blocks(source, destination, self._device)
+        for keys, values in zip(own.keys, own.values, strict=True):
+            copy_blocks(keys.unsqueeze(0), values.unsqueeze(0), source, destination)
