@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NewType, Protocol
 
 if TYPE_CHECKING:
+    from octavo_server.engine.request import FinishReason
     from octavo_server.engine.sequence import Sequence
 
 SequenceId = NewType("SequenceId", int)
@@ -78,6 +79,18 @@ class RunnerOutput:
     prompt_logprobs: dict[SequenceId, tuple[PromptLogprob, ...]] = field(default_factory=dict)
     failed: dict[SequenceId, str] = field(default_factory=dict)
     """Sequences whose row alone failed (a non-finite logit), with a message; they end, the others go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceOutput:
+    """What a step gave one sequence; `stop_reason` and `error` stand in the sequence itself."""
+
+    sequence: Sequence
+    tokens: tuple[SampledToken, ...] = ()
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    """Those not reported before, in order."""
+    finish_reason: FinishReason | None = None
+    """None while the sequence goes on."""
 
 
 class ModelRunner(Protocol):

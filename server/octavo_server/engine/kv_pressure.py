@@ -1,0 +1,79 @@
+"""How much KV cache is asked for, over how much there is: the number that autoscaling follows.
+
+    pressure = max((blocks held + blocks the waiting still need) / all blocks, (running + waiting) / max_num_seqs)
+
+Not capped at 1, so that one look says how many replicas are needed. A waiting sequence needs the blocks of its prompt
+and of the output to be expected of it, less its prefix hits. The sum is kept up to date as sequences come and go, so
+that reading it is O(1); what drifts (hits, the expectation) is counted anew now and then.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from octavo_server.engine.kv_cache_manager import KVCacheManager
+    from octavo_server.engine.outputs import SequenceId
+    from octavo_server.engine.sequence import Sequence
+
+OUTPUT_TOKENS_UNTIL_KNOWN = 64
+"""Expected of an output until enough have finished."""
+OUTPUTS_TO_KNOW = 10
+STEPS_BETWEEN_RECOUNTS = 64
+"""A second or so of decoding: hits of what waits change with every block that is published."""
+
+
+class OutputLengths:
+    """The running mean of finished outputs. Clients set `max_tokens` to thousands and never reach it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._tokens = 0
+
+    def add(self, num_tokens: int) -> None:
+        """Counts an output that ended by itself or by its length."""
+        self._count += 1
+        self._tokens += num_tokens
+
+    @property
+    def expected(self) -> int:
+        """Tokens to expect of the next output, rounded up."""
+        return OUTPUT_TOKENS_UNTIL_KNOWN if self._count < OUTPUTS_TO_KNOW else ceil(self._tokens / self._count)
+
+
+class WaitingDemand:
+    """Blocks that all waiting sequences together still need."""
+
+    def __init__(self, kv: KVCacheManager, lengths: OutputLengths) -> None:
+        self._kv = kv
+        self._lengths = lengths
+        self._waiting: dict[SequenceId, tuple[Sequence, int]] = {}
+        self._blocks = 0
+        self._counted_with = lengths.expected
+        self._counted_at_step = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """The sequence waits from now on."""
+        blocks = self._blocks_of(sequence)
+        self._waiting[sequence.sequence_id] = (sequence, blocks)
+        self._blocks += blocks
+
+    def remove(self, sequence: Sequence) -> None:
+        """The sequence was admitted or aborted."""
+        self._blocks -= self._waiting.pop(sequence.sequence_id)[1]
+
+    def blocks(self, step: int) -> int:
+        """The demand at the given step of the scheduler."""
+        if self._lengths.expected != self._counted_with or step - self._counted_at_step >= STEPS_BETWEEN_RECOUNTS:
+            self._counted_with = self._lengths.expected
+            self._counted_at_step = step
+            self._waiting = {i: (seq, self._blocks_of(seq)) for i, (seq, _) in self._waiting.items()}
+            self._blocks = sum(blocks for _, blocks in self._waiting.values())
+        return self._blocks
+
+    def _blocks_of(self, sequence: Sequence) -> int:
+        # A preempted sequence may already have more output than was expected of it
+        output = max(min(self._counted_with, sequence.max_output_tokens), sequence.num_output_tokens)
+        hits = len(self._kv.match_prefix(sequence))
+        return self._kv.blocks_for(sequence.num_prompt_tokens + output) - hits
