@@ -1,0 +1,181 @@
+"""Decides replica counts. Pure: everything it knows comes in as arguments, every answer carries a sentence why.
+
+Three decisions, each of which may only be softened by the next:
+
+| function | says |
+|---|---|
+| `decide_replicas` | how many replicas the pressure asks for, where no HPA decides it (backend BuiltIn) |
+| `guard_pending` | whether more may be asked for while earlier replicas still load or cannot be scheduled |
+| `decide_zero` | whether an idle model may go from any count to zero |
+
+Times come in as durations in seconds, so that no clock is needed here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+TOLERANCE = 0.1
+"""Share by which the pressure may differ from its target without a change: the HPA controller's own default."""
+DOWN_PERIOD_S = 120.0
+"""Scaling down takes one replica in this time, so that each step's effect is seen before the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroDecision:
+    """Whether to write `spec.replicas` 0."""
+
+    to_zero: bool
+    reason: str
+    """One sentence for a person, without a full stop."""
+    blocked_by: str = ""
+    """CamelCase word for `status.scaling.decisions[].blockedBy`; empty when nothing stands in the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaDecision:
+    """How many replicas there should be."""
+
+    replicas: int
+    reason: str
+    blocked_by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`spec.scaling` resolved: numbers instead of strings and durations."""
+
+    min_replicas: int
+    max_replicas: int
+    target_pressure: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idleness:
+    """How quiet a ModelDeployment is, in seconds up to now; `idle_for_s` is None while no replica has been ready."""
+
+    idle_for_s: float | None
+    since_last_wake_s: float | None
+    """None: it was never woken as far as anyone knows."""
+    held: int
+    silent_pods: tuple[str, ...] = ()
+    silent_gateways: tuple[str, ...] = ()
+
+
+def decide_zero(*, min_replicas: int, replicas: int, idle_after_s: float, idleness: Idleness) -> ZeroDecision:
+    """Whether a model that nobody uses may go to zero now.
+
+    It may when for `idle_after_s` since the first Ready no counter moved, nothing ran or waited, no gateway held a
+    request and nobody woke it.
+    """
+    if min_replicas > 0:
+        return ZeroDecision(to_zero=False, reason=f"minReplicas is {min_replicas}, so it never goes to zero")
+    if replicas == 0:
+        return ZeroDecision(to_zero=False, reason="it is at zero replicas already")
+    blocker = _zero_blocker(idleness, idle_after_s)
+    if blocker is not None:
+        return blocker
+    return ZeroDecision(to_zero=True, reason=f"no request for {_seconds(idle_after_s)}, which is its idleAfter")
+
+
+def decide_replicas(
+    *, limits: Limits, current: int, pressures: tuple[float, ...], recent_highest: int, since_down_s: float
+) -> ReplicaDecision:
+    """How many replicas bring the mean pressure to its target: the HPA's own rule, for clusters where none is served.
+
+    Args:
+        limits: bounds and target.
+        current: `spec.replicas` as it stands; 0 stays 0, because only a request wakes a model.
+        pressures: one for each ready replica with a known load.
+        recent_highest: highest recommendation of the last five minutes (`RecommendationWindow`).
+        since_down_s: seconds since this function last took a replica away; infinity when it never did.
+    """
+    if current == 0:
+        return ReplicaDecision(replicas=0, reason="it is at zero and is woken by a request")
+    bounded = min(max(current, limits.min_replicas, 1), limits.max_replicas)
+    if bounded != current:
+        return ReplicaDecision(
+            replicas=bounded, reason=f"minReplicas is {limits.min_replicas} and maxReplicas is {limits.max_replicas}"
+        )
+    if not pressures:
+        return ReplicaDecision(replicas=current, reason="no ready replica reports its load", blocked_by="NoMetrics")
+    wanted = recommend(limits=limits, current=current, pressures=pressures)
+    mean = sum(pressures) / len(pressures)
+    measured = f"mean pressure is {mean:.2f} on {len(pressures)} ready, the target {limits.target_pressure:.2f}"
+    if wanted >= current:
+        return ReplicaDecision(replicas=wanted, reason=measured)
+    if recent_highest >= current:
+        return ReplicaDecision(
+            replicas=current,
+            reason=f"{measured}; {recent_highest} were needed within five minutes",
+            blocked_by="Stabilizing",
+        )
+    if since_down_s < DOWN_PERIOD_S:
+        return ReplicaDecision(
+            replicas=current,
+            reason=f"{measured}; the last replica was taken away {_seconds(since_down_s)} ago",
+            blocked_by="Stabilizing",
+        )
+    return ReplicaDecision(replicas=current - 1, reason=measured)
+
+
+def recommend(*, limits: Limits, current: int, pressures: tuple[float, ...]) -> int:
+    """Replicas that the pressure alone asks for, within the limits and never below one.
+
+    Replicas that are not ready yet count as idle when this would scale up, as the HPA counts them.
+    """
+    ratio = sum(pressures) / (limits.target_pressure * len(pressures))
+    if abs(ratio - 1.0) <= TOLERANCE:
+        return current
+    wanted = math.ceil(sum(pressures) / limits.target_pressure - 1e-9)
+    if ratio > 1.0:
+        # One hot replica while others load does not take away what was asked for before.
+        wanted = max(wanted, current)
+    return min(max(wanted, limits.min_replicas, 1), limits.max_replicas)
+
+
+def guard_pending(*, wanted: int, current: int, pending: int, why_pending: str) -> ReplicaDecision:
+    """Hold a further rise back while `pending` of the replicas asked for earlier are not ready.
+
+    Args:
+        wanted: what a scaler asks for.
+        current: what the Deployments ask for together.
+        pending: how many of `current` still load or cannot be scheduled.
+        why_pending: the condition reason of the first of them, such as InsufficientGPU or LoadingWeights.
+    """
+    if wanted > current and pending > 0:
+        return ReplicaDecision(
+            replicas=current,
+            reason=f"{wanted} replicas wanted, but {pending} of {current} are not ready ({why_pending})",
+            blocked_by=why_pending,
+        )
+    return ReplicaDecision(replicas=wanted, reason=f"{wanted} replicas wanted")
+
+
+def _zero_blocker(idleness: Idleness, idle_after_s: float) -> ZeroDecision | None:
+    """The first thing that speaks against zero, in the order in which a person would want to hear it."""
+    if idleness.held > 0:
+        return _blocked("HoldingRequests", f"gateways hold {idleness.held} requests for it")
+    if idleness.idle_for_s is None:
+        return _blocked("NeverReady", "no replica has been ready since it left zero")
+    if idleness.silent_pods:
+        return _blocked("MetricsUnavailable", f"{len(idleness.silent_pods)} ready pods do not report their load")
+    if idleness.silent_gateways:
+        names = ", ".join(idleness.silent_gateways)
+        return _blocked("GatewayUnavailable", f"it is unknown what these gateways hold: {names}")
+    if idleness.since_last_wake_s is not None and idleness.since_last_wake_s < idle_after_s:
+        woken = _seconds(idleness.since_last_wake_s)
+        return _blocked("RecentlyWoken", f"it was woken {woken} ago, idleAfter is {_seconds(idle_after_s)}")
+    if idleness.idle_for_s < idle_after_s:
+        quiet = _seconds(idleness.idle_for_s)
+        return ZeroDecision(to_zero=False, reason=f"idle for {quiet}, idleAfter is {_seconds(idle_after_s)}")
+    return None
+
+
+def _blocked(word: str, reason: str) -> ZeroDecision:
+    return ZeroDecision(to_zero=False, reason=reason, blocked_by=word)
+
+
+def _seconds(duration_s: float) -> str:
+    return f"{duration_s:.0f} s"
