@@ -1,0 +1,240 @@
+"""The gateway as a whole: two ports, the source of its routing table, and how it starts, drains and ends.
+
+Public port: OpenAI's API over all models. Internal port: /metrics /healthz /readyz /held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from .balancer import Balancer
+from .config import GatewayConfig
+from .endpoints import Model, RoutingTable
+from .errors import BadRequest, GatewayError, ModelNotFound, Unavailable
+from .headers import REQUEST_ID, request_id_of
+from .load_poller import LoadPoller
+from .metrics import Metrics
+from .proxy import Proxy
+from .router import Router
+from .upstream import new_session
+from .waker import Waker
+
+logger = logging.getLogger(__name__)
+
+RESTART_AFTER_S = 1.0
+POST_ONLY = frozenset(
+    f"/v1/{name}"
+    for name in ("chat/completions", "completions", "embeddings", "responses", "score", "rerank", "moderations")
+)
+
+
+class Source(Protocol):
+    """Where models and replicas come from; publishes whole tables and never returns while it has more to say."""
+
+    async def run(self) -> None: ...
+
+    async def wake(self, model: Model) -> None: ...
+
+
+MakeSource = Callable[[Callable[[RoutingTable], None], Metrics], Source]
+
+
+class Gateway:
+    """A running gateway; made by ``running_gateway``, which opens and closes what it uses."""
+
+    def __init__(self, router: Router, proxy: Proxy, waker: Waker, metrics: Metrics) -> None:
+        self.router = router
+        self.proxy = proxy
+        self.waker = waker
+        self.metrics = metrics
+        self.port = 0
+        self.internal_port = 0
+        self._public_site: web.BaseSite | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.router.table.is_complete and not self.proxy.is_draining
+
+    async def listen(self, public: web.AppRunner, internal: web.AppRunner, config: GatewayConfig) -> None:
+        self._public_site = web.TCPSite(public, config.host or None, config.port, backlog=1024)
+        await self._public_site.start()
+        await web.TCPSite(internal, config.host or None, config.internal_port).start()
+        self.port = public.addresses[0][1]
+        self.internal_port = internal.addresses[0][1]
+        logger.info("gateway listens", extra={"port": self.port, "internal_port": self.internal_port})
+
+    async def drain(self, *, delay_s: float, timeout_s: float) -> None:
+        """Turn unready, take requests for ``delay_s`` more, then let what runs finish within ``timeout_s``."""
+        self.proxy.is_draining = True
+        logger.info("gateway drains", extra={"in_flight": self.proxy.in_flight})
+        await asyncio.sleep(delay_s)
+        if self._public_site is not None:
+            await self._public_site.stop()
+        if not await self.proxy.wait_idle(timeout_s):
+            logger.warning("requests were cut by the shutdown time-out", extra={"in_flight": self.proxy.in_flight})
+        await self.proxy.stop()
+
+    def public_app(self) -> web.Application:
+        app = web.Application(middlewares=[_errors_as_json])
+        app.router.add_get("/v1/models", self._list_models)
+        app.router.add_get("/v1/models/{id:.+}", self._get_model)
+        app.router.add_post("/v1/{path:.+}", self.proxy.handle)
+        app.router.add_route("*", "/{path:.*}", _no_such_path)
+        app.on_response_prepare.append(_common_headers)
+        return app
+
+    def internal_app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/held", self._held)
+        return app
+
+    async def _list_models(self, _: web.Request) -> web.Response:
+        table = self._complete_table()
+        return web.json_response(
+            {"object": "list", "data": [_model_object(name, model) for name, model in table.listed.items()]}
+        )
+
+    async def _get_model(self, request: web.Request) -> web.Response:
+        table, name = self._complete_table(), request.match_info["id"]
+        model = table.resolve(name)
+        if model is None:
+            raise ModelNotFound(table.explain_unknown(name), param="model")
+        return web.json_response(_model_object(name, model))
+
+    def _complete_table(self) -> RoutingTable:
+        if not self.router.table.is_complete:
+            raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
+        return self.router.table
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self.is_ready:
+            return web.Response(text="ok\n")
+        why = "draining" if self.proxy.is_draining else "models and pods have not been listed yet"
+        return web.Response(status=503, text=why + "\n")
+
+    async def _held(self, _: web.Request) -> web.Response:
+        return web.json_response({"held": self.router.admission.held(), "last_wake": self.waker.last_wake})
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: random.Random) -> AsyncIterator[Gateway]:
+    """Open everything, listen, and close everything at the end; ``drain`` first for a graceful end."""
+    metrics = Metrics()
+    router = Router(Balancer(rng), metrics)
+    source = make_source(router.publish, metrics)
+    waker = Waker(router, source, metrics)
+    async with (
+        new_session(config.connect_timeout_s) as session,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as poll_session,
+    ):
+        proxy = Proxy(
+            router,
+            metrics,
+            session,
+            max_request_bytes=config.max_request_bytes,
+            max_buffered_bytes=config.max_buffered_bytes,
+        )
+        gateway = Gateway(router, proxy, waker, metrics)
+        poller = LoadPoller(router, poll_session, rng)
+        # handler_cancellation: a client that leaves cancels its handler, which closes the upstream at once.
+        public = web.AppRunner(gateway.public_app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        internal = web.AppRunner(gateway.internal_app(), access_log=None, shutdown_timeout=1.0)
+        tasks = [asyncio.create_task(_survive("source", source.run)), asyncio.create_task(_survive("waker", waker.run))]
+        try:
+            await public.setup()
+            await internal.setup()
+            await gateway.listen(public, internal, config)
+            yield gateway
+        finally:
+            await public.cleanup()
+            await internal.cleanup()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await poller.close()
+
+
+async def _survive(what: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop that must not end with an unforeseen error; it is logged with its traceback and begun again."""
+    while True:
+        try:
+            await run()
+            return
+        except Exception:
+            logger.exception("a loop of the gateway failed; it starts again", extra={"loop": what})
+            await asyncio.sleep(RESTART_AFTER_S)
+
+
+def _model_object(name: str, model: Model) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(model.created_s),
+        "owned_by": "octavo",
+        "ready": any(replica.is_routable for replica in model.replicas),
+        "deployment": model.key,
+    }
+
+
+async def _no_such_path(request: web.Request) -> web.Response:
+    if request.path in POST_ONLY:
+        raise BadRequest(
+            f"{request.path} takes POST, not {request.method}.",
+            status=405,
+            code="method_not_allowed",
+            headers={"Allow": "POST"},
+        )
+    if request.path == "/v1/models":
+        raise BadRequest(
+            f"{request.path} takes GET, not {request.method}.",
+            status=405,
+            code="method_not_allowed",
+            headers={"Allow": "GET"},
+        )
+    raise BadRequest(f"There is no {request.method} {request.path[:200]} here.", status=404, code="path_not_found")
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        failure = error
+    except web.HTTPException as error:
+        failure = BadRequest(error.reason, status=error.status, code="invalid_request")
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        # The last resort of a request: the client gets the one error shape, the log gets the traceback.
+        logger.exception("a request failed unexpectedly", extra={"path": request.path})
+        failure = GatewayError("The gateway failed to handle this request; its log says why.")
+    return web.Response(
+        status=failure.status, body=failure.body(), content_type="application/json", headers=failure.headers
+    )
+
+
+async def _common_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "octavo"
+    if REQUEST_ID not in response.headers:
+        response.headers[REQUEST_ID] = request_id_of(request, lambda: uuid.uuid4().hex)

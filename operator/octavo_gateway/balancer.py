@@ -1,0 +1,133 @@
+"""Which replica takes a request: power of two choices on KV pressure, with prefix affinity that needs no shared state.
+
+Pure: readings, failures and in-flight counts are told to it; randomness and time are parameters.
+
+A request with a conversation's beginning to hash goes to the first replica of its rendezvous order that is not over the
+bound, so that all gateways agree and a hot prefix spills over; any other goes to the better of two drawn at random.
+A reading is up to a second old, so a replica's score is the pressure that it reported plus what was sent to it since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .endpoints import Model, Replica
+
+FAILURE_PAUSE_S = 2.0
+"""A replica that refused or broke is left out this long, unless its /load answers earlier."""
+UNKNOWN_REQUEST_PRESSURE = 1 / 64
+"""Pressure that one request is taken to add where nothing has been measured yet."""
+AFFINITY_SLACK = 0.25
+"""A hashed replica may carry the mean times (1 + slack) plus slack before its keys spill over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a replica's ``/load`` said."""
+
+    pressure: float
+    running: int
+    waiting: int
+    draining: bool = False
+
+    @property
+    def pressure_per_request(self) -> float:
+        requests = self.running + self.waiting
+        return self.pressure / requests if requests and self.pressure > 0 else UNKNOWN_REQUEST_PRESSURE
+
+
+UNKNOWN_LOAD = Load(pressure=0.0, running=0, waiting=0)
+
+
+@dataclass(slots=True)
+class _State:
+    load: Load = UNKNOWN_LOAD
+    in_flight: int = 0
+    in_flight_at_reading: int = 0
+    out_until: float = 0.0
+
+    @property
+    def score(self) -> float:
+        sent_since = max(0, self.in_flight - self.in_flight_at_reading)
+        return self.load.pressure + sent_since * self.load.pressure_per_request
+
+
+class Balancer:
+    """Owns what this gateway knows of each replica; ``keep_only`` bounds it to the replicas of the table."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._states: dict[str, _State] = {}
+
+    def choose(
+        self, model: Model, *, now: float, affinity: str | None = None, exclude: Collection[str] = ()
+    ) -> Replica | None:
+        """The replica that should take the next request, or None where none can."""
+        candidates = [replica for replica in self.routable(model, now=now) if replica.url not in exclude]
+        if len(candidates) <= 1:
+            return candidates[0] if candidates else None
+        if affinity is not None:
+            return self._by_affinity(affinity, candidates)
+        return self._better_of_two(candidates)
+
+    def routable(self, model: Model, *, now: float) -> list[Replica]:
+        return [replica for replica in model.replicas if replica.is_routable and self._is_in(replica.url, now)]
+
+    @contextmanager
+    def in_use(self, url: str) -> Iterator[None]:
+        """Count one request as in flight on a replica."""
+        state = self._state(url)
+        state.in_flight += 1
+        try:
+            yield
+        finally:
+            state.in_flight -= 1
+
+    def report_load(self, url: str, load: Load) -> None:
+        state = self._state(url)
+        state.load = load
+        state.in_flight_at_reading = state.in_flight
+        state.out_until = 0.0
+
+    def report_failure(self, url: str, *, now: float) -> None:
+        self._state(url).out_until = now + FAILURE_PAUSE_S
+
+    def in_flight(self, url: str) -> int:
+        return self._states[url].in_flight if url in self._states else 0
+
+    def score(self, url: str) -> float:
+        """Pressure as last read plus an estimate of what this gateway has sent since."""
+        return self._states[url].score if url in self._states else 0.0
+
+    def keep_only(self, models: Iterable[Model]) -> None:
+        """Forget replicas that have left the table."""
+        urls = {replica.url for model in models for replica in model.replicas}
+        self._states = {url: state for url, state in self._states.items() if url in urls}
+
+    def _is_in(self, url: str, now: float) -> bool:
+        state = self._states.get(url)
+        return state is None or (now >= state.out_until and not state.load.draining)
+
+    def _state(self, url: str) -> _State:
+        return self._states.setdefault(url, _State())
+
+    def _better_of_two(self, candidates: Sequence[Replica]) -> Replica:
+        first, second = self._rng.sample(candidates, 2)
+        return min(first, second, key=self._rank)
+
+    def _rank(self, replica: Replica) -> tuple[float, int]:
+        return self.score(replica.url), self.in_flight(replica.url)
+
+    def _by_affinity(self, affinity: str, candidates: Sequence[Replica]) -> Replica:
+        mean = sum(self.score(replica.url) for replica in candidates) / len(candidates)
+        bound = mean * (1 + AFFINITY_SLACK) + AFFINITY_SLACK
+        ordered = sorted(candidates, key=lambda replica: _rendezvous(affinity, replica.pod), reverse=True)
+        return next(replica for replica in ordered if self.score(replica.url) <= bound)
+
+
+def _rendezvous(affinity: str, pod: str) -> bytes:
+    return hashlib.blake2b(f"{affinity}\0{pod}".encode(), digest_size=8).digest()

@@ -1,0 +1,88 @@
+"""The gateway's settings: flag > ``OCTAVO_GATEWAY_…`` variable > default, read once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+ENV_PREFIX = "OCTAVO_GATEWAY_"
+
+
+def _option(default: Any, description: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": description, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    host: str = _option("", "address that both ports listen on; empty means all, IPv4 and IPv6")
+    port: int = _option(8080, "public port, the OpenAI-compatible API; 0 takes a free one")
+    internal_port: int = _option(8081, "internal port: /metrics /healthz /readyz /held; 0 takes a free one")
+    kubeconfig: str = _option("", "kubeconfig file for use outside of a cluster; empty means the pod's service account")
+    namespaces: tuple[str, ...] = _option((), "namespaces to watch, separated by commas; empty means all")
+    max_request_bytes: int = _option(64 * 2**20, "largest request body in bytes; the default is the server's own")
+    max_buffered_bytes: int = _option(256 * 2**20, "largest sum of request bodies in memory at once, in bytes")
+    connect_timeout_s: float = _option(5.0, "seconds for a TCP connection to a replica; then another one is tried")
+    drain_delay_s: float = _option(
+        3.0, "seconds after SIGTERM during which new requests are still taken, until load balancers have noticed"
+    )
+    shutdown_timeout_s: float = _option(120.0, "seconds that running requests get to finish after SIGTERM")
+    log_level: str = _option("info", "how much is logged", ("debug", "info", "warning", "error"))
+    log_format: str = _option("text", "form of log lines", ("text", "json"))
+
+
+def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> GatewayConfig:
+    parser = argparse.ArgumentParser(
+        prog="octavo gateway run",
+        description="Route, hold and protect in front of the replicas of all ModelDeployments. "
+        f"Each flag has a variable, --log-level for example {ENV_PREFIX}LOG_LEVEL.",
+    )
+    defaults = _from_env(parser, env)
+    for option in fields(GatewayConfig):
+        default = defaults.get(option.name, option.default)
+        parser.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=_parser_of(option.default),
+            default=default,
+            choices=option.metadata["choices"],
+            help=f"{option.metadata['help']} (default: {_shown(default)})",
+        )
+    return GatewayConfig(**vars(parser.parse_args(argv)))
+
+
+def _from_env(parser: argparse.ArgumentParser, env: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for option in fields(GatewayConfig):
+        name = ENV_PREFIX + option.name.upper()
+        raw = env.get(name)
+        if raw is None:
+            continue
+        if raw.startswith("tcp://"):
+            # Kubernetes' service links inject OCTAVO_GATEWAY_PORT=tcp://… where a Service is named octavo-gateway.
+            logger.warning("ignored a service link", extra={"variable": name})
+            continue
+        try:
+            value = _parser_of(option.default)(raw)
+        except ValueError:
+            parser.error(f"{name}={raw!r} is not a number")
+        choices = option.metadata["choices"]
+        if choices and value not in choices:
+            parser.error(f"{name}={raw!r} must be one of {', '.join(choices)}")
+        values[option.name] = value
+    return values
+
+
+def _parser_of(default: object) -> Callable[[str], Any]:
+    return _names if isinstance(default, tuple) else type(default)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _shown(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)

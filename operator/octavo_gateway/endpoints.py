@@ -1,0 +1,112 @@
+"""The routing table: which names are served, by which resource, on which replicas.
+
+Values only; sources (Kubernetes, local mode) build a whole new table at each change and nobody edits one in place.
+A served name belongs to the oldest resource that claims it; ``NAMESPACE/NAME`` always routes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+MAX_SUGGESTIONS = 5
+MAX_KNOWN_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One server process that may take requests."""
+
+    url: str
+    """Base address, ``http://10.0.0.7:8000``, without a trailing slash."""
+    pod: str
+    """The pod's name (the child's in local mode); what consistent hashing hashes."""
+    ready: bool
+    terminating: bool = False
+    revision: str = ""
+
+    @property
+    def is_routable(self) -> bool:
+        return self.ready and not self.terminating
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One ModelDeployment as the gateway sees it."""
+
+    key: str
+    """``NAMESPACE/NAME``."""
+    served_names: tuple[str, ...]
+    """Names that clients may put into ``model``, the first one being what the server calls itself."""
+    created_s: float = 0.0
+    """Unix seconds of creation; the older resource keeps a contested name."""
+    uid: str = ""
+    replicas: tuple[Replica, ...] = ()
+    max_held: int = 256
+    hold_timeout_s: float = 600.0
+    is_scaled_to_zero: bool = False
+    """``spec.replicas`` is 0: no replica comes by itself."""
+    can_wake: bool = False
+    """The gateway may scale it from 0 to 1: ``spec.scaling`` is set and the resource is not suspended."""
+    resource_version: str = ""
+
+    @property
+    def needs_wake(self) -> bool:
+        return self.is_scaled_to_zero and self.can_wake
+
+    @property
+    def is_switched_off(self) -> bool:
+        """Nobody but a person can bring a replica back, so that holding a request would be in vain."""
+        return self.is_scaled_to_zero and not self.can_wake and not self.replicas
+
+
+@dataclass(frozen=True)
+class RoutingTable:
+    """All models by key; the names are derived once per table."""
+
+    models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
+    is_complete: bool = True
+    """False until the source has listed everything once; an unknown model is not a 404 before that."""
+
+    @cached_property
+    def owners(self) -> Mapping[str, str]:
+        """Served name → key of the model that owns it."""
+        owners: dict[str, str] = {}
+        for model in sorted(self.models.values(), key=lambda model: (model.created_s, model.uid, model.key)):
+            for name in model.served_names:
+                owners.setdefault(name, model.key)
+        return MappingProxyType(owners)
+
+    @cached_property
+    def listed(self) -> Mapping[str, Model]:
+        """What ``/v1/models`` shows: every owned name, and ``NAMESPACE/NAME`` of a model that lost all of its names."""
+        listed = {name: self.models[key] for name, key in self.owners.items()}
+        with_names = set(self.owners.values())
+        listed.update({key: model for key, model in self.models.items() if key not in with_names})
+        return MappingProxyType(dict(sorted(listed.items())))
+
+    def resolve(self, name: str) -> Model | None:
+        return self.models.get(self.owners.get(name, name))
+
+    def explain_unknown(self, name: str) -> str:
+        """The sentence of a 404: what is close, else what there is."""
+        shown = name if len(name) <= 100 else name[:100] + "…"
+        known = list(self.listed)
+        if not known:
+            return f"The model '{shown}' does not exist: this gateway has no models yet."
+        close = difflib.get_close_matches(name[:100], known, n=MAX_SUGGESTIONS, cutoff=0.5)
+        if close:
+            return f"The model '{shown}' does not exist. Did you mean {_quoted(close)}?"
+        more = f" and {len(known) - MAX_KNOWN_SHOWN} more (GET /v1/models)" if len(known) > MAX_KNOWN_SHOWN else ""
+        return f"The model '{shown}' does not exist. Known models: {_quoted(known[:MAX_KNOWN_SHOWN])}{more}."
+
+
+def table_of(models: Iterable[Model], *, is_complete: bool = True) -> RoutingTable:
+    return RoutingTable(MappingProxyType({model.key: model for model in models}), is_complete)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,84 @@
+"""What the gateway itself can refuse or fail at, in OpenAI's error shape.
+
+GatewayError
+├── BadRequest             400, 404, 405, 413: the client can mend it
+├── ModelNotFound          404
+├── Unavailable            503 + Retry-After: nothing can serve this now
+└── UpstreamFailed         502: a replica broke before its first byte, twice
+KubeApiError               the API server refused or could not be understood (never shown to clients)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+MAX_MESSAGE_CHARS = 1000
+
+
+class GatewayError(Exception):
+    """An answer that is an error; ``status`` and the four keys of OpenAI's error object."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status if status is not None else type(self).status
+        self.code = code if code is not None else type(self).code
+        self.param = param
+        self.headers: dict[str, str] = dict(headers or {})
+
+    def body(self) -> bytes:
+        return error_body(self.message, kind=self.type, param=self.param, code=self.code)
+
+
+class BadRequest(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class ModelNotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class Unavailable(GatewayError):
+    status = 503
+    type = "service_unavailable"
+    code = "unavailable"
+
+    def __init__(self, message: str, *, code: str, retry_after_s: int = 5) -> None:
+        super().__init__(message, code=code, headers={"Retry-After": str(retry_after_s)})
+
+
+class UpstreamFailed(GatewayError):
+    status = 502
+    type = "server_error"
+    code = "upstream_failed"
+
+
+class KubeApiError(Exception):
+    """The API server answered with a status that is not a success; ``status`` 0 means it could not be reached."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> bytes:
+    """The one error object of the API, all four keys, its message bounded."""
+    error = {"message": message[:MAX_MESSAGE_CHARS], "type": kind, "param": param, "code": code}
+    return json.dumps({"error": error}, ensure_ascii=False).encode()

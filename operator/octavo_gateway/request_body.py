@@ -1,0 +1,131 @@
+"""What the gateway reads from a request's body: the model's name, whether it streams, and its affinity.
+
+The body is otherwise passed on byte by byte; only ``NAMESPACE/NAME`` is replaced by the name that the server knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from .errors import BadRequest, Unavailable
+
+AFFINITY_CHARS = 2048
+"""Characters of each part of a conversation's beginning that enter its hash."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboundBody:
+    raw: bytes
+    fields: Mapping[str, Any]
+    model: str
+    stream: bool
+
+    def for_server(self, served_name: str) -> bytes:
+        """The bytes to send: as they came, or with ``model`` replaced by the name that the server goes by."""
+        if served_name == self.model:
+            return self.raw
+        return json.dumps({**self.fields, "model": served_name}, ensure_ascii=False).encode()
+
+    @property
+    def affinity(self) -> str | None:
+        """A digest of the conversation's beginning: equal for all turns of one conversation."""
+        beginning = _beginning(self.fields)
+        if not beginning:
+            return None
+        parts = [self.model, str(self.fields.get("cache_salt", "")), *beginning]
+        return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class BodyBudget:
+    """Bounds the bytes of all bodies in memory at once, so that many large requests cannot exhaust the gateway."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def take(self, size: int) -> None:
+        if self.used_bytes + size > self._limit_bytes:
+            raise Unavailable(
+                f"The gateway already holds {self.used_bytes} bytes of request bodies, its limit is "
+                f"{self._limit_bytes}; try again shortly.",
+                code="gateway_busy",
+                retry_after_s=1,
+            )
+        self.used_bytes += size
+
+    def give_back(self, size: int) -> None:
+        self.used_bytes -= size
+
+
+class BodyReader:
+    """Reads one request's body within its own limit and the gateway's budget; a context that gives the budget back."""
+
+    def __init__(self, budget: BodyBudget, max_bytes: int) -> None:
+        self._budget = budget
+        self._max_bytes = max_bytes
+        self._taken = 0
+
+    def __enter__(self) -> BodyReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._taken)
+
+    async def read(self, request: web.Request) -> InboundBody:
+        self._check_size(request.content_length or 0)
+        chunks = bytearray()
+        async for chunk in request.content.iter_any():
+            self._check_size(len(chunks) + len(chunk))
+            self._budget.take(len(chunk))
+            self._taken += len(chunk)
+            chunks += chunk
+        return parse_body(bytes(chunks))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise BadRequest(
+                f"The request body has at least {size} bytes, the limit is {self._max_bytes}; send less.",
+                status=413,
+                code="request_too_large",
+                # What is still to come is not read, so the connection cannot serve another request.
+                headers={"Connection": "close"},
+            )
+
+
+def parse_body(raw: bytes) -> InboundBody:
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise BadRequest("The request body is not valid JSON.", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise BadRequest("The request body must be a JSON object.", code="invalid_json")
+    model = fields.get("model")
+    if model is None:
+        raise BadRequest("The field 'model' is missing; GET /v1/models lists what there is.", param="model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("The field 'model' must be a non-empty string.", param="model")
+    return InboundBody(raw=raw, fields=fields, model=model, stream=fields.get("stream") is True)
+
+
+def _beginning(fields: Mapping[str, Any]) -> list[str]:
+    """System text and first user message of a chat, or the start of a prompt."""
+    messages = fields.get("messages")
+    if isinstance(messages, list):
+        parts: list[str] = []
+        for message in messages:
+            if not isinstance(message, dict):
+                return []
+            parts.append(json.dumps(message.get("content"), ensure_ascii=False)[:AFFINITY_CHARS])
+            if message.get("role") == "user":
+                break
+        return parts
+    prompt = fields.get("prompt", fields.get("input"))
+    if isinstance(prompt, str):
+        return [prompt[:AFFINITY_CHARS]]
+    return []

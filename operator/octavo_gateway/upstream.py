@@ -1,0 +1,70 @@
+"""One attempt on one replica: connect, send, and say what came of it before the first byte is passed on."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import AddrInfoType
+from multidict import CIMultiDict
+from yarl import URL
+
+# A replica whose node died sends no RST; these probes notice it within about half a minute.
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+_POOL_IDLE_S = 15.0
+
+
+class AttemptFailed(Exception):
+    """No byte of an answer came; ``was_sent`` tells whether the replica may have begun to work on it."""
+
+    def __init__(self, reason: str, *, was_sent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.was_sent = was_sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamRequest:
+    """What is sent, the same to each replica that is tried."""
+
+    path_qs: str
+    headers: CIMultiDict[str]
+    body: bytes
+
+
+def new_session(connect_timeout_s: float) -> aiohttp.ClientSession:
+    """The session of all proxied requests: no total time-out, since an answer may stream for hours."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_POOL_IDLE_S, socket_factory=_socket),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+async def send(session: aiohttp.ClientSession, base_url: str, request: UpstreamRequest) -> aiohttp.ClientResponse:
+    """The response once its head is there."""
+    try:
+        return await session.post(
+            URL(base_url + request.path_qs, encoded=True),
+            data=request.body,
+            headers=request.headers,
+            allow_redirects=False,
+        )
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise AttemptFailed("connect", was_sent=False) from error
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        raise AttemptFailed("disconnected", was_sent=True) from error
+
+
+def _socket(address: AddrInfoType) -> socket.socket:
+    family, kind, proto, *_ = address
+    made = socket.socket(family, kind, proto)
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made

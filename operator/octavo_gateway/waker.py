@@ -1,0 +1,76 @@
+"""Wakes models from zero: while requests of one wait, its source is asked again and again to scale it to 1."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from .endpoints import Model, RoutingTable
+from .errors import KubeApiError
+from .metrics import Metrics
+from .router import Router
+
+logger = logging.getLogger(__name__)
+
+WAKE_EVERY_S = 2.0
+
+
+class WakesModels(Protocol):
+    async def wake(self, model: Model) -> None:
+        """Scale from 0 to 1; raises KubeApiError where that was refused."""
+        ...
+
+
+class Waker:
+    """Owns the time of each model's last wake, which the operator reads before it writes a zero."""
+
+    def __init__(
+        self, router: Router, source: WakesModels, metrics: Metrics, *, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._router = router
+        self._source = source
+        self._metrics = metrics
+        self._wall_clock = wall_clock
+        self._tried: dict[str, float] = {}
+        self.last_wake: dict[str, float] = {}
+        """Unix seconds by model key."""
+        router.on_table(self._forget_gone)
+
+    async def run(self) -> None:
+        while True:
+            await self._router.hold_started.wait()
+            self._router.hold_started.clear()
+            due = [model for model in self._held_models() if self._is_due(model)]
+            await asyncio.gather(*(self._wake(model) for model in due))
+            if self._router.admission.held():
+                await self._router.wait_for_change(WAKE_EVERY_S / 4)
+                self._router.hold_started.set()
+
+    def _held_models(self) -> list[Model]:
+        models = self._router.table.models
+        return [models[key] for key in self._router.admission.held() if key in models and models[key].needs_wake]
+
+    def _is_due(self, model: Model) -> bool:
+        return self._router.clock() - self._tried.get(model.key, float("-inf")) >= WAKE_EVERY_S
+
+    async def _wake(self, model: Model) -> None:
+        self._tried[model.key] = self._router.clock()
+        try:
+            await self._source.wake(model)
+        except KubeApiError as error:
+            self._metrics.source_errors.labels("wake").inc()
+            # 409: the resource changed since it was read; the watch brings the new state and the next try uses it.
+            level = logging.DEBUG if error.status == 409 else logging.WARNING
+            logger.log(level, "could not wake a model", extra={"model": model.key, "why": str(error)})
+            return
+        self.last_wake[model.key] = self._wall_clock()
+        self._metrics.wakes.labels(model.key).inc()
+        logger.info("woke a model from zero", extra={"model": model.key})
+
+    def _forget_gone(self, table: RoutingTable) -> None:
+        for times in (self._tried, self.last_wake):
+            for key in times.keys() - table.models.keys():
+                del times[key]
