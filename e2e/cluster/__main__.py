@@ -1,0 +1,81 @@
+"""`python -m e2e.cluster up | status | down | tools`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from e2e.cluster import tools
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.lab import NUMBERS, Lab, exclusive
+
+
+def main() -> int:
+    """Run one command; the exit status is 1 when it failed and says why."""
+    arguments = _parser().parse_args()
+    lab = Lab(arguments.name, _say)
+    commands = {"up": _up, "status": _status, "down": _down, "tools": _tools}
+    try:
+        return commands[arguments.command](lab, arguments)
+    except ClusterError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+
+
+def _up(lab: Lab, arguments: argparse.Namespace) -> int:
+    with exclusive(lab.name, _say):
+        lab.start()
+        if arguments.fake_gpus:
+            lab.add_fake_gpus(arguments.fake_gpus)
+        if arguments.kwok_nodes:
+            lab.add_kwok_nodes(arguments.kwok_nodes, num_gpus=arguments.fake_gpus)
+    print(f"export KUBECONFIG={lab.kubeconfig}")
+    return 0
+
+
+def _status(lab: Lab, arguments: argparse.Namespace) -> int:
+    del arguments
+    running = lab.processes.running()
+    if not running:
+        print(f"the cluster `{lab.name}` does not run")
+        return 1
+    print(lab.kubectl("get", "nodes"))
+    print(lab.kubectl("get", "pods", "--all-namespaces"))
+    print(f"export KUBECONFIG={lab.kubeconfig}")
+    return 0
+
+
+def _down(lab: Lab, arguments: argparse.Namespace) -> int:
+    del arguments
+    with exclusive(lab.name, _say):
+        lab.stop()
+    print(f"the cluster `{lab.name}` is gone")
+    return 0
+
+
+def _tools(lab: Lab, arguments: argparse.Namespace) -> int:
+    del arguments
+    for tool in (tools.KUBERNETES, tools.HELM, tools.COREDNS):
+        print(tools.ensure(tool, lab.say))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m e2e.cluster", description=sys.modules["e2e.cluster"].__doc__)
+    parser.add_argument("command", choices=["up", "status", "down", "tools"])
+    parser.add_argument("--name", choices=sorted(NUMBERS), default="lab", help="which cluster; `e2e` is the tests'")
+    parser.add_argument("--no-chart", action="store_true", help="up: leave the cluster bare, without Octavo")
+    parser.add_argument("--kwok-nodes", type=int, default=0, metavar="N", help="up: add N fake nodes")
+    parser.add_argument("--fake-gpus", type=int, default=0, metavar="N", help="up: N GPUs a node without a device")
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
