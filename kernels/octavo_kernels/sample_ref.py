@@ -12,10 +12,12 @@ import torch
 from octavo_kernels.backend import SamplingBatch
 from octavo_kernels.checks import check_sample
 
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+WORD = 0xFFFFFFFF
+"""Cuts to 32 bits."""
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
 
 
 def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
@@ -59,8 +61,13 @@ def gumbel_noise(seed: torch.Tensor, position: torch.Tensor, token_ids: torch.Te
 
     seed, position, token_ids: int64, broadcast against each other -> float32, in [-2.82, 16.64].
     """
-    counter = (position & _MASK, (position >> 32) & _MASK, token_ids & _MASK, torch.zeros_like(token_ids))
-    word = philox_4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))[0]
+    counter = (position & WORD, (position >> 32) & WORD, token_ids & WORD, torch.zeros_like(token_ids))
+    word = philox_4x32(counter, (seed & WORD, (seed >> 32) & WORD))[0]
+    return gumbel_from_word(word)
+
+
+def gumbel_from_word(word: torch.Tensor) -> torch.Tensor:
+    """word: int64 that holds 32 bits -> float32."""
     uniform = ((word >> 9).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 
@@ -72,15 +79,15 @@ def philox_4x32(counter: Words4, key: tuple[torch.Tensor, torch.Tensor]) -> Word
     """Philox 4x32-10. Every word is an int64 tensor that holds 32 bits."""
     word_0, word_1, word_2, word_3 = counter
     key_0, key_1 = key
-    for _ in range(_ROUNDS):
-        high_0, low_0 = _multiply(_MULTIPLIERS[0], word_0)
-        high_1, low_1 = _multiply(_MULTIPLIERS[1], word_2)
+    for _ in range(ROUNDS):
+        high_0, low_0 = _multiply(MULTIPLIERS[0], word_0)
+        high_1, low_1 = _multiply(MULTIPLIERS[1], word_2)
         word_0, word_1, word_2, word_3 = high_1 ^ word_1 ^ key_0, low_1, high_0 ^ word_3 ^ key_1, low_0
-        key_0, key_1 = (key_0 + _WEYL[0]) & _MASK, (key_1 + _WEYL[1]) & _MASK
+        key_0, key_1 = (key_0 + WEYL[0]) & WORD, (key_1 + WEYL[1]) & WORD
     return word_0, word_1, word_2, word_3
 
 
 def _multiply(multiplier: int, word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """High and low 32 bits of the 64-bit product. int64 wraps around, and its bits are still the product's."""
     product = multiplier * word
-    return (product >> 32) & _MASK, product & _MASK
+    return (product >> 32) & WORD, product & WORD
