@@ -1,0 +1,1 @@
+"""Pieces of a decoder that are the same in every family."""

@@ -1,0 +1,100 @@
+"""The one decoder: pre-norm layers of rotary attention and a gated SiLU MLP, as a family's row and a config say.
+
+Holds weights and nothing of a request. K/V live in the cache that the caller passes; every tensor operation is the
+backend's. Must never synchronise the host with the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    import torch
+
+    from octavo_kernels.backend import AttentionBatch, AttentionPlan, KernelBackend, KVCache
+    from octavo_server.models.config import ModelConfig
+    from octavo_server.models.decoder_weights import DecoderWeights, LayerWeights
+
+
+class Decoder:
+    """From token ids to hidden states, and from those to logits."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, backend: KernelBackend) -> None:
+        self.config = config
+        self.weights = weights
+        self.backend = backend
+        self._scale = config.head_dim**-0.5
+        self._q_size = config.num_heads * config.head_dim
+        self._kv_size = config.num_kv_heads * config.head_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.embedding.dtype
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionBatch,
+        cache: KVCache,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Computes the step's tokens and writes their K/V into `cache`.
+
+        Args:
+            token_ids: [num_tokens] int64.
+            positions: [num_tokens] int64, each token's position in its sequence.
+            attention: which rows belong to which sequence.
+            cache: written at `attention.slot_mapping`.
+            rows: [num_rows] int64, the rows whose final hidden state is wanted; None: all, in order.
+
+        Returns:
+            [num_rows, hidden], after the final norm.
+        """
+        backend, weights, eps = self.backend, self.weights, self.config.rms_norm_eps
+        plan = backend.plan_attention(attention, cache, self.config.num_heads)
+        # residual: [num_tokens, hidden], the running sum; add_rms_norm updates it in place
+        residual = functional.embedding(token_ids, weights.embedding)
+        x = backend.rms_norm(residual, weights.layers[0].input_norm, eps)
+        for index, layer in enumerate(weights.layers):
+            if index:
+                x = backend.add_rms_norm(x, residual, layer.input_norm, eps)
+            x = self._attention(x, layer, index, positions, attention, cache, plan)
+            x = backend.add_rms_norm(x, residual, layer.post_attention_norm, eps)
+            x = backend.linear(x, layer.gate_up)
+            x = backend.linear(backend.silu_and_mul(x), layer.down)
+        if rows is not None:
+            x, residual = x[rows], residual[rows]
+        return backend.add_rms_norm(x, residual, weights.final_norm, eps)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: [num_rows, hidden], as forward returns -> [num_rows, vocab] float32."""
+        return self.backend.linear(hidden, self.weights.head).float()
+
+    def _attention(
+        self,
+        x: torch.Tensor,
+        layer: LayerWeights,
+        index: int,
+        positions: torch.Tensor,
+        attention: AttentionBatch,
+        cache: KVCache,
+        plan: AttentionPlan,
+    ) -> torch.Tensor:
+        backend, config = self.backend, self.config
+        num_tokens = x.shape[0]
+        # qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], model dtype; q, k, v are views of it
+        qkv = backend.linear(x, layer.qkv)
+        q, k, v = qkv.split((self._q_size, self._kv_size, self._kv_size), dim=-1)
+        q = q.view(num_tokens, config.num_heads, config.head_dim)
+        k = k.view(num_tokens, config.num_kv_heads, config.head_dim)
+        v = v.view(num_tokens, config.num_kv_heads, config.head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = backend.rms_norm(q, layer.q_norm, config.rms_norm_eps)
+            k = backend.rms_norm(k, layer.k_norm, config.rms_norm_eps)
+        backend.rotary(q, k, self.weights.cos_sin, positions)
+        backend.store_kv(k, v, cache, index, attention.slot_mapping)
+        context = backend.attention(q, cache, index, plan, self._scale)
+        return backend.linear(context.view(num_tokens, self._q_size), layer.output)

@@ -1,0 +1,201 @@
+"""Builds a decoder's weights from a source: checks names and shapes, fuses projections, hands them to the backend."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo_server.errors import StartupError
+from octavo_server.layers.rope import rope_table
+
+if TYPE_CHECKING:
+    from octavo_kernels.backend import KernelBackend, LinearHandle
+    from octavo_server.models.config import ModelConfig
+    from octavo_server.models.weights import Progress, WeightSource
+
+logger = logging.getLogger(__name__)
+
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+# Buffers that older checkpoints carry and that follow from the configuration.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One layer. Norm weights are [hidden] or, for q and k, [head_dim]."""
+
+    input_norm: torch.Tensor
+    qkv: LinearHandle
+    """hidden -> (num_heads + 2 * num_kv_heads) * head_dim: q, then k, then v."""
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: LinearHandle
+    post_attention_norm: torch.Tensor
+    gate_up: LinearHandle
+    """hidden -> 2 * intermediate: gate, then up."""
+    down: LinearHandle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderWeights:
+    """All of a decoder, on the backend's device."""
+
+    embedding: torch.Tensor
+    """[vocab, hidden]."""
+    layers: tuple[LayerWeights, ...]
+    final_norm: torch.Tensor
+    head: LinearHandle
+    cos_sin: torch.Tensor
+    """[max_positions, head_dim] float32."""
+    num_bytes: int
+    """Bytes of the parameters in the dtype that they are computed in, a tied head counted once."""
+
+
+def load_decoder_weights(
+    config: ModelConfig, source: WeightSource, backend: KernelBackend, dtype: torch.dtype, on_progress: Progress
+) -> DecoderWeights:
+    """Reads every tensor that `config` needs, some layers at once, and warns of those that it does not.
+
+    Raises:
+        StartupError: ModelInvalid, naming the tensor that is missing, mis-shaped or of an unknown type.
+    """
+    reader = _Reader(source, backend, dtype)
+    _check_before_reading(config, source)
+    total = sum(source.num_bytes(name) for name in source.names)
+    on_progress(0, total)
+    # Dequantising leaves the interpreter's lock, so two threads read about twice as fast as one.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="weights") as pool:
+        embedding_job = pool.submit(reader.tensor, _EMBEDDING, (config.vocab_size, config.hidden_size))
+        layers = []
+        for layer in pool.map(lambda index: _layer(reader, config, index), range(config.num_layers)):
+            layers.append(layer)
+            on_progress(reader.num_read, total)
+        embedding = embedding_job.result()
+    head = backend.prepare_linear(embedding) if config.tie_word_embeddings else _head(reader, config)
+    final_norm = reader.tensor("model.norm.weight", (config.hidden_size,))
+    _warn_of_extra(config, source, reader)
+    cos_sin = rope_table(config.rope, config.head_dim, config.max_positions, source.rope_divisors())
+    on_progress(total, total)
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(layers),
+        final_norm=final_norm,
+        head=head,
+        cos_sin=cos_sin.to(backend.device),
+        num_bytes=reader.num_elements * dtype.itemsize,
+    )
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of `config` must hold."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    if not config.tie_word_embeddings:
+        shapes[_HEAD] = (config.vocab_size, hidden)
+    projections = {
+        "self_attn.q_proj": (q_size, hidden, config.qkv_bias),
+        "self_attn.k_proj": (kv_size, hidden, config.qkv_bias),
+        "self_attn.v_proj": (kv_size, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, q_size, config.o_bias),
+        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
+        "mlp.up_proj": (inner, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, inner, config.mlp_bias),
+    }
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if config.family.qk_norm:
+        norms |= {"self_attn.q_norm": config.head_dim, "self_attn.k_norm": config.head_dim}
+    for index in range(config.num_layers):
+        prefix = f"model.layers.{index}"
+        shapes |= {f"{prefix}.{name}.weight": (size,) for name, size in norms.items()}
+        for name, (out_size, in_size, has_bias) in projections.items():
+            shapes[f"{prefix}.{name}.weight"] = (out_size, in_size)
+            if has_bias:
+                shapes[f"{prefix}.{name}.bias"] = (out_size,)
+    return shapes
+
+
+class _Reader:
+    """Reads tensors into the wanted dtype and device; owns the record of what was read."""
+
+    def __init__(self, source: WeightSource, backend: KernelBackend, dtype: torch.dtype) -> None:
+        self.source = source
+        self.backend = backend
+        self.dtype = dtype
+        self._lock = threading.Lock()
+        self.num_read = 0
+        """Stored bytes."""
+        self.num_elements = 0
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return self.stacked([name], shape[1:])
+
+    def stacked(self, names: list[str], tail: tuple[int, ...]) -> torch.Tensor:
+        """The named tensors one below the other: [sum of rows, *tail], new memory on the backend's device."""
+        rows = [self.source.shape(name)[0] for name in names]
+        target = torch.empty((sum(rows), *tail), dtype=self.dtype, device=self.backend.device)
+        start = 0
+        for name, count in zip(names, rows, strict=True):
+            target[start : start + count].copy_(self.source.read(name))
+            start += count
+        with self._lock:
+            self.num_read += sum(self.source.num_bytes(name) for name in names)
+            self.num_elements += target.numel()
+        return target
+
+    def linear(self, names: list[str], in_features: int, has_bias: bool) -> LinearHandle:
+        weight = self.stacked([f"{name}.weight" for name in names], (in_features,))
+        bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
+        return self.backend.prepare_linear(weight, bias)
+
+
+def _check_before_reading(config: ModelConfig, source: WeightSource) -> None:
+    for name, shape in expected_shapes(config).items():
+        if name not in source.names:
+            raise StartupError("ModelInvalid", f"{source.description}: tensor {name} is missing")
+        found = source.shape(name)
+        if found != shape:
+            message = (
+                f"{source.description}: tensor {name} has shape {list(found)}, the configuration needs {list(shape)}"
+            )
+            raise StartupError("ModelInvalid", message)
+
+
+def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
+    prefix = f"model.layers.{index}"
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    hidden, head = (config.hidden_size,), (config.head_dim,)
+    has_qk_norm = config.family.qk_norm
+    qkv_names = [f"{attention}.{part}_proj" for part in ("q", "k", "v")]
+    return LayerWeights(
+        input_norm=reader.tensor(f"{prefix}.input_layernorm.weight", hidden),
+        qkv=reader.linear(qkv_names, config.hidden_size, config.qkv_bias),
+        q_norm=reader.tensor(f"{attention}.q_norm.weight", head) if has_qk_norm else None,
+        k_norm=reader.tensor(f"{attention}.k_norm.weight", head) if has_qk_norm else None,
+        output=reader.linear([f"{attention}.o_proj"], config.num_heads * config.head_dim, config.o_bias),
+        post_attention_norm=reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
+        gate_up=reader.linear([f"{mlp}.gate_proj", f"{mlp}.up_proj"], config.hidden_size, config.mlp_bias),
+        down=reader.linear([f"{mlp}.down_proj"], config.intermediate_size, config.mlp_bias),
+    )
+
+
+def _head(reader: _Reader, config: ModelConfig) -> LinearHandle:
+    return reader.backend.prepare_linear(reader.tensor(_HEAD, (config.vocab_size, config.hidden_size)))
+
+
+def _warn_of_extra(config: ModelConfig, source: WeightSource, reader: _Reader) -> None:
+    # A tied checkpoint may hold its head under both names.
+    known = expected_shapes(config).keys() | {_HEAD}
+    extra = sorted(name for name in source.names if name not in known and not name.endswith(_IGNORED_SUFFIXES))
+    if extra:
+        logger.warning(
+            "checkpoint holds tensors that the model does not use",
+            extra={"model": source.description, "count": len(extra), "tensors": extra[:10]},
+        )

@@ -1,0 +1,126 @@
+"""Weights of a GGUF file, under the names of a Hugging Face checkpoint and with the rows in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo_server.errors import StartupError
+from octavo_server.models.gguf_file import read_gguf
+from octavo_server.quantization.gguf_types import GGUF_TYPES, dequantize_rows, type_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from octavo_server.models.config import ModelConfig
+
+_MODEL_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_DIVISORS = "rope_freqs.weight"
+
+
+class GGUFWeights:
+    """Owns the mapped file."""
+
+    def __init__(self, path: Path, config: ModelConfig) -> None:
+        self._file = read_gguf(path)
+        self._config = config
+        self._stored_name = {_checkpoint_name(name): name for name in self._file.tensors if name != _ROPE_DIVISORS}
+
+    @property
+    def description(self) -> str:
+        return str(self._file.path)
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._stored_name.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        tensor = self._file.tensors[self._stored_name[name]]
+        if tensor.type_code not in GGUF_TYPES:
+            known = ", ".join(sorted(kind.name for kind in GGUF_TYPES.values()))
+            message = f"{self._file.path}: tensor {tensor.name} is {type_name(tensor.type_code)}; supported are {known}"
+            raise StartupError("ModelInvalid", message)
+        return tensor.shape
+
+    def num_bytes(self, name: str) -> int:
+        return self._file.tensors[self._stored_name[name]].num_bytes
+
+    def read(self, name: str) -> torch.Tensor:
+        import torch
+
+        tensor = self._file.tensors[self._stored_name[name]]
+        blocks = self._file.rows(tensor.name)
+        num_heads = self._permuted_heads(name)
+        if num_heads:
+            # Whole rows move, so blocks may be put in order before they become numbers. A bias is one row of numbers.
+            if len(tensor.shape) == 1:
+                blocks = blocks.reshape(tensor.shape[0], -1)
+            blocks = _halves_apart(blocks, num_heads)
+            if len(tensor.shape) == 1:
+                blocks = blocks.reshape(1, -1)
+        if GGUF_TYPES[tensor.type_code].name == "BF16":
+            # numpy has no bfloat16, torch reads the same bits.
+            return torch.from_numpy(blocks.copy()).view(torch.bfloat16).reshape(tensor.shape)
+        return torch.from_numpy(dequantize_rows(np.ascontiguousarray(blocks), tensor.type_code)).reshape(tensor.shape)
+
+    def rope_divisors(self) -> tuple[float, ...] | None:
+        tensor = self._file.tensors.get(_ROPE_DIVISORS)
+        if tensor is None:
+            return None
+        values = dequantize_rows(self._file.rows(_ROPE_DIVISORS), tensor.type_code).reshape(-1)
+        if values.size != self._config.head_dim // 2:
+            message = f"{self._file.path}: {_ROPE_DIVISORS} has {values.size} factors, head_dim {self._config.head_dim}"
+            raise StartupError("ModelInvalid", f"{message} needs {self._config.head_dim // 2}")
+        return tuple(float(value) for value in values)
+
+    def _permuted_heads(self, name: str) -> int:
+        """Heads of a tensor whose rows are stored in rotary pairs, 0 where they are not."""
+        if not self._config.family.gguf_rows_permuted:
+            return 0
+        if ".self_attn.q_proj." in name:
+            return self._config.num_heads
+        if ".self_attn.k_proj." in name:
+            return self._config.num_kv_heads
+        return 0
+
+
+def _checkpoint_name(name: str) -> str:
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; an unknown name stays as it is."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _MODEL_NAMES:
+        return f"{_MODEL_NAMES[stem]}.{kind}"
+    parts = stem.split(".", 2)
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{kind}"
+    return name
+
+
+def _halves_apart(rows: NDArray[np.uint8], num_heads: int) -> NDArray[np.uint8]:
+    """Rows of each head from (0, d/2, 1, d/2 + 1, …), as llama.cpp rotates, to (0 … d/2 - 1, d/2 … d - 1)."""
+    if rows.shape[0] % (2 * num_heads):
+        # The shape check that follows names the tensor; nothing sensible can be done here.
+        return rows
+    pairs = rows.reshape(num_heads, -1, 2, prod(rows.shape[1:]))
+    return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -1,0 +1,80 @@
+"""The decoders that we serve, one row a family: what each adds to the common decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Bias = Literal["never", "always", "config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What differs between pre-norm, gated-SiLU, rotary decoders."""
+
+    qkv_bias: Bias = "never"
+    """"config": as `attention_bias` says."""
+    o_bias: Bias = "never"
+    mlp_bias: Bias = "never"
+    """"config": as `mlp_bias` says."""
+    qk_norm: bool = False
+    """RMS norm of each head of q and k before the rotation."""
+    sliding_window: Literal["ignored", "always", "use_sliding_window"] = "ignored"
+    """Whether `sliding_window` is in force: always, or only where the flag of that name is set."""
+    gguf_rows_permuted: bool = False
+    """The file stores the rows of q and k with the halves of each rotary pair next to each other."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of keys that config.json may leave out."""
+
+
+# Keys are the names in config.json's `architectures`.
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family(
+        qkv_bias="config",
+        o_bias="config",
+        mlp_bias="config",
+        gguf_rows_permuted=True,
+        defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    ),
+    "MistralForCausalLM": Family(
+        sliding_window="always",
+        gguf_rows_permuted=True,
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "sliding_window": 4096,
+        },
+    ),
+    "Qwen2ForCausalLM": Family(
+        qkv_bias="always",
+        sliding_window="use_sliding_window",
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 32768,
+            "sliding_window": 4096,
+        },
+    ),
+    "Qwen3ForCausalLM": Family(
+        qkv_bias="config",
+        o_bias="config",
+        qk_norm=True,
+        sliding_window="use_sliding_window",
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "max_position_embeddings": 32768,
+            "sliding_window": 4096,
+        },
+    ),
+}
+
+# `general.architecture` of a GGUF file -> key of FAMILIES.
+GGUF_ARCHITECTURES: dict[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}

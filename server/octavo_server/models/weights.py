@@ -1,0 +1,56 @@
+"""Where weights come from: named tensors, under the names that Hugging Face's checkpoints give them.
+
+A source knows nothing of a model's shape; `decoder_weights.py` asks for what the configuration needs and says what is
+missing, mis-shaped or left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Protocol
+
+from octavo_server.models.gguf_weights import GGUFWeights
+from octavo_server.models.safetensors_weights import SafetensorsWeights
+
+if TYPE_CHECKING:
+    import torch
+
+    from octavo_server.models.config import ModelConfig
+    from octavo_server.models.location import ModelLocation
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, bytes in all) while weights load, from the loading thread."""
+
+
+class WeightSource(Protocol):
+    """Tensors of one checkpoint. `read` may be called from several threads."""
+
+    @property
+    def description(self) -> str:
+        """The folder or file, for messages."""
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises StartupError when the tensor is of a type that we do not read."""
+
+    def num_bytes(self, name: str) -> int:
+        """Stored bytes of a tensor."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor on the CPU, float32, float16 or bfloat16; may share the file's memory, so it is not written."""
+
+    def rope_divisors(self) -> tuple[float, ...] | None:
+        """[head_dim / 2] factors that divide the rotary frequencies, where the checkpoint stores them as a tensor."""
+
+
+def open_weights(location: ModelLocation, config: ModelConfig) -> WeightSource:
+    """The source of `location`; reads headers alone.
+
+    Raises:
+        StartupError: ModelNotFound or ModelInvalid.
+    """
+    if location.is_gguf:
+        return GGUFWeights(location.path, config)
+    return SafetensorsWeights(location.path)

@@ -1,0 +1,1 @@
+"""Formats of stored weights: how blocks of low-precision numbers become floating-point ones."""

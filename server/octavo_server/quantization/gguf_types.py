@@ -1,0 +1,65 @@
+"""The tensor types of a GGUF file that we read, and how their blocks become float32.
+
+The block arithmetic is the `gguf` package's, imported on first use (0.2 s) so that reading metadata stays cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GGUFType:
+    """One ggml tensor type."""
+
+    name: str
+    block_size: int
+    """Elements a block."""
+    block_bytes: int
+
+
+# The codes are ggml's, fixed by the file format (ggml.h, enum ggml_type).
+GGUF_TYPES: dict[int, GGUFType] = {
+    0: GGUFType(name="F32", block_size=1, block_bytes=4),
+    1: GGUFType(name="F16", block_size=1, block_bytes=2),
+    2: GGUFType(name="Q4_0", block_size=32, block_bytes=18),
+    3: GGUFType(name="Q4_1", block_size=32, block_bytes=20),
+    6: GGUFType(name="Q5_0", block_size=32, block_bytes=22),
+    7: GGUFType(name="Q5_1", block_size=32, block_bytes=24),
+    8: GGUFType(name="Q8_0", block_size=32, block_bytes=34),
+    12: GGUFType(name="Q4_K", block_size=256, block_bytes=144),
+    14: GGUFType(name="Q6_K", block_size=256, block_bytes=210),
+    30: GGUFType(name="BF16", block_size=1, block_bytes=2),
+}
+
+
+def type_name(code: int) -> str:
+    """Name of any ggml type, of those that we do not read too."""
+    if code in GGUF_TYPES:
+        return GGUF_TYPES[code].name
+    from gguf import GGMLQuantizationType
+
+    try:
+        return str(GGMLQuantizationType(code).name)
+    except ValueError:
+        return f"type {code}"
+
+
+def dequantize_rows(blocks: NDArray[np.uint8], code: int) -> NDArray[np.float32]:
+    """blocks: [rows, row bytes] uint8 of a type in GGUF_TYPES -> [rows, columns] float32, new memory."""
+    import numpy as np
+
+    if code == 0:
+        return blocks.view(np.float32).copy()
+    if code == 1:
+        return blocks.view(np.float16).astype(np.float32)
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    values: NDArray[np.float32] = dequantize(blocks, GGMLQuantizationType(code))
+    return values
