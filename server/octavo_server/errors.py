@@ -5,6 +5,7 @@ OctavoError
 ├── QueueFullError           429
 ├── EngineDeadError          503
 └── StartupError             the process ends; `reason` is a condition reason of the control plane
+    └── ConfigError          a flag, variable, file entry or argument that cannot be used
 """
 
 from __future__ import annotations
@@ -36,3 +37,10 @@ class StartupError(OctavoError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class ConfigError(StartupError):
+    """A setting that is unknown, not supported yet, or out of range."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("SpecInvalid", message)

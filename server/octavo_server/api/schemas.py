@@ -1,0 +1,350 @@
+"""Request bodies of the generation endpoints, parsed into frozen values.
+
+Three kinds of field: served (read here), known but not served yet (a 400 that names it, unless its value changes
+nothing), and unknown (ignored, and named in `X-Octavo-Ignored`). Nothing is silently ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo_server.api.fields import Fields, checked_text, shown
+from octavo_server.engine.request import SamplingParams
+from octavo_server.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from octavo_server.models.config import GenerationDefaults
+
+MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
+MAX_TOP_LOGPROBS = 20
+MAX_N = 128
+MAX_MESSAGES, MAX_PROMPTS, MAX_PARTS = 10_000, 1024, 1000
+_INT64 = 2**63 - 1
+_ROLES = ("system", "developer", "user", "assistant")
+
+# Accepted without a warning: they are about OpenAI's own service and change no output here.
+WITHOUT_MEANING = (
+    "store",
+    "metadata",
+    "service_tier",
+    "user",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "verbosity",
+)
+
+# Known, not served yet; beside each the values that change nothing and are therefore accepted.
+NOT_SERVED_YET: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "reasoning_effort": (),
+    "truncate_prompt_tokens": (),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "suffix": ("",),
+    "audio": (),
+    "modalities": (["text"],),
+    "web_search_options": (),
+    "prediction": (),
+    "prompt_embeds": (),
+    "mm_processor_kwargs": (),
+    "documents": ([],),
+    "logits_processors": ([],),
+    "kv_transfer_params": (),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """What chat and completions have in common."""
+
+    model: str
+    params: SamplingParams
+    stream: bool
+    include_usage: bool
+    priority: int
+    cache_salt: str
+    return_token_ids: bool
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """Body of `/v1/chat/completions`."""
+
+    options: GenerationOptions
+    messages: tuple[Mapping[str, Any], ...]
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template_kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """Body of `/v1/completions`."""
+
+    options: GenerationOptions
+    prompts: tuple[str | tuple[int, ...], ...]
+    echo: bool
+    add_special_tokens: bool
+
+
+def parse_chat(body: Mapping[str, Any], defaults: GenerationDefaults) -> ChatRequest:
+    """Checks and types a chat body.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    fields = Fields(body)
+    _refuse_not_served(fields)
+    messages = _messages(fields)
+    logprobs = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if not fields.boolean("logprobs"):
+        if logprobs:
+            raise fields.refuse("top_logprobs", "top_logprobs needs logprobs: true; set it or leave top_logprobs out")
+        logprobs = None
+    else:
+        logprobs = logprobs or 0
+    max_tokens = fields.integer("max_tokens", 1, _INT64)
+    max_completion_tokens = fields.integer("max_completion_tokens", 1, _INT64)
+    add_generation_prompt = fields.boolean("add_generation_prompt", default=True)
+    continue_final_message = fields.boolean("continue_final_message")
+    if continue_final_message and body.get("add_generation_prompt"):
+        raise fields.refuse(
+            "continue_final_message", "continue_final_message and add_generation_prompt exclude each other; send one"
+        )
+    kwargs = fields.get("chat_template_kwargs")
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise fields.fail("chat_template_kwargs", "an object")
+    if max_completion_tokens is not None:
+        max_tokens = max_completion_tokens
+    return ChatRequest(
+        messages=messages,
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
+        continue_final_message=continue_final_message,
+        chat_template_kwargs=kwargs or {},
+        options=_options(fields, defaults, logprobs=logprobs, max_tokens=max_tokens),
+    )
+
+
+def parse_completion(body: Mapping[str, Any], defaults: GenerationDefaults) -> CompletionRequest:
+    """Checks and types a completions body.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    fields = Fields(body)
+    _refuse_not_served(fields)
+    prompts = _prompts(fields)
+    echo = fields.boolean("echo")
+    add_special_tokens = fields.boolean("add_special_tokens", default=True)
+    logprobs = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
+    max_tokens = fields.integer("max_tokens", 0, _INT64)
+    if max_tokens == 0 and not echo:
+        raise fields.refuse(
+            "max_tokens", "max_tokens is 0, which needs echo: true; set echo, or max_tokens to 1 or more"
+        )
+    return CompletionRequest(
+        prompts=prompts,
+        echo=echo,
+        add_special_tokens=add_special_tokens,
+        options=_options(fields, defaults, logprobs=logprobs, max_tokens=16 if max_tokens is None else max_tokens),
+    )
+
+
+def _options(
+    fields: Fields, defaults: GenerationDefaults, *, logprobs: int | None, max_tokens: int | None
+) -> GenerationOptions:
+    model = fields.text("model", max_chars=1024)
+    if not model:
+        raise fields.refuse("model", "model is missing; GET /v1/models lists the names")
+    params = _sampling_params(fields, defaults, logprobs=logprobs, max_tokens=max_tokens)
+    stream = fields.boolean("stream")
+    include_usage = _stream_options(fields, stream)
+    priority = fields.integer("priority", -(2**31), 2**31 - 1) or 0
+    cache_salt = fields.text("cache_salt", max_chars=1024) or ""
+    return_token_ids = fields.boolean("return_token_ids")
+    fields.skip(WITHOUT_MEANING)
+    return GenerationOptions(
+        model=model,
+        params=params,
+        stream=stream,
+        include_usage=include_usage,
+        priority=priority,
+        cache_salt=cache_salt,
+        return_token_ids=return_token_ids,
+        ignored=fields.unread(),
+    )
+
+
+def _sampling_params(
+    fields: Fields, defaults: GenerationDefaults, *, logprobs: int | None, max_tokens: int | None
+) -> SamplingParams:
+    def number(name: str, low: float, high: float, default: float | None, neutral: float) -> float:
+        given = fields.number(name, low, high)
+        if given is not None:
+            return given
+        return neutral if default is None else default
+
+    top_k = fields.integer("top_k", -1, 2**31 - 1)
+    if top_k is None:
+        top_k = defaults.top_k or 0
+    top_p = number("top_p", 0, 1, defaults.top_p, 1.0)
+    if top_p <= 0:
+        raise fields.fail("top_p", "a number above 0 and at most 1")
+    repetition_penalty = number("repetition_penalty", 0, 2, defaults.repetition_penalty, 1.0)
+    if repetition_penalty <= 0:
+        raise fields.fail("repetition_penalty", "a number above 0 and at most 2")
+    return SamplingParams(
+        n=fields.integer("n", 1, MAX_N) or 1,
+        temperature=number("temperature", 0, 2, defaults.temperature, 1.0),
+        top_p=top_p,
+        top_k=max(top_k, 0),
+        min_p=number("min_p", 0, 1, defaults.min_p, 0.0),
+        presence_penalty=number("presence_penalty", -2, 2, None, 0.0),
+        frequency_penalty=number("frequency_penalty", -2, 2, None, 0.0),
+        repetition_penalty=repetition_penalty,
+        seed=fields.integer("seed", -(2**63), _INT64),
+        stop=_stop(fields),
+        stop_token_ids=_token_ids(fields, "stop_token_ids"),
+        include_stop_str_in_output=fields.boolean("include_stop_str_in_output"),
+        ignore_eos=fields.boolean("ignore_eos"),
+        max_tokens=max_tokens,
+        min_tokens=fields.integer("min_tokens", 0, _INT64) or 0,
+        logprobs=logprobs,
+        prompt_logprobs=fields.integer("prompt_logprobs", 0, MAX_TOP_LOGPROBS),
+        skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
+        logit_bias=_logit_bias(fields),
+    )
+
+
+def _refuse_not_served(fields: Fields) -> None:
+    for name, neutral in NOT_SERVED_YET.items():
+        value = fields.get(name)
+        if value is not None and not any(value is item or value == item for item in neutral):
+            raise fields.refuse(name, f"{name} is not supported yet (got {shown(value)}); leave it out")
+
+
+def _stream_options(fields: Fields, stream: bool) -> bool:
+    options = fields.obj("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise fields.refuse("stream_options", "stream_options needs stream: true; set it or leave stream_options out")
+    include_usage = options.boolean("include_usage")
+    options.skip(("include_obfuscation",))
+    for name in options.unread():
+        raise fields.refuse(name, f"{name} is not supported yet; leave it out")
+    return include_usage
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    items = [value] if isinstance(value, str) else value or []
+    if not isinstance(items, list) or len(items) > MAX_STOP_STRINGS:
+        raise fields.fail("stop", f"a string or an array of at most {MAX_STOP_STRINGS} strings")
+    for item in items:
+        if not isinstance(item, str) or not 1 <= len(item) <= MAX_STOP_CHARS:
+            raise fields.refuse("stop", f"stop strings must have 1 to {MAX_STOP_CHARS} characters, got {shown(item)}")
+        checked_text(item, "stop")
+    return tuple(items)
+
+
+def _token_ids(fields: Fields, name: str) -> tuple[int, ...]:
+    items = fields.array(name, max_items=1024) or []
+    if not all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**31 for item in items):
+        raise fields.fail(name, "an array of token ids")
+    return tuple(items)
+
+
+def _logit_bias(fields: Fields) -> dict[int, float]:
+    given = fields.get("logit_bias") or {}
+    if not isinstance(given, dict) or len(given) > 1024:
+        raise fields.fail("logit_bias", "an object of at most 1024 token ids and numbers")
+    bias: dict[int, float] = {}
+    for key, value in given.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (key.isascii() and key.isdigit() and len(key) < 10) or not is_number or not -100 <= value <= 100:
+            raise fields.refuse(
+                "logit_bias", f"logit_bias maps token ids to numbers from -100 to 100, got {shown(key)}: {shown(value)}"
+            )
+        bias[int(key)] = float(value)
+    return bias
+
+
+def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
+    value = fields.get("prompt")
+    if isinstance(value, str):
+        return (checked_text(value, "prompt"),)
+    if isinstance(value, list) and value:
+        if _is_ids(value):
+            return (tuple(value),)
+        if len(value) > MAX_PROMPTS:
+            raise fields.refuse(
+                "prompt", f"prompt holds {len(value)} prompts, at most {MAX_PROMPTS} may be sent at once"
+            )
+        if all(isinstance(item, str) for item in value):
+            return tuple(checked_text(item, "prompt") for item in value)
+        if all(isinstance(item, list) and item and _is_ids(item) for item in value):
+            return tuple(tuple(item) for item in value)
+    raise fields.fail("prompt", "a string, an array of strings, an array of token ids, or an array of such arrays")
+
+
+def _is_ids(value: list[Any]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+
+
+def _messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+    given = fields.array("messages", max_items=MAX_MESSAGES)
+    if not given:
+        raise fields.fail("messages", "a non-empty array of messages")
+    return tuple(_message(item, index) for index, item in enumerate(given))
+
+
+def _message(value: object, index: int) -> Mapping[str, Any]:
+    where = f"messages[{index}]"
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{where} must be an object with role and content, got {shown(value)}", param=where)
+    fields = Fields(value, f"{where}.")
+    role = fields.get("role")
+    if role in ("tool", "function") or fields.get("tool_calls") or fields.get("function_call"):
+        raise fields.refuse("role", f"{where}: tool calls and their results are not supported yet; leave them out")
+    if role not in _ROLES:
+        raise fields.fail("role", "one of " + ", ".join(_ROLES))
+    message = {"role": "system" if role == "developer" else role, "content": _content(fields, where)}
+    name = fields.text("name", max_chars=256)
+    return {**message, "name": name} if name else message
+
+
+def _content(fields: Fields, where: str) -> str:
+    value = fields.get("content")
+    if isinstance(value, str):
+        return checked_text(value, f"{where}.content")
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_PARTS:
+        raise fields.fail("content", "a string or a non-empty array of parts")
+    texts = []
+    for number, item in enumerate(value):
+        part = Fields(item if isinstance(item, dict) else {}, f"{where}.content[{number}].")
+        kind, text = part.get("type"), part.text("text")
+        if kind != "text" or text is None:
+            raise part.refuse(
+                "type", f"{where}.content[{number}] must be a text part; other types are not supported yet"
+            )
+        texts.append(text)
+    return "\n".join(texts)

@@ -1,0 +1,1 @@
+"""`octavo bench`: load against any OpenAI-compatible server, and the engine alone."""

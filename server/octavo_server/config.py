@@ -1,0 +1,204 @@
+"""What can be set, in one place: every flag of `octavo serve` and every argument of `LLM(...)` is a field here.
+
+A field's docstring is its help text. Only what works now is a field; a flag of the contract that is not served yet is
+named in `flags.NOT_SUPPORTED_YET` and refused there. `None` means "auto"; `resolve()` turns every auto into a value
+once the model and the machine are known, and returns a new object. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+from octavo_server.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+_GPU_BATCHED_TOKENS, _GPU_SEQS = 8192, 1024
+_SMALL_BATCHED_TOKENS, _SMALL_GPU_SEQS, _CPU_SEQS = 2048, 256, 128
+_LARGE_GPU_BYTES = 70 * 2**30
+
+
+def setting(
+    default: T,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    parse: Callable[[str], object] | None = None,
+    secret: bool = False,
+) -> T:
+    """A field with its range; `parse` reads its text where the type alone does not say how."""
+    return cast(
+        "T", field(default=default, metadata={"min": minimum, "max": maximum, "parse": parse, "secret": secret})
+    )
+
+
+def human_int(text: str) -> int:
+    """Reads 8192, 32k (32 000), 32K (32 768), 1.5M and the like, as vLLM does: small letters are powers of 1000."""
+    scale = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 0)
+    try:
+        return int(float(text[:-1]) * scale) if scale else int(text)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{text!r} is not a whole number such as 8192, 32k (32,000) or 32K (32,768)") from error
+
+
+def human_int_or_auto(text: str) -> int | None:
+    """`human_int`, or None for "auto"."""
+    return None if text == "auto" else human_int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine is built from: the model, its memory and its limits."""
+
+    model: str
+    """A local folder, a GGUF file, or org/name on the Hugging Face hub."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto")
+    """Type of weights and activations. auto: the checkpoint's own on a GPU; float32 on a CPU, which computes it fastest
+    unless it has bfloat16 units."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting("auto")
+    """Where to compute. auto: the first GPU where there is one, else the CPU."""
+
+    max_model_len: int | None = setting(None, minimum=1, parse=human_int_or_auto)
+    """Tokens of prompt and output together, 1 or more; 32k is 32,000 and 32K is 32,768. auto: the context that the model
+    was trained for, or as much of it as the KV cache has room for."""
+
+    max_num_seqs: int | None = setting(None, minimum=1, parse=human_int_or_auto)
+    """Sequences that run at once, 1 or more. auto: 1,024 on a GPU of 70 GiB or more, 256 on a smaller one, 128 on a CPU:
+    more only makes each slower."""
+
+    max_num_batched_tokens: int | None = setting(None, minimum=1, parse=human_int_or_auto)
+    """Tokens computed in one step, 1 or more; a longer prompt is computed in chunks. auto: 8,192 on a GPU of 70 GiB or
+    more, else 2,048: enough to fill the machine without stalling streams."""
+
+    block_size: int = setting(16, minimum=1, maximum=1024)
+    """Tokens in one KV cache block, 1 to 1,024. 16: at 300-token sequences it wastes 2.7 %, 64 would waste 10.7 %."""
+
+    num_gpu_blocks_override: int | None = setting(None, minimum=2, parse=human_int_or_auto)
+    """KV cache blocks, on any device, 2 or more. auto: as many as the memory for them holds."""
+
+    kv_cache_memory_bytes: int | None = setting(None, minimum=1, parse=human_int_or_auto)
+    """Bytes for the KV cache; wins over --gpu-memory-utilization. auto: on a CPU the least of what --max-num-seqs times
+    --max-model-len needs, 4 GiB, and 40 % of the memory that is left beside the weights."""
+
+    gpu_memory_utilization: float = setting(0.9, minimum=0.05, maximum=1.0)
+    """Share of the GPU's memory that weights, activations and KV cache may take together, 0.05 to 1. 0.9 leaves room for
+    the driver. Without meaning on a CPU."""
+
+    enable_prefix_caching: bool = setting(True)
+    """Keep the KV blocks of finished requests and reuse them for prompts that begin alike. On: it costs nothing when
+    there are no hits."""
+
+    scheduling_policy: Literal["fcfs", "priority"] = setting("fcfs")
+    """Order of the waiting requests: fcfs by arrival, priority by the request's field `priority` (lower first)."""
+
+    seed: int = setting(0, minimum=0, maximum=2**63 - 1)
+    """Start of the random numbers of requests that bring no seed of their own, 0 or more. 0: runs can be repeated."""
+
+    chat_template: str | None = setting(None)
+    """A file with a Jinja chat template, or the template itself. None: the one that comes with the model."""
+
+    generation_config: Literal["auto", "octavo"] = setting("auto")
+    """Where sampling defaults come from. auto: the model's generation_config.json; octavo: OpenAI's (temperature 1,
+    top_p 1)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def resolve(self, *, context_length: int, device: str, device_memory_bytes: int) -> ResolvedLimits:
+        """Turns the limits' autos into values; `context_length` is what the model was trained for, in tokens.
+
+        Raises:
+            ConfigError: --max-model-len is beyond the model's context.
+        """
+        if self.max_model_len is not None and self.max_model_len > context_length:
+            raise ConfigError(
+                f"--max-model-len {self.max_model_len} is more than the {context_length} tokens that the model was "
+                f"trained for; use {context_length} or less"
+            )
+        large = device != "cpu" and device_memory_bytes >= _LARGE_GPU_BYTES
+        seqs = _GPU_SEQS if large else _CPU_SEQS if device == "cpu" else _SMALL_GPU_SEQS
+        return ResolvedLimits(
+            max_model_len=self.max_model_len or context_length,
+            max_num_seqs=self.max_num_seqs or seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens
+            or (_GPU_BATCHED_TOKENS if large else _SMALL_BATCHED_TOKENS),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedLimits:
+    """The limits without an auto."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    def with_context(self, max_model_len: int) -> ResolvedLimits:
+        """The same with another context length, in tokens."""
+        return replace(self, max_model_len=max_model_len)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How the HTTP server listens, protects itself and ends."""
+
+    host: str = setting("0.0.0.0")
+    """Address to listen on. 0.0.0.0: all of them, as a pod needs."""
+
+    port: int = setting(8000, minimum=0, maximum=65535)
+    """TCP port, 0 to 65,535; 0 takes a free one and logs it."""
+
+    served_model_name: tuple[str, ...] = setting(())
+    """Names that clients may give as `model`; repeatable, or several after one flag. None given: the MODEL argument
+    itself, for a file its name without .gguf."""
+
+    api_key: tuple[str, ...] = setting((), secret=True)
+    """Keys of which a client must send one as `Authorization: Bearer`; repeatable, comma-separated in OCTAVO_API_KEY.
+    None given: no key is needed. /health, /ready, /startup and /metrics stay open."""
+
+    shutdown_timeout: float = setting(30.0, minimum=0, maximum=86400)
+    """Seconds, 0 to 86,400, that running requests have to finish after SIGTERM. 30: Kubernetes' usual grace."""
+
+    max_num_queued_reqs: int = setting(1024, minimum=1, parse=human_int)
+    """Requests that may wait for the engine, 1 or more; further ones get 429. 1,024: minutes of work on any machine."""
+
+    max_request_bytes: int = setting(64 * 2**20, minimum=1024, parse=human_int)
+    """Bytes of a request's body, 1,024 or more; a larger one gets 413. 64 MiB: room for pictures in messages."""
+
+    ssl_certfile: str | None = setting(None)
+    """PEM file with the certificate to serve HTTPS with. None: plain HTTP."""
+
+    ssl_keyfile: str | None = setting(None)
+    """PEM file with the key of --ssl-certfile. None: the key stands in the same file."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info")
+    """Least severity that is logged. info: one line per change of life, none per request."""
+
+    enable_log_requests: bool = setting(False)
+    """Log one line a finished request: id, path, status, tokens, seconds; never its text. Off: it is per request."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def check_ranges(config: EngineConfig | ServerConfig) -> None:
+    """Refuses a value outside its field's range or choices, naming the flag, the value and the range.
+
+    Raises:
+        ConfigError: always with the remedy.
+    """
+    for item in fields(config):
+        value, low, high = getattr(config, item.name), item.metadata.get("min"), item.metadata.get("max")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        flag = "--" + item.name.replace("_", "-")
+        if low is not None and not value >= low:
+            raise ConfigError(f"{flag} is {value}, it must be at least {low:g}")
+        if high is not None and not value <= high:
+            raise ConfigError(f"{flag} is {value}, it must be at most {high:g}")

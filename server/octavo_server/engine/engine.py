@@ -1,0 +1,291 @@
+"""Turns requests into text, one step at a time. Synchronous: one thread owns an engine and calls it.
+
+`step` is the story: schedule, execute, update, detokenize, record. A request with n > 1 fans out into n sequences that
+share their prompt's blocks. A step that raises is repeated in halves until the offender is alone; it ends with an error
+and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from octavo_server.engine.admission import Limits, check_request
+from octavo_server.engine.detokenizer import Detokenizer
+from octavo_server.engine.outputs import RunnerOutput, SchedulerOutput, SequenceId
+from octavo_server.engine.request import FinishReason
+from octavo_server.engine.sequence import Sequence
+from octavo_server.errors import EngineDeadError
+from octavo_server.metrics import EngineSnapshot, RequestTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from octavo_server.engine.detokenizer import TokenTable
+    from octavo_server.engine.outputs import ModelRunner, PromptLogprob, SampledToken, SequenceOutput
+    from octavo_server.engine.request import Request
+    from octavo_server.engine.scheduler import Scheduler
+    from octavo_server.metrics import ServerMetrics
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 8
+"""Steps in a row in which nothing succeeded, after which the engine itself is taken for broken."""
+
+FAILED_MESSAGE = "the engine failed on this request; the server's log holds the reason"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDelta:
+    """What is new for one output of a request. The last one of each output has a `finish_reason`."""
+
+    request_id: str
+    index: int
+    text: str = ""
+    tokens: tuple[SampledToken, ...] = ()
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    num_cached_tokens: int = 0
+    """Prompt tokens that the prefix cache saved."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    """Set where `finish_reason` is ERROR."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Group:
+    """A request and what became of its sequences."""
+
+    request: Request
+    times: RequestTimes
+    live: dict[SequenceId, _Output] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Output:
+    """One sequence of a request."""
+
+    sequence: Sequence
+    group: _Group
+    detokenizer: Detokenizer
+    last_token_s: float | None = None
+
+
+class Engine:
+    """Owns the scheduler, the runner and the detokenizers."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        tokens: TokenTable,
+        vocab_size: int,
+        metrics: ServerMetrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        seed: int = 0,
+    ) -> None:
+        self.limits = Limits(max_sequence_tokens=scheduler.max_sequence_tokens, vocab_size=vocab_size)
+        self._scheduler = scheduler
+        self._runner = runner
+        self._tokens = tokens
+        self._metrics = metrics
+        self._clock = clock
+        self._rng = random.Random(seed)
+        self._groups: dict[str, _Group] = {}
+        self._outputs: dict[SequenceId, _Output] = {}
+        self._next_id = 0
+        self._failed_steps = 0
+        self._last_step_end_s: float | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would compute anything."""
+        return self._scheduler.has_work
+
+    def add_request(self, request: Request) -> None:
+        """Accepts a request, as `params.n` sequences.
+
+        Raises:
+            InvalidRequestError: it can never run as it is; nothing was accepted.
+        """
+        check_request(request, self.limits)
+        assert request.request_id not in self._groups, "request ids are made unique by the server"
+        times = RequestTimes(arrival_s=request.arrival_s, prompt_tokens=len(request.prompt_token_ids))
+        group = _Group(request=request, times=times)
+        for index in range(request.params.n):
+            sequence = self._make_sequence(request, index)
+            output = _Output(sequence=sequence, group=group, detokenizer=self._make_detokenizer(request))
+            self._scheduler.add(sequence)
+            group.live[sequence.sequence_id] = output
+            self._outputs[sequence.sequence_id] = output
+        self._groups[request.request_id] = group
+        if self._metrics:
+            self._metrics.record_accepted(len(request.prompt_token_ids))
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request that nobody waits for; its blocks are free at once. False if it has already ended."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return False
+        for output in list(group.live.values()):
+            self._scheduler.abort(output.sequence.sequence_id)
+            self._forget(output, FinishReason.ABORT)
+        self._scheduler.pop_finished()
+        return True
+
+    def step(self) -> list[OutputDelta]:
+        """One round; what is new for every sequence that has something new."""
+        started = self._clock()
+        decision = self._scheduler.schedule(started)
+        result = self._execute(decision)
+        ended = self._clock()
+        updates = self._scheduler.update(decision, result, ended)
+        deltas = [self._delta(update, ended) for update in updates]
+        self._scheduler.pop_finished()
+        self._record_step(decision, started, ended)
+        return deltas
+
+    def snapshot(self) -> EngineSnapshot:
+        """What to report now."""
+        stats = self._scheduler.stats()
+        return EngineSnapshot(
+            num_running=stats.running,
+            num_waiting=stats.waiting,
+            kv_usage=stats.kv_usage,
+            pressure=stats.pressure,
+            kv_waste=stats.waste,
+            block_size=self._scheduler.kv.block_size,
+            num_blocks=self._scheduler.kv.num_usable_blocks,
+            max_num_seqs=self._scheduler.config.max_num_seqs,
+            prefix_queries=stats.prefix_queries,
+            prefix_hits=stats.prefix_hits,
+            preemptions=stats.preemptions,
+        )
+
+    def _make_sequence(self, request: Request, index: int) -> Sequence:
+        self._next_id += 1
+        seed = self._rng.getrandbits(63) if request.params.seed is None else _wrapped(request.params.seed + index)
+        return Sequence(sequence_id=SequenceId(self._next_id), request=request, index=index, seed=seed)
+
+    def _make_detokenizer(self, request: Request) -> Detokenizer:
+        params = request.params
+        return Detokenizer(
+            self._tokens,
+            stop=params.stop,
+            include_stop=params.include_stop_str_in_output,
+            skip_special_tokens=params.skip_special_tokens,
+            min_tokens=params.min_tokens,
+        )
+
+    def _execute(self, decision: SchedulerOutput) -> RunnerOutput:
+        result = self._execute_isolating(decision)
+        if not decision.scheduled or len(result.failed) < len(decision.scheduled):
+            self._failed_steps = 0
+            return result
+        self._failed_steps += 1
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise EngineDeadError(f"{self._failed_steps} steps in a row failed for every sequence")
+        return result
+
+    def _execute_isolating(self, decision: SchedulerOutput) -> RunnerOutput:
+        """Runs the step; where it raises, runs its halves, so that only the offender fails."""
+        try:
+            return self._runner.execute(decision)
+        except Exception:  # The step loop must survive whatever one request provokes
+            logger.exception("a step failed", extra={"num_sequences": len(decision.scheduled)})
+            if self._metrics:
+                self._metrics.record_step_error()
+        if len(decision.scheduled) == 1:
+            return RunnerOutput(sampled={}, failed={decision.scheduled[0].sequence.sequence_id: FAILED_MESSAGE})
+        half = len(decision.scheduled) // 2
+        first = self._execute_isolating(
+            SchedulerOutput(scheduled=decision.scheduled[:half], preempted=decision.preempted)
+        )
+        second = self._execute_isolating(SchedulerOutput(scheduled=decision.scheduled[half:]))
+        return RunnerOutput(
+            sampled={**first.sampled, **second.sampled},
+            prompt_logprobs={**first.prompt_logprobs, **second.prompt_logprobs},
+            failed={**first.failed, **second.failed},
+        )
+
+    def _delta(self, update: SequenceOutput, now: float) -> OutputDelta:
+        sequence = update.sequence
+        output = self._outputs[sequence.sequence_id]
+        finish_reason, stop_reason = update.finish_reason, sequence.stop_reason
+        text, stop = self._text_of(update, output)
+        if stop is not None:
+            finish_reason, stop_reason = FinishReason.STOP, stop
+            # False where the same token also reached max_tokens: then it has already ended.
+            self._scheduler.finish(sequence.sequence_id, FinishReason.STOP, stop)
+        self._record_tokens(output, len(update.tokens), now)
+        if finish_reason is not None:
+            self._forget(output, finish_reason)
+        return OutputDelta(
+            request_id=sequence.request.request_id,
+            index=sequence.index,
+            text=text,
+            tokens=update.tokens,
+            prompt_logprobs=update.prompt_logprobs,
+            num_cached_tokens=sequence.num_cached_tokens,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            error=sequence.error,
+        )
+
+    def _text_of(self, update: SequenceOutput, output: _Output) -> tuple[str, str | None]:
+        """The text to release, and the stop string that it ran into."""
+        params = update.sequence.request.params
+        if not params.detokenize:
+            return "", None
+        ids = [token.token_id for token in update.tokens]
+        if update.finish_reason is FinishReason.STOP and not params.include_stop_str_in_output:
+            # The token that ended it (end of sequence, or a stop token) is counted but not shown.
+            ids.pop()
+        released = output.detokenizer.append(ids)
+        if released.stop is None and update.finish_reason is not None:
+            return released.text + output.detokenizer.finish(), None
+        return released.text, released.stop
+
+    def _forget(self, output: _Output, reason: FinishReason) -> None:
+        group = output.group
+        del self._outputs[output.sequence.sequence_id]
+        del group.live[output.sequence.sequence_id]
+        group.times.finish_reasons.append(reason)
+        if group.live:
+            return
+        del self._groups[group.request.request_id]
+        if self._metrics:
+            self._metrics.record_finished(group.times, self._clock())
+
+    def _record_tokens(self, output: _Output, num_tokens: int, now: float) -> None:
+        times = output.group.times
+        if times.scheduled_s is None:
+            times.scheduled_s = output.sequence.first_scheduled_s
+        if num_tokens == 0:
+            return
+        gap_s = None if output.last_token_s is None else now - output.last_token_s
+        output.last_token_s = times.last_token_s = now
+        times.output_tokens += num_tokens
+        is_first = times.first_token_s is None
+        if is_first:
+            times.first_token_s = now
+        if self._metrics:
+            self._metrics.record_tokens(num_tokens, gap_s)
+            if is_first:
+                self._metrics.record_first_token(times)
+
+    def _record_step(self, decision: SchedulerOutput, started: float, ended: float) -> None:
+        gap_s = None if self._last_step_end_s is None else started - self._last_step_end_s
+        self._last_step_end_s = self._clock() if self.has_work else None
+        if self._metrics is None:
+            return
+        self._metrics.record_step(num_tokens=decision.num_tokens, seconds=ended - started, gap_s=gap_s)
+
+
+def _wrapped(seed: int) -> int:
+    """Into the range of int64."""
+    return (seed + 2**63) % 2**64 - 2**63
