@@ -1,0 +1,169 @@
+"""`octavo chat`: ask one question, or talk, over any OpenAI-compatible address; the answer is printed as it streams."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from .errors import CliError
+
+RETRY_EVERY_S = 0.5
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    url: str
+    model: str
+    question: str
+    system: str
+    api_key: str
+    max_tokens: int | None
+    temperature: float | None
+    wait_s: float
+
+
+def main(argv: Sequence[str]) -> int:
+    return asyncio.run(run(parse(argv)))
+
+
+def parse(argv: Sequence[str]) -> ChatOptions:
+    parser = argparse.ArgumentParser(prog="octavo chat", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("question", nargs="*", help="the question; without one a conversation begins")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="address, with or without /v1 (%(default)s)")
+    parser.add_argument("--model", default="", help="model name (default: the only one that the address serves)")
+    parser.add_argument("--system", default="", help="system message")
+    parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", ""), help="default: $OPENAI_API_KEY")
+    parser.add_argument("--max-tokens", type=int, help="most tokens of an answer (default: the server's)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the model's)")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for the address")
+    given = parser.parse_args(argv)
+    base = given.url.rstrip("/")
+    return ChatOptions(
+        url=base if base.endswith("/v1") else base + "/v1",
+        model=given.model,
+        question=" ".join(given.question),
+        system=given.system,
+        api_key=given.api_key,
+        max_tokens=given.max_tokens,
+        temperature=given.temperature,
+        wait_s=given.wait,
+    )
+
+
+async def run(options: ChatOptions) -> int:
+    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    # An answer may stream for as long as it likes; only connecting is bounded.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+        model = await wait_for_model(session, options)
+        messages: list[Message] = [{"role": "system", "content": options.system}] if options.system else []
+        if options.question:
+            await ask(session, options, model, [*messages, {"role": "user", "content": options.question}])
+            return 0
+        return await converse(session, options, model, messages)
+
+
+async def converse(session: aiohttp.ClientSession, options: ChatOptions, model: str, messages: list[Message]) -> int:
+    print(f"{model} at {options.url}; an empty line or Ctrl-D ends", file=sys.stderr)
+    while True:
+        try:
+            question = await asyncio.to_thread(input, "> ")
+        except EOFError:
+            return 0
+        if not question.strip():
+            return 0
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": await ask(session, options, model, messages)})
+
+
+async def wait_for_model(session: aiohttp.ClientSession, options: ChatOptions) -> str:
+    """The model's name, once the address answers and serves it."""
+    end = time.monotonic() + options.wait_s
+    while True:
+        try:
+            return pick_model(await _get_json(session, f"{options.url}/models"), options)
+        except CliError:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(RETRY_EVERY_S)
+
+
+def pick_model(listing: Any, options: ChatOptions) -> str:
+    names = [str(model["id"]) for model in listing["data"]]
+    if options.model:
+        if options.model not in names and "/" not in options.model:
+            raise CliError(f"{options.url} has no model '{options.model}'; it has {', '.join(names) or 'none'}")
+        return options.model
+    if len(names) != 1:
+        raise CliError(f"{options.url} has {', '.join(names) or 'no models'}; choose one with --model")
+    return names[0]
+
+
+async def ask(session: aiohttp.ClientSession, options: ChatOptions, model: str, messages: list[Message]) -> str:
+    """Print the answer as it comes; the whole text is returned."""
+    body: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
+    if options.max_tokens is not None:
+        body["max_tokens"] = options.max_tokens
+    if options.temperature is not None:
+        body["temperature"] = options.temperature
+    text = ""
+    try:
+        async with session.post(f"{options.url}/chat/completions", json=body) as response:
+            if response.status != 200:
+                raise CliError(_error_message(response.status, await response.text()))
+            async for piece in answer_pieces(response):
+                print(piece, end="", flush=True)
+                text += piece
+    except (aiohttp.ClientError, OSError) as error:
+        raise CliError(f"{options.url} broke off: {error}") from error
+    print()
+    return text
+
+
+async def answer_pieces(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
+    """The text pieces of a stream of chat chunks; raises CliError for an error inside it or an early end."""
+    async for line in response.content:
+        field, _, value = line.decode().partition(":")
+        value = value.strip()
+        if field != "data":
+            continue
+        if value == "[DONE]":
+            return
+        event = json.loads(value)
+        if "error" in event:
+            raise CliError(str(event["error"].get("message", event["error"])))
+        for choice in event.get("choices", ()):
+            if piece := choice.get("delta", {}).get("content"):
+                yield piece
+    raise CliError("the stream ended before its end was said")
+
+
+async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as response:
+            text = await response.text()
+    except (aiohttp.ClientError, OSError) as error:
+        raise CliError(f"{url} does not answer: {error}") from error
+    if response.status != 200:
+        raise CliError(_error_message(response.status, text))
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise CliError(f"{url} is no OpenAI-compatible address: it does not answer with JSON") from None
+
+
+def _error_message(status: int, text: str) -> str:
+    try:
+        return f"{status}: {json.loads(text)['error']['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{status}: {text[:500]}"
