@@ -85,9 +85,12 @@ class _StepPlan:
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         start = sequence.num_computed_tokens
-        samples = start + num_tokens == sequence.num_tokens and sequence.max_output_tokens > 0
-        item = ScheduledSequence(sequence=sequence, start=start, num_tokens=num_tokens, samples=samples)
-        self.scheduled[sequence.sequence_id] = item
+        self.scheduled[sequence.sequence_id] = ScheduledSequence(
+            sequence=sequence,
+            start=start,
+            num_tokens=num_tokens,
+            samples=start + num_tokens == sequence.num_tokens and sequence.max_output_tokens > 0,
+        )
         self.budget -= num_tokens
 
     def preempt(self, sequence: Sequence) -> None:
@@ -257,16 +260,19 @@ class Scheduler:
         # Preempted by one before it in this step, or nothing left of the budget
         if sequence.status is not SequenceStatus.RUNNING or num_tokens == 0:
             return
-        while True:
-            blocks = self.kv.allocate(len(sequence.block_ids), sequence.num_computed_tokens + num_tokens)
-            if blocks is not None:
-                sequence.block_ids += blocks
-                plan.add(sequence, num_tokens)
-                return
+        end = sequence.num_computed_tokens + num_tokens
+        if end <= len(sequence.block_ids) * self.kv.block_size or self._make_room(sequence, end, plan):
+            plan.add(sequence, num_tokens)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, plan: _StepPlan) -> bool:
+        """Gives the sequence blocks for its first `num_tokens` tokens; False if it had to make room itself."""
+        while (blocks := self.kv.allocate(len(sequence.block_ids), num_tokens)) is None:
             victim = self._victim()
             self._preempt(victim, plan)
             if victim is sequence:
-                return
+                return False
+        sequence.block_ids += blocks
+        return True
 
     def _blocks_to_come(self, sequence: Sequence) -> int:
         """Blocks that a running sequence will take for the tokens that it already knows."""
@@ -308,41 +314,40 @@ class Scheduler:
 
     def _advance(self, item: ScheduledSequence, runner_output: RunnerOutput, now: float) -> SequenceOutput | None:
         sequence = item.sequence
-        error = runner_output.failed.get(sequence.sequence_id)
-        if error is not None:
-            sequence.error = error
+        if sequence.sequence_id in runner_output.failed:
+            sequence.error = runner_output.failed[sequence.sequence_id]
             self._finish(sequence, FinishReason.ERROR, keep=False)
             return SequenceOutput(sequence=sequence, finish_reason=FinishReason.ERROR)
-        sequence.num_computed_tokens = item.start + item.num_tokens
-        if sequence.num_computed_tokens // self.kv.block_size > sequence.num_published_blocks:
+        computed = sequence.num_computed_tokens = item.start + item.num_tokens
+        if computed >= (sequence.num_published_blocks + 1) * self.kv.block_size:
             sequence.num_published_blocks = self.kv.publish(sequence)
-        prompt_logprobs = _unreported(sequence, runner_output)
         tokens: tuple[SampledToken, ...] = ()
         if item.samples:
             tokens = (runner_output.sampled[sequence.sequence_id],)
-            sequence.token_ids.append(tokens[0].token_id)
-            sequence.last_token_s = now
-            if sequence.first_token_s is None:
-                sequence.first_token_s = now
-            self._stop_if_due(sequence)
+            self._append_token(sequence, tokens[0].token_id, now)
         elif sequence.num_uncomputed_tokens == 0:
             # Asked for its prompt alone (max_tokens 0): nothing is sampled and nothing is left
             self._finish(sequence, FinishReason.LENGTH)
-        if not tokens and not prompt_logprobs and not sequence.is_finished:
+        prompt_logprobs = _unreported(sequence, runner_output) if runner_output.prompt_logprobs else ()
+        if not (tokens or prompt_logprobs or sequence.is_finished):
             return None
         return SequenceOutput(
             sequence=sequence, tokens=tokens, prompt_logprobs=prompt_logprobs, finish_reason=sequence.finish_reason
         )
 
-    def _stop_if_due(self, sequence: Sequence) -> None:
-        """Applies the stop rules to a new token; every rule but the length waits for `min_tokens`."""
-        params, token = sequence.request.params, sequence.token_ids[-1]
-        may_stop = sequence.num_output_tokens >= params.min_tokens
-        if may_stop and token in self.config.eos_token_ids and not params.ignore_eos:
+    def _append_token(self, sequence: Sequence, token_id: int, now: float) -> None:
+        """Takes in a sampled token and applies the stop rules; every rule but the length waits for `min_tokens`."""
+        sequence.token_ids.append(token_id)
+        sequence.last_token_s = now
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+        params, num_output = sequence.request.params, sequence.num_output_tokens
+        may_stop = num_output >= params.min_tokens
+        if may_stop and token_id in self.config.eos_token_ids and not params.ignore_eos:
             self._finish(sequence, FinishReason.STOP)
-        elif may_stop and token in params.stop_token_ids:
-            self._finish(sequence, FinishReason.STOP, token)
-        elif sequence.num_output_tokens >= sequence.max_output_tokens:
+        elif may_stop and token_id in params.stop_token_ids:
+            self._finish(sequence, FinishReason.STOP, token_id)
+        elif num_output >= sequence.max_output_tokens:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _finish(
