@@ -86,7 +86,7 @@ topologySpreadConstraints:
 {{- define "octavo.podMetadata" -}}
 {{- $values := index .root.Values .component -}}
 labels:
-  {{- include "octavo.labels" . | nindent 2 }}
+  {{- include "octavo.selectorLabels" . | nindent 2 }}
   {{- with $values.podLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

@@ -1,25 +1,18 @@
-"""Decides replica counts. Pure: everything it knows comes in as arguments, every answer carries a sentence why.
-
-Three decisions, each of which may only be softened by the next:
+"""Decides what the HPA cannot. Pure: everything it knows comes in as arguments, every answer carries a sentence why.
 
 | function | says |
 |---|---|
-| `decide_replicas` | how many replicas the pressure asks for, where no HPA decides it (backend BuiltIn) |
 | `guard_pending` | whether more may be asked for while earlier replicas still load or cannot be scheduled |
 | `decide_zero` | whether an idle model may go from any count to zero |
+
+How many replicas the pressure asks for is the HPA's own arithmetic and has no twin here.
 
 Times come in as durations in seconds, so that no clock is needed here.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-TOLERANCE = 0.1
-"""Share by which the pressure may differ from its target without a change: the HPA controller's own default."""
-DOWN_PERIOD_S = 120.0
-"""Scaling down takes one replica in this time, so that each step's effect is seen before the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +33,6 @@ class ReplicaDecision:
     replicas: int
     reason: str
     blocked_by: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """`spec.scaling` resolved: numbers instead of strings and durations."""
-
-    min_replicas: int
-    max_replicas: int
-    target_pressure: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,62 +61,6 @@ def decide_zero(*, min_replicas: int, replicas: int, idle_after_s: float, idlene
     if blocker is not None:
         return blocker
     return ZeroDecision(to_zero=True, reason=f"no request for {_seconds(idle_after_s)}, which is its idleAfter")
-
-
-def decide_replicas(
-    *, limits: Limits, current: int, pressures: tuple[float, ...], recent_highest: int, since_down_s: float
-) -> ReplicaDecision:
-    """How many replicas bring the mean pressure to its target: the HPA's own rule, for clusters where none is served.
-
-    Args:
-        limits: bounds and target.
-        current: `spec.replicas` as it stands; 0 stays 0, because only a request wakes a model.
-        pressures: one for each ready replica with a known load.
-        recent_highest: highest recommendation of the last five minutes (`RecommendationWindow`).
-        since_down_s: seconds since this function last took a replica away; infinity when it never did.
-    """
-    if current == 0:
-        return ReplicaDecision(replicas=0, reason="it is at zero and is woken by a request")
-    bounded = min(max(current, limits.min_replicas, 1), limits.max_replicas)
-    if bounded != current:
-        return ReplicaDecision(
-            replicas=bounded, reason=f"minReplicas is {limits.min_replicas} and maxReplicas is {limits.max_replicas}"
-        )
-    if not pressures:
-        return ReplicaDecision(replicas=current, reason="no ready replica reports its load", blocked_by="NoMetrics")
-    wanted = recommend(limits=limits, current=current, pressures=pressures)
-    mean = sum(pressures) / len(pressures)
-    measured = f"mean pressure is {mean:.2f} on {len(pressures)} ready, the target {limits.target_pressure:.2f}"
-    if wanted >= current:
-        return ReplicaDecision(replicas=wanted, reason=measured)
-    if recent_highest >= current:
-        return ReplicaDecision(
-            replicas=current,
-            reason=f"{measured}; {recent_highest} were needed within five minutes",
-            blocked_by="Stabilizing",
-        )
-    if since_down_s < DOWN_PERIOD_S:
-        return ReplicaDecision(
-            replicas=current,
-            reason=f"{measured}; the last replica was taken away {_seconds(since_down_s)} ago",
-            blocked_by="Stabilizing",
-        )
-    return ReplicaDecision(replicas=current - 1, reason=measured)
-
-
-def recommend(*, limits: Limits, current: int, pressures: tuple[float, ...]) -> int:
-    """Replicas that the pressure alone asks for, within the limits and never below one.
-
-    Replicas that are not ready yet count as idle when this would scale up, as the HPA counts them.
-    """
-    ratio = sum(pressures) / (limits.target_pressure * len(pressures))
-    if abs(ratio - 1.0) <= TOLERANCE:
-        return current
-    wanted = math.ceil(sum(pressures) / limits.target_pressure - 1e-9)
-    if ratio > 1.0:
-        # One hot replica while others load does not take away what was asked for before.
-        wanted = max(wanted, current)
-    return min(max(wanted, limits.min_replicas, 1), limits.max_replicas)
 
 
 def guard_pending(*, wanted: int, current: int, pending: int, why_pending: str) -> ReplicaDecision:

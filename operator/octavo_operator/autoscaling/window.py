@@ -1,4 +1,4 @@
-"""When a ModelDeployment last did anything, and what its recent recommendations were.
+"""When a ModelDeployment last did anything.
 
 Pure bookkeeping: it is told what was observed and when, and never asks. The clock of an entry starts when the entry
 does, so a restarted operator waits a whole `idleAfter` before it may scale anything to zero.
@@ -6,10 +6,10 @@ does, so a restarted operator waits a whole `idleAfter` before it may scale anyt
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from octavo_operator.autoscaling.policy import Idleness
 from octavo_operator.metrics_adapter.store import PodLoad
 
 
@@ -26,9 +26,16 @@ class Activity:
     silent_pods: tuple[str, ...]
     """Ready pods whose load is unknown now, by uid; while there are any, nobody can say that it is idle."""
 
-    def idle_since(self) -> float | None:
-        """Start of the quiet that lasts until now; None while no replica has been ready."""
-        return None if self.first_ready is None else max(self.last_active, self.first_ready)
+    def idleness(self, *, now: float, silent_gateways: tuple[str, ...] = ()) -> Idleness:
+        """The same as durations up to `now`, which is what `decide_zero` takes."""
+        quiet_since = None if self.first_ready is None else max(self.last_active, self.first_ready)
+        return Idleness(
+            idle_for_s=None if quiet_since is None else now - quiet_since,
+            since_last_wake_s=None if self.last_wake is None else now - self.last_wake,
+            held=self.held,
+            silent_pods=self.silent_pods,
+            silent_gateways=silent_gateways,
+        )
 
 
 @dataclass(slots=True)
@@ -91,24 +98,6 @@ class ActivityTracker:
         """Forget every ModelDeployment that is not among `keys`."""
         keep = set(keys)
         self._entries = {key: entry for key, entry in self._entries.items() if key in keep}
-
-
-class RecommendationWindow:
-    """Owns the recommendations of the last `keep_s` seconds: scaling down follows their highest."""
-
-    def __init__(self, *, keep_s: float = 300.0) -> None:
-        self._keep_s = keep_s
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def highest(self, recommended: int, now: float) -> int:
-        """Note this recommendation and return the highest that is still within the window."""
-        while self._seen and now - self._seen[0][0] > self._keep_s:
-            self._seen.popleft()
-        # Of entries that are lower and older than this one none can ever be the highest again.
-        while self._seen and self._seen[-1][1] <= recommended:
-            self._seen.pop()
-        self._seen.append((now, recommended))
-        return self._seen[0][1]
 
 
 def _note_wake(entry: _Entry, replicas: int, told: float | None, now: float) -> None:
