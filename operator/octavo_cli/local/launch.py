@@ -1,0 +1,130 @@
+"""How each replica is started here: its arguments, its environment, its GPU, and what of the manifest has no meaning.
+
+Pure apart from looking at the file system and /dev. The arguments are the ones that a pod would get.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from octavo_cli.errors import CliError
+from octavo_operator.api.types import ModelDeployment
+from octavo_operator.desired.engine_args import parse_source, render_server_args
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One replica's start; ``gpu`` is None on the CPU."""
+
+    name: str
+    resource: ModelDeployment
+    gpu: str | None = None
+    is_waiting_for_gpu: bool = False
+    """It asks for a GPU, this machine has some, and none is left."""
+
+    def arguments(self, port: int) -> list[str]:
+        """What follows ``octavo serve``."""
+        args = render_server_args(self.resource.spec, self.resource.name, port=port)
+        return [args[0], f"--host={LOOPBACK}", *args[1:]]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Shows the server its own GPU, or none."""
+        return {"CUDA_VISIBLE_DEVICES": self.gpu or "", **({} if self.gpu else {"HIP_VISIBLE_DEVICES": ""})}
+
+
+def parse_mounts(texts: Sequence[str]) -> dict[str, Path]:
+    """``/models=DIR`` → what a path inside a server's container is here."""
+    mounts = {}
+    for text in texts:
+        inside, equals, outside = text.partition("=")
+        if not equals or not inside.startswith("/") or not outside:
+            raise CliError(f"--mount {text}: must be /PATH/IN/CONTAINER=DIR, such as /models=$HOME/models")
+        folder = Path(outside).expanduser().resolve()
+        if not folder.is_dir():
+            raise CliError(f"--mount {text}: {folder} is not a folder")
+        mounts[inside.rstrip("/") or "/"] = folder
+    return mounts
+
+
+def on_this_machine(resource: ModelDeployment, mounts: Mapping[str, Path]) -> ModelDeployment:
+    """The resource with its model's path turned into one of this machine."""
+    source = parse_source(resource.spec.model)
+    if source.scheme not in ("file", "pvc"):
+        return resource
+    path = _mapped(source.location, mounts)
+    if path is None and source.scheme == "file":
+        path = Path(source.location)
+    if path is None or not path.exists():
+        folder = source.location.rsplit("/", 1)[0] if source.scheme == "file" else "/mnt/model"
+        raise CliError(
+            f"{resource.name}: {resource.spec.model} is {path or source.location}, which does not exist on this "
+            f"machine; map its folder: --mount {folder or '/'}=DIR"
+        )
+    return replace(resource, spec=replace(resource.spec, model=f"file://{path}"))
+
+
+def plan_launches(resources: Sequence[ModelDeployment], gpus: Sequence[str]) -> list[list[Launch]]:
+    """For each resource its replicas; GPUs are handed out in order, one to a replica, while there are some."""
+    free = list(gpus)
+    return [
+        [_launch(resource, number, free, has_gpus=bool(gpus)) for number in range(replicas_here(resource))]
+        for resource in resources
+    ]
+
+
+def replicas_here(resource: ModelDeployment) -> int:
+    return 0 if resource.spec.suspend else resource.wanted_replicas
+
+
+def notes(resource: ModelDeployment, gpus: Sequence[str]) -> list[str]:
+    """What a cluster would do with this manifest and local mode does not."""
+    spec = resource.spec
+    said = []
+    if spec.resources.gpu.count and not gpus:
+        said.append(f"this machine has no {spec.resources.gpu.resource_name}; it runs on the CPU")
+    if spec.scaling is not None:
+        said.append(f"scaling does not apply here; {replicas_here(resource)} replica(s) run")
+    if spec.suspend:
+        said.append("suspend is true; nothing is started")
+    if spec.resources.cpu or spec.resources.memory or spec.resources.shared_memory:
+        said.append("resources.cpu, memory and sharedMemory do not apply here; nothing is limited")
+    if spec.placement != type(spec.placement)():
+        said.append("placement does not apply here; there is one machine")
+    if spec.pod_template:
+        said.append("podTemplate does not apply here; there is no pod")
+    if spec.secret_ref is not None:
+        said.append("source.secretRef is not read here; HF_TOKEN of this shell is used")
+    return said
+
+
+def find_gpus(env: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES, found without importing torch."""
+    given = env.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() and name.strip() != "-1"]
+    return [
+        str(number) for number in range(sum(bool(re.fullmatch(r"nvidia\d+", each.name)) for each in devices.iterdir()))
+    ]
+
+
+def _launch(resource: ModelDeployment, number: int, free: list[str], *, has_gpus: bool) -> Launch:
+    wants_gpu = has_gpus and resource.spec.resources.gpu.count > 0
+    gpu = free.pop(0) if wants_gpu and free else None
+    return Launch(
+        name=f"{resource.name}-{number}", resource=resource, gpu=gpu, is_waiting_for_gpu=wants_gpu and gpu is None
+    )
+
+
+def _mapped(location: str, mounts: Mapping[str, Path]) -> Path | None:
+    """The longest mount that the path lies in wins."""
+    for inside in sorted(mounts, key=len, reverse=True):
+        prefix = inside if inside.endswith("/") else inside + "/"
+        if location == inside or location.startswith(prefix):
+            return mounts[inside] / location[len(prefix) :]
+    return None
