@@ -7,7 +7,7 @@ once the model and the machine are known, and returns a new object. Nothing here
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from octavo_server.errors import ConfigError
@@ -55,7 +55,7 @@ class EngineConfig:
     """What the engine is built from: the model, its memory and its limits."""
 
     model: str
-    """A local folder, a GGUF file, or org/name on the Hugging Face hub."""
+    """A local folder with config.json and safetensors files, or a GGUF file."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto")
     """Type of weights and activations. auto: the checkpoint's own on a GPU; float32 on a CPU, which computes it fastest
@@ -94,8 +94,9 @@ class EngineConfig:
     """Keep the KV blocks of finished requests and reuse them for prompts that begin alike. On: it costs nothing when
     there are no hits."""
 
-    scheduling_policy: Literal["fcfs", "priority"] = setting("fcfs")
-    """Order of the waiting requests: fcfs by arrival, priority by the request's field `priority` (lower first)."""
+    scheduling_policy: Literal["fcfs", "priority", "cache-aware"] = setting("fcfs")
+    """Order of the waiting requests: fcfs by arrival; priority by the request's field `priority` (lower first);
+    cache-aware by the longest prefix hit, without starving anyone."""
 
     seed: int = setting(0, minimum=0, maximum=2**63 - 1)
     """Start of the random numbers of requests that bring no seed of their own, 0 or more. 0: runs can be repeated."""
@@ -139,10 +140,6 @@ class ResolvedLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
 
-    def with_context(self, max_model_len: int) -> ResolvedLimits:
-        """The same with another context length, in tokens."""
-        return replace(self, max_model_len=max_model_len)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
@@ -167,6 +164,10 @@ class ServerConfig:
 
     max_num_queued_reqs: int = setting(1024, minimum=1, parse=human_int)
     """Requests that may wait for the engine, 1 or more; further ones get 429. 1,024: minutes of work on any machine."""
+
+    stall_timeout: float = setting(300.0, minimum=1, maximum=86400)
+    """Seconds, 1 to 86,400, without a finished step (or, while loading, without progress) after which /health says 503
+    and Kubernetes restarts the pod. 300: the longest step of a large model on a slow CPU is well below."""
 
     max_request_bytes: int = setting(64 * 2**20, minimum=1024, parse=human_int)
     """Bytes of a request's body, 1,024 or more; a larger one gets 413. 64 MiB: room for pictures in messages."""

@@ -10,6 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.fields import Fields, checked_text, shown
+from octavo_server.engine.admission import (
+    ABOVE_ZERO,
+    INT64,
+    INTEGER_RANGES,
+    LOGIT_BIAS_LIMIT,
+    MAX_STOP_CHARS,
+    MAX_STOP_STRINGS,
+    RANGES,
+)
 from octavo_server.engine.request import SamplingParams
 from octavo_server.errors import InvalidRequestError
 
@@ -18,11 +27,7 @@ if TYPE_CHECKING:
 
     from octavo_server.models.config import GenerationDefaults
 
-MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
-MAX_TOP_LOGPROBS = 20
-MAX_N = 128
 MAX_MESSAGES, MAX_PROMPTS, MAX_PARTS = 10_000, 1024, 1000
-_INT64 = 2**63 - 1
 _ROLES = ("system", "developer", "user", "assistant")
 
 # Accepted without a warning: they are about OpenAI's own service and change no output here.
@@ -113,16 +118,18 @@ def parse_chat(body: Mapping[str, Any], defaults: GenerationDefaults) -> ChatReq
     """
     fields = Fields(body)
     _refuse_not_served(fields)
+    if fields.boolean("echo"):
+        raise fields.refuse("echo", "echo is not supported yet for chat; use /v1/completions or leave it out")
     messages = _messages(fields)
-    logprobs = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    logprobs = fields.integer("top_logprobs", *INTEGER_RANGES["logprobs"])
     if not fields.boolean("logprobs"):
         if logprobs:
             raise fields.refuse("top_logprobs", "top_logprobs needs logprobs: true; set it or leave top_logprobs out")
         logprobs = None
     else:
         logprobs = logprobs or 0
-    max_tokens = fields.integer("max_tokens", 1, _INT64)
-    max_completion_tokens = fields.integer("max_completion_tokens", 1, _INT64)
+    max_tokens = fields.integer("max_tokens", 1, INT64)
+    max_completion_tokens = fields.integer("max_completion_tokens", 1, INT64)
     add_generation_prompt = fields.boolean("add_generation_prompt", default=True)
     continue_final_message = fields.boolean("continue_final_message")
     if continue_final_message and body.get("add_generation_prompt"):
@@ -154,8 +161,10 @@ def parse_completion(body: Mapping[str, Any], defaults: GenerationDefaults) -> C
     prompts = _prompts(fields)
     echo = fields.boolean("echo")
     add_special_tokens = fields.boolean("add_special_tokens", default=True)
-    logprobs = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
-    max_tokens = fields.integer("max_tokens", 0, _INT64)
+    logprobs = _integer(fields, "logprobs")
+    max_tokens = _integer(fields, "max_tokens")
+    if echo and logprobs is not None and body.get("stream"):
+        raise fields.refuse("echo", "echo with logprobs cannot be streamed; leave out one of echo, logprobs and stream")
     if max_tokens == 0 and not echo:
         raise fields.refuse(
             "max_tokens", "max_tokens is 0, which needs echo: true; set echo, or max_tokens to 1 or more"
@@ -196,42 +205,49 @@ def _options(
 def _sampling_params(
     fields: Fields, defaults: GenerationDefaults, *, logprobs: int | None, max_tokens: int | None
 ) -> SamplingParams:
-    def number(name: str, low: float, high: float, default: float | None, neutral: float) -> float:
-        given = fields.number(name, low, high)
-        if given is not None:
-            return given
-        return neutral if default is None else default
-
-    top_k = fields.integer("top_k", -1, 2**31 - 1)
-    if top_k is None:
-        top_k = defaults.top_k or 0
-    top_p = number("top_p", 0, 1, defaults.top_p, 1.0)
-    if top_p <= 0:
-        raise fields.fail("top_p", "a number above 0 and at most 1")
-    repetition_penalty = number("repetition_penalty", 0, 2, defaults.repetition_penalty, 1.0)
-    if repetition_penalty <= 0:
-        raise fields.fail("repetition_penalty", "a number above 0 and at most 2")
+    top_k = _integer(fields, "top_k")
     return SamplingParams(
-        n=fields.integer("n", 1, MAX_N) or 1,
-        temperature=number("temperature", 0, 2, defaults.temperature, 1.0),
-        top_p=top_p,
-        top_k=max(top_k, 0),
-        min_p=number("min_p", 0, 1, defaults.min_p, 0.0),
-        presence_penalty=number("presence_penalty", -2, 2, None, 0.0),
-        frequency_penalty=number("frequency_penalty", -2, 2, None, 0.0),
-        repetition_penalty=repetition_penalty,
-        seed=fields.integer("seed", -(2**63), _INT64),
+        n=_integer(fields, "n") or 1,
+        temperature=_number(fields, "temperature", defaults.temperature, 1.0),
+        top_p=_number(fields, "top_p", defaults.top_p, 1.0),
+        top_k=max(defaults.top_k or 0 if top_k is None else top_k, 0),
+        min_p=_number(fields, "min_p", defaults.min_p, 0.0),
+        presence_penalty=_number(fields, "presence_penalty", None, 0.0),
+        frequency_penalty=_number(fields, "frequency_penalty", None, 0.0),
+        repetition_penalty=_number(fields, "repetition_penalty", defaults.repetition_penalty, 1.0),
+        seed=_integer(fields, "seed"),
         stop=_stop(fields),
         stop_token_ids=_token_ids(fields, "stop_token_ids"),
         include_stop_str_in_output=fields.boolean("include_stop_str_in_output"),
         ignore_eos=fields.boolean("ignore_eos"),
         max_tokens=max_tokens,
-        min_tokens=fields.integer("min_tokens", 0, _INT64) or 0,
+        min_tokens=_integer(fields, "min_tokens") or 0,
         logprobs=logprobs,
-        prompt_logprobs=fields.integer("prompt_logprobs", 0, MAX_TOP_LOGPROBS),
+        prompt_logprobs=_prompt_logprobs(fields),
         skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
         logit_bias=_logit_bias(fields),
     )
+
+
+def _number(fields: Fields, name: str, recommended: float | None, neutral: float) -> float:
+    """The client's value, else the model's recommendation, else OpenAI's default."""
+    value = fields.number(name, *RANGES[name])
+    if value == 0 and name in ABOVE_ZERO:
+        raise fields.fail(name, f"a number above 0 and at most {RANGES[name][1]:g}")
+    if value is not None:
+        return value
+    return neutral if recommended is None else recommended
+
+
+def _integer(fields: Fields, name: str) -> int | None:
+    return fields.integer(name, *INTEGER_RANGES[name])
+
+
+def _prompt_logprobs(fields: Fields) -> int | None:
+    count = _integer(fields, "prompt_logprobs")
+    if count is not None and fields.get("stream"):
+        raise fields.refuse("prompt_logprobs", "prompt_logprobs cannot be streamed; leave out stream")
+    return count
 
 
 def _refuse_not_served(fields: Fields) -> None:
@@ -280,7 +296,11 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
     bias: dict[int, float] = {}
     for key, value in given.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (key.isascii() and key.isdigit() and len(key) < 10) or not is_number or not -100 <= value <= 100:
+        if (
+            not (key.isascii() and key.isdigit() and len(key) < 10)
+            or not is_number
+            or not abs(value) <= LOGIT_BIAS_LIMIT
+        ):
             raise fields.refuse(
                 "logit_bias", f"logit_bias maps token ids to numbers from -100 to 100, got {shown(key)}: {shown(value)}"
             )

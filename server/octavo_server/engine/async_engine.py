@@ -107,9 +107,7 @@ class RequestStream:
     def fail(self, message: str) -> None:
         """Ends every output that is still open."""
         for request_id, index in sorted(self._open):
-            self.push(
-                OutputDelta(request_id=request_id, index=index, finish_reason=FinishReason.ERROR, error=message)
-            )
+            self.push(OutputDelta(request_id=request_id, index=index, finish_reason=FinishReason.ERROR, error=message))
 
 
 class AsyncEngine:
@@ -209,12 +207,13 @@ class AsyncEngine:
             stream.fail(message)
 
     async def aclose(self) -> bool:
-        """Stops the thread; False if it did not end in time and still runs."""
+        """Stops the thread; False if it did not end in time and still runs. A thread that loads is not waited for."""
         self._inbox.put(_Stop())
         self.fail_all("the server ended")
         if self._thread is None:
             return True
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, JOIN_TIMEOUT_S)
+        timeout_s = 0 if self.state is EngineState.LOADING else JOIN_TIMEOUT_S
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, timeout_s)
         if self.state is not EngineState.DEAD:
             self._enter(EngineState.STOPPED)
         return not self._thread.is_alive()

@@ -1,0 +1,57 @@
+"""The aiohttp application: paths and what stands around them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from octavo_server.api import chat, completions, life, models, tokens
+from octavo_server.api.middleware import errors, require_key, set_request_id_header
+from octavo_server.api.state import STATE
+
+if TYPE_CHECKING:
+    from octavo_server.api.middleware import Handler
+    from octavo_server.api.state import ServerState
+
+ROUTES: dict[tuple[str, str], Handler] = {
+    ("POST", "/v1/chat/completions"): chat.chat_completions,
+    ("POST", "/v1/completions"): completions.completions,
+    ("GET", "/v1/models"): models.list_models,
+    ("GET", "/v1/models/{id:.+}"): models.get_model,
+    ("POST", "/tokenize"): tokens.tokenize,
+    ("POST", "/detokenize"): tokens.detokenize,
+    ("GET", "/health"): life.health,
+    ("GET", "/ready"): life.ready,
+    ("GET", "/startup"): life.startup,
+    ("GET", "/load"): life.load,
+    ("GET", "/version"): life.version_,
+    ("GET", "/metrics"): life.metrics,
+}
+
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+def make_app(state: ServerState) -> web.Application:
+    """The application over `state`; it owns nothing that must be closed."""
+    app = web.Application(
+        middlewares=[errors, require_key, count_active], client_max_size=state.config.max_request_bytes
+    )
+    app[STATE] = state
+    for (method, path), handler in ROUTES.items():
+        app.router.add_route(method, path, handler)
+    app.on_response_prepare.append(set_request_id_header)
+    return app
+
+
+@web.middleware
+async def count_active(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Counts generation handlers, so that draining knows when the last answer has been written."""
+    if request.path not in GENERATING:
+        return await handler(request)
+    state = request.app[STATE]
+    state.num_active += 1
+    try:
+        return await handler(request)
+    finally:
+        state.num_active -= 1

@@ -1,0 +1,137 @@
+"""`POST /v1/completions`: raw prompts, as text or token ids, one or several."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from octavo_server.api.body import read_json
+from octavo_server.api.generation import Output, answer, generation_of, make_requests
+from octavo_server.api.logprobs import CompletionLogprobs, prompt_logprobs_json, shown_tokens
+from octavo_server.api.schemas import CompletionRequest, parse_completion
+from octavo_server.api.state import STATE
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from octavo_server.engine.build import LoadedEngine
+    from octavo_server.engine.engine import OutputDelta
+    from octavo_server.engine.outputs import SampledToken
+    from octavo_server.engine.request import SamplingParams
+    from octavo_server.tokenizer.tokenizer import Tokenizer
+
+
+async def completions(http: web.Request) -> web.StreamResponse:
+    """Tokenizes the prompts and continues them."""
+    state = http.app[STATE]
+    loaded = state.ready_engine()
+    completion = parse_completion(await read_json(http), loaded.defaults)
+    options = completion.options
+    state.check_model(options.model)
+    prompts = await asyncio.to_thread(encode_prompts, loaded, completion)
+    params = options.params
+    if completion.echo and params.logprobs is not None:
+        # The prompt's tokens are listed beside the output's.
+        params = replace(params, prompt_logprobs=params.logprobs)
+    return await answer(
+        http,
+        generation_of(
+            http,
+            options=options,
+            requests=make_requests(state, options, prompts, params),
+            shape=CompletionShape(completion, prompts, loaded.tokenizer),
+            response_id=f"cmpl-{state.new_id()}",
+        ),
+    )
+
+
+def encode_prompts(loaded: LoadedEngine, completion: CompletionRequest) -> list[list[int]]:
+    """Token ids of each prompt."""
+    return [
+        loaded.tokenizer.encode(prompt, add_special_tokens=completion.add_special_tokens)
+        if isinstance(prompt, str)
+        else list(prompt)
+        for prompt in completion.prompts
+    ]
+
+
+class CompletionShape:
+    """OpenAI's text completion objects."""
+
+    def __init__(self, completion: CompletionRequest, prompts: list[list[int]], tokenizer: Tokenizer) -> None:
+        self._options = completion.options
+        self._echo = completion.echo
+        self._prompts = prompts
+        self._prompt_texts = [
+            given if isinstance(given, str) else tokenizer.decode(ids, skip_special_tokens=True)
+            for given, ids in zip(completion.prompts, prompts, strict=True)
+        ]
+        self._tokens = tokenizer
+        num_choices = len(prompts) * self._options.params.n
+        self._logprobs = [CompletionLogprobs(tokenizer) for _ in range(num_choices)]
+        self._echoed = [not self._echo] * num_choices
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return None
+
+    def delta(self, index: int, delta: OutputDelta) -> dict[str, Any]:
+        text, logprobs = delta.text, self._logprobs_of(index, self.shown(delta, self._options.params))
+        if not self._echoed[index]:
+            self._echoed[index] = True
+            text = self._prompt_text(index) + text
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+        }
+        if delta.finish_reason is not None:
+            choice["stop_reason"] = delta.stop_reason
+        if self._options.return_token_ids:
+            choice["token_ids"] = [token.token_id for token in delta.tokens]
+        return choice
+
+    def choice(self, index: int, output: Output) -> dict[str, Any]:
+        prompt = self._prompts[index // self._options.params.n]
+        logprobs = (
+            self._logprobs_of(index, output.shown, prompt, output)
+            if self._options.params.logprobs is not None
+            else None
+        )
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": (self._prompt_text(index) if self._echo else "") + output.text,
+            "logprobs": logprobs,
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+        if self._options.return_token_ids:
+            choice["token_ids"] = [token.token_id for token in output.tokens]
+            choice["prompt_token_ids"] = list(prompt)
+        if self._options.params.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs_json(prompt, output.prompt_logprobs, self._tokens)
+        return choice
+
+    def chunk_object(self) -> str:
+        return "text_completion"
+
+    def object(self) -> str:
+        return "text_completion"
+
+    def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
+        return [] if params.logprobs is None else shown_tokens(delta, self._tokens, params)
+
+    def _prompt_text(self, index: int) -> str:
+        return self._prompt_texts[index // self._options.params.n]
+
+    def _logprobs_of(
+        self, index: int, items: list[SampledToken], prompt: list[int] | None = None, output: Output | None = None
+    ) -> dict[str, Any] | None:
+        if self._options.params.logprobs is None:
+            return None
+        maker = self._logprobs[index]
+        if not self._echo or prompt is None or output is None:
+            return maker.of_output(items)
+        before, after = maker.of_prompt(prompt, output.prompt_logprobs), maker.of_output(items)
+        return {name: before[name] + after[name] for name in before}

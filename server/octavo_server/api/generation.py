@@ -1,0 +1,243 @@
+"""From a parsed request to an answer: submit, then stream or collect. Chat and completions differ in shape alone.
+
+Whatever happens (an error, a client that went away, a full queue), the engine's side is aborted on the way out.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aiohttp import web
+
+from octavo_server.api.error_response import ApiError
+from octavo_server.api.sse import EventStream
+from octavo_server.api.state import STATE, ServerState
+from octavo_server.engine.admission import check_request
+from octavo_server.engine.request import FinishReason, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from octavo_server.api.schemas import GenerationOptions
+    from octavo_server.engine.async_engine import RequestStream
+    from octavo_server.engine.engine import OutputDelta
+    from octavo_server.engine.outputs import PromptLogprob, SampledToken
+
+IGNORED_HEADER = "X-Octavo-Ignored"
+MAX_IGNORED_BYTES = 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class Output:
+    """One choice as it has come so far."""
+
+    request: Request
+    text: str = ""
+    tokens: list[SampledToken] = field(default_factory=list)
+    shown: list[SampledToken] = field(default_factory=list)
+    """Those that the text shows."""
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """Counts of one client's request; the same streamed and not."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def add(self, delta: OutputDelta) -> None:
+        self.completion_tokens += len(delta.tokens)
+        # Of n outputs the first computes the prompt; what the others find is its own work.
+        if delta.index == 0 and delta.finish_reason is not None:
+            self.cached_tokens += delta.num_cached_tokens
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class Shape(Protocol):
+    """How an endpoint words its answer; one instance a request, since a stream's offsets are its state."""
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The choice of a stream's first chunk, before any token; None where there is none."""
+
+    def delta(self, index: int, delta: OutputDelta) -> dict[str, Any]:
+        """The choice of a further chunk."""
+
+    def choice(self, index: int, output: Output) -> dict[str, Any]:
+        """The whole choice of an answer that is not streamed."""
+
+    def chunk_object(self) -> str:
+        """`object` of a chunk."""
+
+    def object(self) -> str:
+        """`object` of the answer."""
+
+    def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
+        """The delta's tokens that the text shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One client's request on its way through the engine."""
+
+    state: ServerState
+    options: GenerationOptions
+    requests: tuple[Request, ...]
+    shape: Shape
+    response_id: str
+    created: int
+
+    @property
+    def first_index(self) -> dict[str, int]:
+        """Request id → index of its first choice."""
+        n = self.options.params.n
+        return {request.request_id: number * n for number, request in enumerate(self.requests)}
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.requests) * self.options.params.n
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Names the fields that were ignored, within the header's bound."""
+        names = ", ".join(name for name in self.options.ignored if name.isascii() and name.isprintable())
+        if len(names) > MAX_IGNORED_BYTES:
+            names = names[: MAX_IGNORED_BYTES - 3].rsplit(", ", 1)[0] + ", …".encode("ascii", "replace").decode()
+        return {IGNORED_HEADER: names} if names else {}
+
+    def envelope(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What stands around choices."""
+        return {
+            "id": self.response_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.options.model,
+            "choices": choices,
+        }
+
+
+def make_requests(
+    state: ServerState, options: GenerationOptions, prompts: Iterable[Sequence[int]], params: SamplingParams
+) -> tuple[Request, ...]:
+    """One engine request a prompt, all checked.
+
+    Raises:
+        InvalidRequestError: one of them can never run.
+    """
+    loaded = state.ready_engine()
+    requests = tuple(
+        Request(
+            request_id=state.new_id(),
+            prompt_token_ids=tuple(prompt),
+            params=params,
+            arrival_s=time.monotonic(),
+            priority=options.priority,
+            cache_salt=options.cache_salt,
+        )
+        for prompt in prompts
+    )
+    for request in requests:
+        check_request(request, loaded.engine.limits)
+    return requests
+
+
+async def answer(http: web.Request, generation: Generation) -> web.StreamResponse:
+    """Runs the generation and answers, streamed or whole."""
+    engine = generation.state.engine
+    stream = engine.submit(generation.requests)
+    try:
+        if generation.options.stream:
+            return await _stream(http, generation, stream)
+        return await _collect(generation, stream)
+    finally:
+        engine.abort(stream)
+
+
+async def _collect(generation: Generation, stream: RequestStream) -> web.Response:
+    first_index, shape = generation.first_index, generation.shape
+    params = generation.options.params
+    outputs = [Output(request=request) for request in generation.requests for _ in range(params.n)]
+    usage = _usage(generation)
+    while deltas := await stream.read():
+        for delta in deltas:
+            _raise_failure(generation.state, delta)
+            usage.add(delta)
+            output = outputs[first_index[delta.request_id] + delta.index]
+            output.text += delta.text
+            output.tokens += delta.tokens
+            output.shown += shape.shown(delta, params)
+            output.prompt_logprobs += delta.prompt_logprobs
+            output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
+    choices = [shape.choice(index, output) for index, output in enumerate(outputs)]
+    body = {**generation.envelope(shape.object(), choices), "usage": usage.as_json()}
+    return web.json_response(body, headers=generation.headers)
+
+
+async def _stream(http: web.Request, generation: Generation, stream: RequestStream) -> web.StreamResponse:
+    shape, first_index, usage = generation.shape, generation.first_index, _usage(generation)
+    include_usage = generation.options.include_usage
+    events = EventStream(http, generation.headers)
+
+    def chunk(choice: Mapping[str, Any]) -> dict[str, Any]:
+        envelope = generation.envelope(shape.chunk_object(), [choice])
+        return {**envelope, "usage": None} if include_usage else envelope
+
+    await events.open()
+    openings = [shape.opening(index) for index in range(generation.num_choices)]
+    await events.send([chunk(choice) for choice in openings if choice is not None])
+    while deltas := await stream.read():
+        chunks = []
+        for delta in deltas:
+            if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                await events.send(chunks)
+                failure = _failure(generation.state, delta)
+                return await events.close(str(failure), status=failure.status, code=failure.code)
+            usage.add(delta)
+            if _says_something(generation.options, delta):
+                chunks.append(chunk(shape.delta(first_index[delta.request_id] + delta.index, delta)))
+        await events.send(chunks)
+    if include_usage:
+        await events.send([{**generation.envelope(shape.chunk_object(), []), "usage": usage.as_json()}])
+    return await events.close()
+
+
+def _says_something(options: GenerationOptions, delta: OutputDelta) -> bool:
+    """False where a chunk would be empty: text is held back, or half a character came."""
+    details = options.params.logprobs is not None or options.return_token_ids
+    return bool(delta.text or delta.finish_reason or delta.prompt_logprobs or (details and delta.tokens))
+
+
+def _usage(generation: Generation) -> Usage:
+    return Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in generation.requests))
+
+
+def _raise_failure(state: ServerState, delta: OutputDelta) -> None:
+    if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+        raise _failure(state, delta)
+
+
+def _failure(state: ServerState, delta: OutputDelta) -> ApiError:
+    """503 where the server goes, 500 where this request alone failed."""
+    message = delta.error or "the request was ended"
+    if state.draining:
+        return ApiError(503, message, code="draining", close=True)
+    if state.engine.failure is not None:
+        return ApiError(503, message, code="engine_dead", close=True)
+    return ApiError(500, message, code="generation_failed")
+
+
+def generation_of(http: web.Request, **parts: Any) -> Generation:
+    """A generation for this HTTP request, with a new id and the time of day."""
+    return Generation(state=http.app[STATE], created=int(time.time()), **parts)

@@ -1,0 +1,78 @@
+"""What probes, scrapers and the control plane read. Open without a key, and answered from the first moment."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from aiohttp import web
+
+from octavo_server.api.error_response import ApiError
+from octavo_server.api.state import STATE
+from octavo_server.engine.async_engine import EngineState
+from octavo_server.metrics import CONTENT_TYPE
+
+
+async def health(http: web.Request) -> web.Response:
+    """200 while loading makes progress or steps end; 503 when stuck or dead."""
+    engine = http.app[STATE].engine
+    if engine.is_healthy:
+        return web.json_response({"status": "ok"})
+    if engine.state is EngineState.READY:
+        raise ApiError(503, "the engine is stuck: work is there, but no step ends", code="engine_stuck")
+    if engine.state is EngineState.LOADING:
+        raise ApiError(503, "loading is stuck: nothing has moved for too long", code="loading_stuck")
+    raise ApiError(503, "the engine is dead", code="engine_dead")
+
+
+async def ready(http: web.Request) -> web.Response:
+    """200 when loaded and not draining."""
+    http.app[STATE].ready_engine()
+    return web.json_response({"status": "ready"})
+
+
+async def startup(http: web.Request) -> web.Response:
+    """How far the start has come; always 200."""
+    progress = http.app[STATE].engine.progress
+    return web.json_response(
+        {
+            "stage": progress.stage,
+            "bytes": progress.bytes,
+            "total_bytes": progress.total_bytes,
+            "stage_seconds": progress.stage_seconds,
+            "message": progress.message,
+        }
+    )
+
+
+async def load(http: web.Request) -> web.Response:
+    """How busy the server is; what the autoscaler and the gateway read."""
+    state = http.app[STATE]
+    now = state.engine.snapshot
+    return web.json_response(
+        {
+            "pressure": now.pressure,
+            "running": now.num_running,
+            "waiting": now.num_waiting,
+            "draining": state.draining,
+            "requests_total": state.engine.num_accepted,
+            "kv_usage": now.kv_usage,
+        }
+    )
+
+
+async def metrics(http: web.Request) -> web.Response:
+    """Prometheus text."""
+    return web.Response(body=http.app[STATE].metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def version_(_http: web.Request) -> web.Response:
+    """The installed version of Octavo."""
+    return web.json_response({"version": octavo_version()})
+
+
+def octavo_version() -> str:
+    """The installed distribution's version; "unknown" in a checkout that was never installed."""
+    try:
+        return version("octavo")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,70 @@
+"""What every handler needs, handed over as one value; no handler keeps anything of its own."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from octavo_server.api.error_response import ApiError
+from octavo_server.engine.async_engine import AsyncEngine, EngineState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from octavo_server.config import ServerConfig
+    from octavo_server.engine.build import LoadedEngine
+    from octavo_server.metrics import ServerMetrics
+
+
+def _new_id() -> str:
+    return secrets.token_hex(12)
+
+
+@dataclass(slots=True, kw_only=True)
+class ServerState:
+    """The server's parts, and whether it is draining."""
+
+    config: ServerConfig
+    engine: AsyncEngine
+    metrics: ServerMetrics
+    model_names: tuple[str, ...]
+    """Names that clients may ask for; the first is the label of metrics."""
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Unix seconds of the start; `created` of `/v1/models`."""
+    new_id: Callable[[], str] = _new_id
+    draining: bool = False
+    num_active: int = 0
+    """Generation handlers that have not ended."""
+
+    def ready_engine(self) -> LoadedEngine:
+        """The loaded engine.
+
+        Raises:
+            ApiError: 503 while loading or draining, or when the engine is dead.
+        """
+        if self.draining:
+            raise ApiError(503, "the server is shutting down; ask another one", code="draining", close=True)
+        if self.engine.state is EngineState.LOADING:
+            stage = self.engine.progress.stage.replace("_", " ")
+            raise ApiError(503, f"the model is not ready yet ({stage})", code="loading", headers={"Retry-After": "5"})
+        if self.engine.state is not EngineState.READY or self.engine.loaded is None:
+            raise ApiError(503, "the engine has ended; the server is about to restart", code="engine_dead", close=True)
+        return self.engine.loaded
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError 404 for a model that is not served here."""
+        if name not in self.model_names:
+            known = ", ".join(self.model_names)
+            raise ApiError(
+                404,
+                f"the model {name[:200]!r} is not served here; served: {known}",
+                code="model_not_found",
+                param="model",
+            )
+
+
+STATE = web.AppKey("state", ServerState)

@@ -1,0 +1,53 @@
+"""`POST /tokenize` and `/detokenize`, in vLLM's shapes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from octavo_server.api.body import read_json
+from octavo_server.api.chat import render
+from octavo_server.api.fields import Fields
+from octavo_server.api.generation import IGNORED_HEADER
+from octavo_server.api.schemas import parse_chat
+from octavo_server.api.state import STATE
+
+
+async def tokenize(http: web.Request) -> web.Response:
+    """Token ids of a prompt, or of chat messages as the template renders them."""
+    state = http.app[STATE]
+    loaded = state.ready_engine()
+    body = await read_json(http)
+    if body.get("messages") is not None:
+        chat = parse_chat({**body, "model": body.get("model") or state.model_names[0]}, loaded.defaults)
+        state.check_model(chat.options.model)
+        ignored = chat.options.ignored
+        ids = await asyncio.to_thread(render, loaded, chat)
+    else:
+        fields = Fields(body)
+        state.check_model(fields.text("model") or state.model_names[0])
+        prompt = fields.text("prompt")
+        if prompt is None:
+            raise fields.fail("prompt", "a string (or send messages)")
+        add_special_tokens = fields.boolean("add_special_tokens", default=True)
+        ignored = fields.unread()
+        ids = await asyncio.to_thread(loaded.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
+    answer = {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.limits.max_sequence_tokens}
+    return web.json_response(answer, headers={IGNORED_HEADER: ", ".join(ignored)[:1024]} if ignored else {})
+
+
+async def detokenize(http: web.Request) -> web.Response:
+    """The text of token ids."""
+    state = http.app[STATE]
+    loaded = state.ready_engine()
+    fields = Fields(await read_json(http))
+    state.check_model(fields.text("model") or state.model_names[0])
+    ids = fields.array("tokens", max_items=2**20)
+    size = loaded.engine.limits.vocab_size
+    if ids is None or not all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < size for item in ids
+    ):
+        raise fields.fail("tokens", f"an array of token ids from 0 to {size - 1}")
+    text = await asyncio.to_thread(loaded.tokenizer.decode, ids, skip_special_tokens=False)
+    return web.json_response({"prompt": text})

@@ -1,0 +1,177 @@
+"""The server's commands: `serve`, `generate`, `bench`, `collect-env`. `octavo` hands them over to `main`.
+
+Everything a person can do wrong ends here as one line on stderr and an exit status: 2 for a setting that cannot be
+used, 1 for anything else. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import importlib.util
+import logging
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from octavo_server.config import EngineConfig, ServerConfig
+from octavo_server.errors import ConfigError, OctavoError, StartupError
+from octavo_server.flags import FlagParser, add_config_file, add_flags, build, read_settings
+from octavo_server.termination import write_termination_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+FORCED_EXIT = 143
+"""128 + SIGTERM: a second signal cut off what ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One word after `octavo`."""
+
+    run: Callable[[Sequence[str]], int]
+    help: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    command = COMMANDS.get(argv[0])
+    if command is None:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists all"
+        return _fail(ConfigError(f"there is no command {argv[0]!r}; {hint}"))
+    try:
+        return command.run(argv[1:])
+    except OctavoError as error:
+        return _fail(error)
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:<12} {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: octavo COMMAND [ARGUMENTS]", "", *lines, "", "octavo COMMAND --help explains one."])
+
+
+def serve(argv: Sequence[str]) -> int:
+    """`octavo serve MODEL`: the OpenAI-compatible server of one model."""
+    parser = FlagParser(prog="octavo serve", description="Serve one model over HTTP, compatible with OpenAI's API.")
+    for config in (EngineConfig, ServerConfig):
+        add_flags(parser, config)
+    add_config_file(parser)
+    try:
+        settings = read_settings(parser.parse_strictly(argv), os.environ, EngineConfig, ServerConfig)
+        engine_config, server_config = build(EngineConfig, settings), build(ServerConfig, settings)
+        _set_up_logging(server_config.log_level)
+        return _serve(engine_config, server_config)
+    except OctavoError as error:
+        # In a pod the operator reads this line and shows it in the resource's status.
+        write_termination_log(error.reason if isinstance(error, StartupError) else "EngineCrashed", str(error))
+        raise
+
+
+def _serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
+    from octavo_server.api.server import EndNow, make_state, serve
+
+    async def run() -> bool:
+        return await serve(make_state(engine_config, server_config))
+
+    status = 0
+    try:
+        thread_ended = asyncio.run(run())
+    except EndNow:
+        status, thread_ended = FORCED_EXIT, False
+    if not thread_ended:
+        # The interpreter would wait for, or crash in, a thread that is inside a kernel or an import.
+        _leave_now(status)
+    return status
+
+
+def _leave_now(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def generate(argv: Sequence[str]) -> int:
+    """`octavo generate MODEL PROMPT…`: answers prompts without a server."""
+    parser = FlagParser(prog="octavo generate", description="Answer prompts without a server.")
+    add_flags(parser, EngineConfig)
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="one or more prompts")
+    parser.add_argument("--max-tokens", type=int, default=256, help="tokens of each answer at most (default: 256)")
+    parser.add_argument("--temperature", type=float, default=None, help="0 is greedy (default: the model's own)")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt instead of asking it as a chat message")
+    values = parser.parse_strictly(argv)
+    settings = read_settings(values, os.environ, EngineConfig)
+    config = build(EngineConfig, settings)
+    if not values.prompts:
+        raise ConfigError("PROMPT is missing: octavo generate MODEL 'What is Kubernetes?'")
+    _set_up_logging("warning")
+    from dataclasses import replace
+
+    from octavo_server.llm import LLM
+
+    llm = LLM.from_config(config)
+    params = replace(llm.get_default_sampling_params(), max_tokens=values.max_tokens)
+    if values.temperature is not None:
+        params = replace(params, temperature=values.temperature)
+    if values.raw:
+        outputs = llm.generate(values.prompts, params)
+    else:
+        outputs = llm.chat([[{"role": "user", "content": prompt}] for prompt in values.prompts], params)
+    for output in outputs:
+        print(output.outputs[0].text)
+    return 0
+
+
+def bench(argv: Sequence[str]) -> int:
+    """`octavo bench serve|throughput`."""
+    from octavo_server.bench.cli import main as bench_main
+
+    return bench_main(argv)
+
+
+def collect_env(argv: Sequence[str]) -> int:
+    """`octavo collect-env`: what a bug report needs."""
+    FlagParser(prog="octavo collect-env", description="Print what a bug report needs.").parse_strictly(argv)
+    from importlib import metadata
+
+    print(f"python: {platform.python_version()} on {platform.platform()}")
+    print(f"processors: {os.cpu_count()} ({platform.machine()})")
+    for name in ("octavo", "torch", "triton", "transformers", "tokenizers", "aiohttp", "numpy"):
+        try:
+            print(f"{name}: {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            print(f"{name}: not installed")
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        print(f"GPUs: {', '.join(names) or 'none'}")
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "serve": Command(run=serve, help="serve one model over HTTP"),
+    "generate": Command(run=generate, help="answer prompts without a server"),
+    "bench": Command(run=bench, help="measure a server (serve) or the engine alone (throughput)"),
+    "collect-env": Command(run=collect_env, help="print what a bug report needs"),
+}
+
+
+def _fail(error: OctavoError) -> int:
+    line = " ".join(str(error).split())
+    print(f"octavo: error: {line}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )

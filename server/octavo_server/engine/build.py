@@ -1,0 +1,222 @@
+"""From a configuration to an engine that is ready: weights, tokenizer, KV cache, runner, warm-up.
+
+The one place where autos become values, because only here are the model and the machine both known. Imports torch
+inside, so that the port may open first.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo_server.capacity import KVPlan, KVShape, default_cpu_kv_bytes, plan_kv_cache, usable_memory_bytes
+from octavo_server.engine.engine import Engine
+from octavo_server.engine.kv_cache_manager import KVCacheManager
+from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.waiting_queue import SchedulingPolicy
+from octavo_server.errors import ConfigError, StartupError
+
+if TYPE_CHECKING:
+    from octavo_server.config import EngineConfig, ResolvedLimits
+    from octavo_server.engine.startup import StartupProgress
+    from octavo_server.metrics import ServerMetrics
+    from octavo_server.models.config import GenerationDefaults
+    from octavo_server.models.loader import LoadedModel
+    from octavo_server.tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Nothing compiles on a CPU: a warm-up there only touches memory and starts torch's threads.
+CPU_WARM_UP_TOKENS, CPU_WARM_UP_SEQS = 16, 4
+_CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEngine:
+    """An engine and what stands beside it."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    """Sampling values for what a request leaves out."""
+
+
+def build_engine(config: EngineConfig, progress: StartupProgress, metrics: ServerMetrics | None = None) -> LoadedEngine:
+    """Loads the model and everything around it.
+
+    Raises:
+        StartupError: with the reason that the control plane shows.
+    """
+    from octavo_server.models.config import GenerationDefaults, load_model_config
+    from octavo_server.models.location import resolve_location
+
+    # What can be known without torch is checked before it: a typing error should not take seconds to be told.
+    resolve_location(config.model)
+    template = _chat_template(config.chat_template)
+    model_config = load_model_config(config.model)
+    device = resolve_device(config.device)
+    limits = config.resolve(
+        context_length=model_config.max_positions, device=device, device_memory_bytes=_device_memory_bytes(device)
+    )
+    progress.enter("loading_weights")
+    model = _load_model(config, device, progress)
+    from octavo_server.tokenizer.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model, chat_template=template)
+    plan = _plan_kv_cache(config, limits, model, device)
+    progress.enter("warming_up")
+    engine = _make_engine(config, limits, plan, model, tokenizer, metrics)
+    _log_plan(plan, model, device)
+    defaults = model_config.generation if config.generation_config == "auto" else GenerationDefaults()
+    return LoadedEngine(engine=engine, tokenizer=tokenizer, defaults=defaults)
+
+
+def resolve_device(device: str) -> str:
+    """Turns auto into the first GPU, or the CPU where there is none.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ConfigError("--device cuda: torch finds no GPU here; use --device cpu, or install a torch build for it")
+    if device == "auto":
+        return "cuda" if has_gpu else "cpu"
+    return device
+
+
+def _load_model(config: EngineConfig, device: str, progress: StartupProgress) -> LoadedModel:
+    import torch
+
+    from octavo_server.models.loader import load_model
+
+    try:
+        return load_model(config.model, dtype=config.dtype, device=device, on_progress=progress.add_bytes)
+    except torch.OutOfMemoryError as error:
+        raise StartupError(
+            "GPUOutOfMemory", "the weights do not fit into the GPU's memory; use a larger one"
+        ) from error
+    except MemoryError as error:
+        raise StartupError("HostOutOfMemory", "the weights do not fit into this machine's memory") from error
+
+
+def _plan_kv_cache(config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, device: str) -> KVPlan:
+    shape = KVShape(
+        num_layers=model.config.num_layers,
+        num_kv_heads=model.config.num_kv_heads,
+        head_dim=model.config.head_dim,
+        bytes_per_element=model.dtype.itemsize,
+        block_size=config.block_size,
+    )
+    return plan_kv_cache(
+        shape=shape,
+        budget_bytes=config.kv_cache_memory_bytes or _kv_budget_bytes(config, limits, model, shape, device),
+        context_length=limits.max_model_len,
+        asked_max_model_len=config.max_model_len,
+        num_blocks_override=config.num_gpu_blocks_override,
+    )
+
+
+def _kv_budget_bytes(
+    config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, shape: KVShape, device: str
+) -> int:
+    """What the cache may take where nobody said."""
+    if device == "cpu":
+        return default_cpu_kv_bytes(
+            shape=shape,
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=limits.max_model_len,
+            memory_bytes=_host_memory_bytes(),
+            # The weights are already taken from what the machine says is available, but not from a cgroup's limit.
+            weight_bytes=model.num_weight_bytes,
+        )
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    activations = limits.max_num_batched_tokens * (4 * model.config.hidden_size + 2 * model.config.intermediate_size)
+    logits = limits.max_num_seqs * model.config.vocab_size * 4 * 3
+    reserved = activations * model.dtype.itemsize + logits + int((1 - config.gpu_memory_utilization) * total)
+    return max(0, free - reserved)
+
+
+def _make_engine(
+    config: EngineConfig,
+    limits: ResolvedLimits,
+    plan: KVPlan,
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    metrics: ServerMetrics | None,
+) -> Engine:
+    from octavo_server.engine.model_runner import DecoderRunner
+
+    runner = DecoderRunner(model.decoder, model.kv_cache_spec(plan.num_blocks, config.block_size))
+    is_cpu = model.backend.device.type == "cpu"
+    runner.warm_up(
+        CPU_WARM_UP_TOKENS if is_cpu else limits.max_num_batched_tokens,
+        CPU_WARM_UP_SEQS if is_cpu else limits.max_num_seqs,
+    )
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=plan.max_model_len,
+            policy=SchedulingPolicy(config.scheduling_policy),
+            eos_token_ids=frozenset(model.config.eos_token_ids),
+        ),
+        KVCacheManager(
+            num_blocks=plan.num_blocks,
+            block_size=config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+        ),
+    )
+    return Engine(
+        scheduler=scheduler,
+        runner=runner,
+        tokens=tokenizer,
+        vocab_size=model.config.vocab_size,
+        metrics=metrics,
+        seed=config.seed,
+    )
+
+
+def _log_plan(plan: KVPlan, model: LoadedModel, device: str) -> None:
+    logger.info(
+        "%s on %s with %s kernels in %s: weights %.1f MiB, KV cache %.1f MiB for %d tokens, context %d tokens",
+        model.config.architecture,
+        device,
+        model.backend.name,
+        str(model.dtype).removeprefix("torch."),
+        model.num_weight_bytes / 2**20,
+        plan.total_bytes / 2**20,
+        plan.capacity_tokens,
+        plan.max_model_len,
+    )
+
+
+def _chat_template(given: str | None) -> str | None:
+    """The template's source: the file that `given` names, or `given` itself where it is one."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read --chat-template {given}: {error}") from error
+
+
+def _device_memory_bytes(device: str) -> int:
+    if device == "cpu":
+        return 0
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _host_memory_bytes() -> int:
+    paths = [Path(name) for name in _CGROUP_FILES]
+    limits = [path.read_text() for path in paths if path.is_file()]
+    meminfo = Path("/proc/meminfo")
+    return usable_memory_bytes(meminfo=meminfo.read_text() if meminfo.is_file() else "", cgroup_limits=limits)
