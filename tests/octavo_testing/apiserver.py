@@ -79,7 +79,13 @@ class ApiServer:
         self._context = ssl.create_default_context(cafile=str(self.ca_file))
 
     def request(
-        self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", token: str = ADMIN_TOKEN
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        content_type: str = "application/json",
+        token: str = ADMIN_TOKEN,
     ) -> Answer:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {token}", "Content-Type": content_type}
@@ -99,7 +105,9 @@ class ApiServer:
         assert answer.status in (201, 409), answer.message
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.request("GET", "/apis/octavo.dev/v1alpha1/modeldeployments").status != 200:
-            conditions = self.request("GET", f"{path}/{crd['metadata']['name']}").body.get("status", {}).get("conditions")
+            conditions = (
+                self.request("GET", f"{path}/{crd['metadata']['name']}").body.get("status", {}).get("conditions")
+            )
             assert time.monotonic() < deadline, conditions
             time.sleep(0.05)
 

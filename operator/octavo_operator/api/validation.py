@@ -39,7 +39,9 @@ SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 RESOURCE_NAME = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
 PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
-RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key)(=.*)?"
+RESERVED_ARG = (
+    r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key)(=.*)?"
+)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 SPREADS = ("Soft", "Hard", "None")
 MAX_REPLICAS = 1000
@@ -123,7 +125,9 @@ def _served_names(spec: ObjectReader) -> tuple[str, ...]:
     names = spec.strings("servedNames", most=16)
     for name in names:
         if not re.fullmatch(SERVED_NAME, name):
-            spec.complain("servedNames", f"{name!r} must begin with a letter or digit and hold only those and . _ : / -")
+            spec.complain(
+                "servedNames", f"{name!r} must begin with a letter or digit and hold only those and . _ : / -"
+            )
     if len(set(names)) != len(names):
         spec.complain("servedNames", "holds a name twice")
     return names
@@ -160,7 +164,9 @@ def _engine(raw: ObjectReader) -> EngineSettings:
     )
     for arg in result.extra_args:
         if re.fullmatch(RESERVED_ARG, arg):
-            raw.complain("extraArgs", f"may not set {arg.split('=')[0]}: the operator, the probes and the gateway rely on it")
+            raw.complain(
+                "extraArgs", f"may not set {arg.split('=')[0]}: the operator, the probes and the gateway rely on it"
+            )
     raw.finish()
     return result
 

@@ -1,0 +1,190 @@
+"""What was observed as conditions: for each a status, one reason and one sentence with numbers.
+
+| type | True when |
+|---|---|
+| Ready | every wanted replica of the wanted revision serves (or zero is wanted and a request wakes it) |
+| Available | at least one replica serves |
+| Progressing | something is on its way to what is wanted |
+| Scheduled | no pod waits for a node |
+| ScalingActive | the HorizontalPodAutoscaler reads the pressure (only where `scaling` is set) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from octavo_operator.api import reasons
+from octavo_operator.api.types import JsonObject, ModelDeployment
+from octavo_operator.desired.render import Desired
+from octavo_operator.diagnosis import Finding, diagnose_deployment, diagnose_pod, quote, worst
+from octavo_operator.observed import Observed
+from octavo_operator.plan import is_whole
+
+READY, AVAILABLE, PROGRESSING = "Ready", "Available", "Progressing"
+SCHEDULED, SCALING_ACTIVE = "Scheduled", "ScalingActive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One metav1.Condition without its times."""
+
+    kind: str
+    status: bool | None
+    """None is Unknown."""
+    reason: str
+    message: str
+
+
+def make_conditions(resource: ModelDeployment, desired: Desired, observed: Observed) -> tuple[Condition, ...]:
+    """The conditions of a valid resource whose plan was carried out."""
+    findings = _findings(resource, observed)
+    conditions = [
+        _ready(resource, desired, observed, findings),
+        _available(observed, wanted=desired.replicas),
+        _progressing(resource, desired, observed, findings),
+        _scheduled(observed, findings),
+    ]
+    if resource.spec.scaling is not None:
+        conditions.append(_scaling_active(resource, observed))
+    return tuple(conditions)
+
+
+def make_failed_conditions(observed: Observed, failure: Finding) -> tuple[Condition, ...]:
+    """The conditions where a step failed: what runs goes on, and Ready and Progressing name the failure."""
+    return (
+        Condition(kind=READY, status=False, reason=failure.reason, message=failure.sentence),
+        _available(observed, wanted=1),
+        Condition(kind=PROGRESSING, status=False, reason=failure.reason, message=failure.sentence),
+    )
+
+
+def merge_conditions(
+    old: Iterable[JsonObject], new: Iterable[Condition], *, generation: int, now: str
+) -> list[dict[str, Any]]:
+    """Conditions as JSON; `now` is the transition time of those whose status changed."""
+    known = {condition["type"]: condition for condition in old}
+    return [_as_json(condition, known.get(condition.kind), generation, now) for condition in new]
+
+
+def _as_json(condition: Condition, old: JsonObject | None, generation: int, now: str) -> dict[str, Any]:
+    status = {True: "True", False: "False", None: "Unknown"}[condition.status]
+    is_same = old is not None and old["status"] == status
+    return {
+        "type": condition.kind,
+        "status": status,
+        "observedGeneration": generation,
+        "lastTransitionTime": old["lastTransitionTime"] if old is not None and is_same else now,
+        "reason": condition.reason,
+        "message": condition.message,
+    }
+
+
+def _findings(resource: ModelDeployment, observed: Observed) -> tuple[Finding, ...]:
+    gpu = resource.spec.resources.gpu.resource_name
+    of_pods = (diagnose_pod(pod, observed.startups.get(pod.name), observed.nodes, gpu) for pod in observed.living_pods)
+    of_deployments = (diagnose_deployment(deployment) for deployment in observed.deployments.values())
+    return tuple(finding for finding in (*of_deployments, *of_pods) if finding is not None)
+
+
+def _ready(resource: ModelDeployment, desired: Desired, observed: Observed, findings: tuple[Finding, ...]) -> Condition:
+    ready, wanted = len(observed.ready_pods(desired.revision)), desired.replicas
+    count = f"{ready} of {wanted} replicas ready"
+    if observed.rivals:
+        held = "; ".join(
+            f"{rival.served_name!r} is held by the older {rival.namespace}/{rival.name}" for rival in observed.rivals
+        )
+        message = f"{held}; {resource.namespace}/{resource.name} always routes here"
+        return Condition(kind=READY, status=False, reason=reasons.SERVED_NAME_CONFLICT, message=message)
+    if wanted == 0:
+        return _zero(resource)
+    if is_whole(desired, observed):
+        draining = _draining(observed)
+        return Condition(kind=READY, status=True, reason=reasons.ALL_READY, message=f"{count}{draining}")
+    finding = worst(findings) or Finding(reason=reasons.CREATING, sentence="the pods are being made")
+    serving = len(observed.ready_pods()) - ready
+    still = f"; {serving} of the revision before still serve" if serving else ""
+    return Condition(kind=READY, status=False, reason=finding.reason, message=f"{count}; {finding.sentence}{still}")
+
+
+def _zero(resource: ModelDeployment) -> Condition:
+    if resource.may_sleep:
+        message = "no replicas because nobody asks; the next request through the gateway wakes one"
+        return Condition(kind=READY, status=True, reason=reasons.SCALED_TO_ZERO, message=message)
+    message = "replicas is 0; set it to 1 or more to serve"
+    return Condition(kind=READY, status=False, reason=reasons.SCALED_TO_ZERO, message=message)
+
+
+def _draining(observed: Observed) -> str:
+    draining = sum(pod.is_terminating for pod in observed.pods)
+    return f"; {draining} drain" if draining else ""
+
+
+def _available(observed: Observed, *, wanted: int) -> Condition:
+    ready = len(observed.ready_pods())
+    if ready:
+        message = f"{ready} replicas take requests"
+        return Condition(kind=AVAILABLE, status=True, reason=reasons.SOME_READY, message=message)
+    draining = sum(pod.is_terminating for pod in observed.pods)
+    if draining:
+        message = f"no replica takes requests; {draining} finish what runs"
+        return Condition(kind=AVAILABLE, status=False, reason=reasons.DRAINING, message=message)
+    alive = reasons.STARTING if observed.living_pods else reasons.CREATING
+    reason = alive if wanted else reasons.SCALED_TO_ZERO
+    return Condition(kind=AVAILABLE, status=False, reason=reason, message="no replica takes requests")
+
+
+def _progressing(
+    resource: ModelDeployment, desired: Desired, observed: Observed, findings: tuple[Finding, ...]
+) -> Condition:
+    if resource.spec.suspend:
+        message = "suspend is true: rollout, scaling and repair rest, running pods stay"
+        return Condition(kind=PROGRESSING, status=False, reason=reasons.SUSPENDED, message=message)
+    others = [revision for revision in observed.deployments if revision != desired.revision]
+    if not others and is_whole(desired, observed):
+        message = f"revision {desired.revision} runs with {desired.replicas} replicas"
+        return Condition(kind=PROGRESSING, status=False, reason=reasons.ROLLED_OUT, message=message)
+    if others:
+        message = f"revision {desired.revision} replaces {', '.join(others)}"
+        return Condition(kind=PROGRESSING, status=True, reason=reasons.ROLLING_OUT, message=message)
+    finding = worst(findings) or Finding(reason=reasons.CREATING, sentence="the pods are being made")
+    return Condition(kind=PROGRESSING, status=True, reason=finding.reason, message=finding.sentence)
+
+
+_UNSCHEDULED = frozenset(
+    {
+        reasons.INSUFFICIENT_GPU,
+        reasons.INSUFFICIENT_RESOURCES,
+        reasons.NODE_SELECTOR_MISMATCH,
+        reasons.TAINT_NOT_TOLERATED,
+        reasons.VOLUME_UNBOUND,
+        reasons.UNSCHEDULABLE,
+    }
+)
+
+
+def _scheduled(observed: Observed, findings: tuple[Finding, ...]) -> Condition:
+    finding = worst(finding for finding in findings if finding.reason in _UNSCHEDULED)
+    if finding is not None:
+        return Condition(kind=SCHEDULED, status=False, reason=finding.reason, message=finding.sentence)
+    message = f"{len(observed.living_pods)} pods have a node"
+    return Condition(kind=SCHEDULED, status=True, reason=reasons.ALL_SCHEDULED, message=message)
+
+
+def _scaling_active(resource: ModelDeployment, observed: Observed) -> Condition:
+    if resource.wanted_replicas == 0:
+        message = "at zero replicas the autoscaler rests; a request wakes the model"
+        return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.SCALED_TO_ZERO, message=message)
+    scaler = observed.objects.get(("HorizontalPodAutoscaler", resource.name), {})
+    found = (each for each in scaler.get("status", {}).get("conditions") or [] if each["type"] == SCALING_ACTIVE)
+    active = next(found, None)
+    if active is None:
+        message = "the autoscaler has not looked yet"
+        return Condition(kind=SCALING_ACTIVE, status=None, reason=reasons.SCALER_STARTING, message=message)
+    message = quote(str(active.get("message", "")))
+    if active["status"] == "True":
+        return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALER_READY, message=message)
+    if not observed.ready_pods():
+        message = "no replica is ready, so there is no pressure to scale on"
+    return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.METRICS_UNAVAILABLE, message=message)

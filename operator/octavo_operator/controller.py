@@ -1,0 +1,230 @@
+"""The running operator: joins watches, cache, queue, workers, leadership, autoscaling and the adapter in one process.
+
+Order of a start: the first lists fill the cache → kopf's watches begin → the leader's workers start on every key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import random
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import aiohttp
+import kopf
+
+from octavo_operator.apply import Executor, NotLeaderError
+from octavo_operator.autoscaling.scraper import Scraper
+from octavo_operator.config import OperatorConfig
+from octavo_operator.errors import ClusterError
+from octavo_operator.handlers import build_registry, build_settings
+from octavo_operator.kube.adapter_access import KubeAdapterAccess
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.kube.kinds import MODEL_DEPLOYMENT, WATCHED, Kind
+from octavo_operator.leader import LeaderElection
+from octavo_operator.loads import Loads
+from octavo_operator.metrics import Metrics
+from octavo_operator.metrics_adapter.lifecycle import MetricsAdapter
+from octavo_operator.metrics_adapter.store import MetricsStore
+from octavo_operator.object_cache import ObjectCache, ResourceKey
+from octavo_operator.observe import Observer
+from octavo_operator.probe import StartupProbe
+from octavo_operator.reconcile import Reconciler
+from octavo_operator.web import make_app, serving
+from octavo_operator.work_queue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+STUCK_AFTER_S = 300.0
+CRD_RETRY_S = 2.0
+
+
+class Controller:
+    """Owns every task of the operator."""
+
+    def __init__(self, config: OperatorConfig, kube: KubeClient, session: aiohttp.ClientSession) -> None:
+        self._config = config
+        self._kube = kube
+        self._cache = ObjectCache()
+        self._metrics = Metrics()
+        self._queue: WorkQueue[ResourceKey] = WorkQueue(jitter=random.random)
+        self._store = MetricsStore()
+        self._loads = Loads(cache=self._cache, store=self._store, enqueue=self._queue.add, now=time.time)
+        self._leader = LeaderElection(
+            kube,
+            namespace=config.own_namespace,
+            name=config.lease_name,
+            identity=config.identity,
+            on_change=self._on_leadership,
+            clock=time.monotonic,
+        )
+        executor = Executor(
+            kube=kube, cache=self._cache, metrics=self._metrics, is_leader=lambda: self._leader.is_leader
+        )
+        observer = Observer(
+            kube=kube, cache=self._cache, probe=StartupProbe(session), loads=self._loads, clock=time.monotonic
+        )
+        self._reconciler = Reconciler(
+            kube=kube,
+            observer=observer,
+            executor=executor,
+            pods=config.pods,
+            gateway_url=config.gateway_url,
+            identity=config.identity,
+            now=lambda: datetime.datetime.now(datetime.UTC),
+        )
+        self._is_synced = False
+        self._moved_at = time.monotonic()
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT, or until a part dies, which then is raised."""
+        app = make_app(self._metrics, trouble=self._trouble, is_ready=lambda: self._is_synced)
+        async with serving(app, host=self._config.host, port=self._config.port) as port:
+            logger.info("operator started", extra={"port": port, "identity": self._config.identity})
+            await self._await_crd()
+            tasks = [self._spawn(name, coroutine) for name, coroutine in self._parts().items()]
+            try:
+                await self._watch()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+
+    def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
+        scraper = Scraper(self._store, self._loads.list_pods)
+        parts = {
+            "resync": self._resync(),
+            "leader": self._leader.run(),
+            "scraper": scraper.run(self._loads.on_round),
+            "gateways": self._loads.watch_gateways(self._kube, self._config.gateway_namespace),
+        }
+        if self._config.adapter is not None:
+            access = KubeAdapterAccess(self._kube)
+            adapter = MetricsAdapter(
+                self._config.adapter, kube=access, store=self._store, list_pods=self._loads.list_pods
+            )
+            parts["adapter"] = adapter.run()
+        return parts | {f"worker-{number}": self._work() for number in range(self._config.num_workers)}
+
+    async def _watch(self) -> None:
+        namespaces = self._config.namespaces
+        await kopf.operator(
+            registry=build_registry(self._on_event, self._kube.credentials),
+            settings=build_settings(),
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=self._stop,
+            identity=None,
+        )
+
+    def _on_event(self, kind: Kind, event_type: str | None, obj: dict[str, Any]) -> None:
+        obj = {**obj, "kind": kind.name, "apiVersion": kind.api_version}
+        touched = self._cache.remove(obj) if event_type == "DELETED" else self._cache.put(obj)
+        for key in touched:
+            self._queue.add(key)
+
+    async def _resync(self) -> None:
+        """Lists everything, again and again: heals what a watch never told, and looks at every resource anew."""
+        while True:
+            try:
+                for kind in WATCHED:
+                    for namespace in self._config.namespaces or ("",):
+                        listed = await self._kube.list(kind, namespace, kind.selector)
+                        self._cache.replace_kind(kind.name, namespace, listed)
+            except ClusterError as error:
+                logger.warning("lists cannot be read", extra={"error": str(error)})
+                await asyncio.sleep(CRD_RETRY_S)
+                continue
+            self._is_synced = True
+            self._enqueue_all()
+            await asyncio.sleep(self._config.resync_s)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.get()
+            try:
+                if self._leader.is_leader and self._is_synced:
+                    await self._reconcile(key)
+            finally:
+                self._queue.done(key)
+                self._moved_at = time.monotonic()
+                self._metrics.queue_depth.set(len(self._queue))
+
+    async def _reconcile(self, key: ResourceKey) -> None:
+        try:
+            with self._metrics.reconcile_seconds.time():
+                outcome = await self._reconciler.reconcile(key)
+        except NotLeaderError:
+            return
+        except ClusterError as error:
+            self._fail(key, "ClusterError", str(error))
+            return
+        except Exception:  # one broken resource must not stop the others
+            logger.exception("reconcile failed", extra={"resource": "/".join(key)})
+            self._fail(key, "Bug", "see the traceback above")
+            return
+        if outcome.failure is not None and outcome.is_retryable:
+            self._fail(key, outcome.failure.reason, outcome.failure.sentence)
+            return
+        self._queue.forgive(key)
+        if outcome.look_again_s is not None:
+            self._queue.add_after(key, outcome.look_again_s)
+
+    def _fail(self, key: ResourceKey, reason: str, sentence: str) -> None:
+        self._metrics.errors.labels(reason=reason).inc()
+        delay_s = self._queue.retry(key)
+        said = {"resource": "/".join(key), "reason": reason, "error": sentence, "again_in_s": round(delay_s, 2)}
+        logger.warning("reconcile is tried again", extra=said)
+
+    def _on_leadership(self, is_leader: bool) -> None:
+        self._metrics.is_leader.set(is_leader)
+        if is_leader:
+            self._enqueue_all()
+
+    def _enqueue_all(self) -> None:
+        keys = [(str(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])) for raw in self._cache.resources()]
+        self._metrics.model_deployments.set(len(keys))
+        for key in keys:
+            self._queue.add(key)
+
+    async def _await_crd(self) -> None:
+        """Kopf looks for the resource once only; an operator that comes before its CRD waits for it."""
+        path = f"/apis/{MODEL_DEPLOYMENT.api_version}"
+        said = ""
+        while True:
+            try:
+                if await self._kube.get_path(path) is not None:
+                    return
+                trouble = "the CRD modeldeployments.octavo.dev is not installed"
+            except ClusterError as error:
+                trouble = str(error)
+            if trouble != said:
+                logger.warning("waiting for the API", extra={"why": trouble})
+                said = trouble
+            await asyncio.sleep(CRD_RETRY_S)
+
+    def _trouble(self) -> str:
+        still_s = time.monotonic() - self._moved_at
+        if len(self._queue) and still_s > STUCK_AFTER_S:
+            return f"{len(self._queue)} keys wait and none was worked on for {still_s:.0f} s"
+        return ""
+
+    def _spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine, name=name)
+        task.add_done_callback(self._on_part_end)
+        return task
+
+    def _on_part_end(self, task: asyncio.Task[None]) -> None:
+        """No part ends by itself: if one does, the process ends, and Kubernetes starts it anew."""
+        if task.cancelled() or self._stop.is_set():
+            return
+        self._failure = task.exception() or RuntimeError(f"{task.get_name()} ended")
+        logger.error("a part of the operator died", extra={"part": task.get_name(), "error": str(self._failure)})
+        self._stop.set()

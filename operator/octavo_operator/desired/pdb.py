@@ -1,0 +1,21 @@
+"""The PodDisruptionBudget NAME: a drained node takes at most one replica at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo_operator.api.types import ModelDeployment
+from octavo_operator.desired import names
+from octavo_operator.desired.metadata import object_metadata
+
+
+def render_pdb(resource: ModelDeployment) -> dict[str, Any] | None:
+    """None where there can be one replica only: a budget would then only hinder the draining of its node."""
+    if resource.most_replicas < 2:
+        return None
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": object_metadata(resource, resource.name),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": names.pod_selector(resource.name)}},
+    }

@@ -1,0 +1,174 @@
+"""The pod template of a server: PodSecurity *restricted*, no API token, probes that fail on lack of progress.
+
+The order of the life's numbers: preStop sleep (routers take the pod out) < drain (running requests finish) < grace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from octavo_operator.api.types import ModelDeployment
+from octavo_operator.desired import names
+from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, parse_source, render_server_args
+from octavo_operator.desired.merge import strategic_merge
+
+PRE_STOP_SLEEP_S = 5
+"""Longer than a gateway or kube-proxy needs to see that the pod goes."""
+GRACE_SLACK_S = 15
+"""For closing streams and freeing the GPU after the drain."""
+DEFAULT_SHARED_MEMORY = "1Gi"
+RUN_AS = 65532
+CACHE_PATH = "/cache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSettings:
+    """What the operator's configuration says about every server pod."""
+
+    image: str
+    image_cpu: str
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+
+
+def pod_template(resource: ModelDeployment, settings: PodSettings) -> dict[str, Any]:
+    """The template without the revision's label, which is made of its fingerprint."""
+    labels = {"metadata": {"labels": names.object_labels(resource.name)}}
+    merged = strategic_merge({"spec": _pod_spec(resource, settings)}, resource.spec.pod_template)
+    # Last, because the overlay may add labels, but the selectors of Service and Deployment must go on matching.
+    return strategic_merge(merged, labels)
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Only the fields that are set: an empty one would be an owned field that says nothing."""
+    return {key: value for key, value in fields.items() if value not in ("", {}, [])}
+
+
+def _pod_spec(resource: ModelDeployment, settings: PodSettings) -> dict[str, Any]:
+    placement = resource.spec.placement
+    optional = {
+        "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
+        "nodeSelector": dict(placement.node_selector),
+        "tolerations": [dict(toleration) for toleration in placement.tolerations],
+        "affinity": dict(placement.affinity),
+        "topologySpreadConstraints": _spread(resource),
+        "priorityClassName": placement.priority_class_name,
+        "runtimeClassName": placement.runtime_class_name,
+    }
+    return {
+        "serviceAccountName": resource.name,
+        "automountServiceAccountToken": False,
+        # A Service named octavo would otherwise inject OCTAVO_PORT=tcp://…, which reads like one of our settings.
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": PRE_STOP_SLEEP_S + resource.spec.drain_timeout_s + GRACE_SLACK_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": RUN_AS,
+            "runAsGroup": RUN_AS,
+            "fsGroup": RUN_AS,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(resource, settings)],
+        "volumes": _volumes(resource),
+        **_given(optional),
+    }
+
+
+def _container(resource: ModelDeployment, settings: PodSettings) -> dict[str, Any]:
+    spec = resource.spec
+    has_gpu = spec.resources.gpu.count > 0
+    return {
+        "name": names.CONTAINER,
+        "image": settings.image if has_gpu else settings.image_cpu,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["octavo"],
+        "args": ["serve", *render_server_args(spec, resource.name)],
+        "ports": [{"name": names.PORT_NAME, "containerPort": SERVER_PORT, "protocol": "TCP"}],
+        "env": _env(resource),
+        "resources": _resources(resource),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            # The hook that brings a GPU's driver into the container writes to its root.
+            "readOnlyRootFilesystem": not has_gpu,
+        },
+        # 200 from the moment that the port listens, before torch is imported: liveness takes over at once.
+        "startupProbe": _probe("/startup", period_s=2, timeout_s=5, failures=90),
+        "livenessProbe": _probe("/health", period_s=10, timeout_s=5, failures=3),
+        "readinessProbe": _probe("/ready", period_s=2, timeout_s=5, failures=2),
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SLEEP_S}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(resource),
+    }
+
+
+def _env(resource: ModelDeployment) -> list[dict[str, Any]]:
+    env: list[dict[str, Any]] = [
+        {"name": "HOME", "value": CACHE_PATH},
+        {"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"},
+        # The image's user has no line in /etc/passwd, and torch asks for its name.
+        {"name": "USER", "value": "octavo"},
+    ]
+    secret = resource.spec.secret_ref
+    if secret is not None:
+        reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
+        env.append({"name": "HF_TOKEN", "valueFrom": reference})
+    return env
+
+
+def _resources(resource: ModelDeployment) -> dict[str, Any]:
+    asked = resource.spec.resources
+    gpus = {asked.gpu.resource_name: str(asked.gpu.count)} if asked.gpu.count else {}
+    requests = _given({"cpu": asked.cpu, "memory": asked.memory, **gpus})
+    limits = _given({"memory": asked.memory, **gpus})
+    return _given({"requests": requests, "limits": limits})
+
+
+def _probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": names.PORT_NAME, "scheme": "HTTP"},
+        "periodSeconds": period_s,
+        "timeoutSeconds": timeout_s,
+        "failureThreshold": failures,
+    }
+
+
+def _volumes(resource: ModelDeployment) -> list[dict[str, Any]]:
+    size = resource.spec.resources.shared_memory or DEFAULT_SHARED_MEMORY
+    volumes: list[dict[str, Any]] = [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}},
+        {"name": "cache", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    claim = parse_source(resource.spec.model).claim
+    if claim:
+        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim}})
+    return volumes
+
+
+def _mounts(resource: ModelDeployment) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = [
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "cache", "mountPath": CACHE_PATH},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    if parse_source(resource.spec.model).claim:
+        mounts.append({"name": "model", "mountPath": PVC_MOUNT_PATH, "readOnly": True})
+    return mounts
+
+
+def _spread(resource: ModelDeployment) -> list[dict[str, Any]]:
+    actions = {"Soft": "ScheduleAnyway", "Hard": "DoNotSchedule"}
+    action = actions.get(resource.spec.placement.topology_spread)
+    if action is None:
+        return []
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": action,
+            "labelSelector": {"matchLabels": names.pod_selector(resource.name)},
+        }
+    ]

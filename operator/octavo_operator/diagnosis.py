@@ -1,0 +1,215 @@
+"""Why a pod does not serve: one reason and one sentence, from its conditions, containers, last words and `/startup`.
+
+Never guesses: a state that is not in these tables is told as Kubernetes tells it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from octavo_operator.api import reasons
+from octavo_operator.api.types import JsonObject
+from octavo_operator.observed import Node, Pod, Startup
+
+MAX_QUOTE = 400
+"""Characters of somebody else's message that a condition repeats."""
+
+# Ordered: what a person can act on comes before what passes by itself.
+SEVERITY = (
+    reasons.NAME_TAKEN,
+    reasons.QUOTA_EXCEEDED,
+    reasons.POD_REFUSED,
+    reasons.SECRET_NOT_FOUND,
+    reasons.IMAGE_PULL_FAILED,
+    reasons.SPEC_INVALID,
+    reasons.MODEL_NOT_FOUND,
+    reasons.MODEL_ACCESS_DENIED,
+    reasons.UNSUPPORTED_ARCHITECTURE,
+    reasons.CHECKSUM_MISMATCH,
+    reasons.GPU_OUT_OF_MEMORY,
+    reasons.KV_CACHE_TOO_SMALL,
+    reasons.HOST_OUT_OF_MEMORY,
+    reasons.ENGINE_CRASHED,
+    reasons.VOLUME_UNBOUND,
+    reasons.INSUFFICIENT_GPU,
+    reasons.NODE_SELECTOR_MISMATCH,
+    reasons.TAINT_NOT_TOLERATED,
+    reasons.INSUFFICIENT_RESOURCES,
+    reasons.UNSCHEDULABLE,
+    reasons.DOWNLOAD_STALLED,
+    reasons.PROBE_FAILED,
+    reasons.DOWNLOADING,
+    reasons.LOADING_WEIGHTS,
+    reasons.WARMING_UP,
+    reasons.STARTING,
+    reasons.CREATING,
+)
+
+_STAGES = {
+    "starting": (reasons.STARTING, "starts"),
+    "downloading": (reasons.DOWNLOADING, "downloads the model"),
+    "loading_weights": (reasons.LOADING_WEIGHTS, "loads the weights"),
+    "warming_up": (reasons.WARMING_UP, "warms up"),
+}
+_IMAGE_WAITS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+)
+_CONFIG_WAITS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+_VOLUME_WORDS = (
+    "persistentvolumeclaim",
+    "volume node affinity conflict",
+    "volume zone",
+    "didn't find available persistent",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Why something is not as it should be."""
+
+    reason: str
+    sentence: str
+
+
+def worst(findings: Iterable[Finding]) -> Finding | None:
+    """The one to tell first; the first of equals."""
+    return min(findings, key=lambda finding: SEVERITY.index(finding.reason), default=None)
+
+
+def diagnose_pod(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | None, gpu: str) -> Finding | None:
+    """None for a pod that serves. `gpu` is the extended resource that stands for one GPU."""
+    if pod.is_ready:
+        return None
+    scheduled = pod.condition("PodScheduled")
+    if scheduled.get("status") == "False":
+        return _unschedulable(pod, str(scheduled.get("message", "")), nodes, gpu)
+    return _waiting(pod) or _ended(pod, startup) or _loading(pod, startup)
+
+
+def diagnose_deployment(deployment: JsonObject) -> Finding | None:
+    """Why the controller cannot make pods, None where it can."""
+    conditions = deployment.get("status", {}).get("conditions", [])
+    failure = next((each for each in conditions if each["type"] == "ReplicaFailure" and each["status"] == "True"), None)
+    if failure is None:
+        return None
+    message = quote(str(failure.get("message", "")))
+    reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in message else reasons.POD_REFUSED
+    return Finding(reason=reason, sentence=f"the cluster refuses the pods: {message}")
+
+
+def _unschedulable(pod: Pod, message: str, nodes: tuple[Node, ...] | None, gpu: str) -> Finding:
+    lowered = message.lower()
+    if f"insufficient {gpu}".lower() in lowered:
+        return Finding(reason=reasons.INSUFFICIENT_GPU, sentence=_gpu_sentence(pod, nodes, gpu))
+    if any(words in lowered for words in _VOLUME_WORDS):
+        return Finding(reason=reasons.VOLUME_UNBOUND, sentence=f"pod {pod.name} waits for its volume: {quote(message)}")
+    table = (
+        ("insufficient ", reasons.INSUFFICIENT_RESOURCES, "finds no node with enough room"),
+        ("node affinity/selector", reasons.NODE_SELECTOR_MISMATCH, "finds no node that placement allows"),
+        (
+            "untolerated taint",
+            reasons.TAINT_NOT_TOLERATED,
+            "finds only nodes with taints that placement does not tolerate",
+        ),
+    )
+    for words, reason, what in table:
+        if words in lowered:
+            return Finding(reason=reason, sentence=f"pod {pod.name} {what}: {quote(message)}")
+    return Finding(reason=reasons.UNSCHEDULABLE, sentence=f"pod {pod.name} has no node: {quote(message)}")
+
+
+def _gpu_sentence(pod: Pod, nodes: tuple[Node, ...] | None, gpu: str) -> str:
+    needs = f"pod {pod.name} needs {_gpus_of(pod, gpu)} {gpu}"
+    if nodes is None:
+        return f"{needs}, no node has one free"
+    offering = [node for node in nodes if node.capacity.get(gpu, "0") != "0"]
+    if not offering:
+        return f"{needs}, none of {len(nodes)} nodes offers {gpu}; is its device plugin installed?"
+    cordoned = sum(node.is_cordoned for node in offering)
+    tainted = sum(node.has_taints and not node.is_cordoned for node in offering)
+    counts = ((len(offering) - cordoned - tainted, "full"), (cordoned, "cordoned"), (tainted, "tainted or full"))
+    parts = ", ".join(f"{count} {word}" for count, word in counts if count)
+    return f"{needs}, 0 of {len(offering)} GPU nodes have one free ({parts})"
+
+
+def _gpus_of(pod: Pod, gpu: str) -> str:
+    containers = pod.raw.get("spec", {}).get("containers", [])
+    limits = (container.get("resources", {}).get("limits", {}) for container in containers)
+    return next((str(limit[gpu]) for limit in limits if gpu in limit), "1")
+
+
+def _waiting(pod: Pod) -> Finding | None:
+    """A container that the kubelet cannot make."""
+    for container in pod.containers:
+        waiting = container.get("state", {}).get("waiting", {})
+        why, message = waiting.get("reason", ""), quote(waiting.get("message", ""))
+        if why in _IMAGE_WAITS:
+            what = f"pod {pod.name} cannot pull image {container.get('image', '')}: {message or why}"
+            return Finding(reason=reasons.IMAGE_PULL_FAILED, sentence=what)
+        if why in _CONFIG_WAITS:
+            is_missing = "not found" in message or "couldn't find key" in message
+            reason = reasons.SECRET_NOT_FOUND if is_missing else reasons.POD_REFUSED
+            return Finding(reason=reason, sentence=f"pod {pod.name} cannot be made: {message or why}")
+    return None
+
+
+def _ended(pod: Pod, startup: Startup | None) -> Finding | None:
+    """A server that failed, now or before its present start: told until it is up, so that the reason does not flap.
+
+    The last words of the server itself win.
+    """
+    server = pod.server
+    ended = server.get("state", {}).get("terminated") or server.get("lastState", {}).get("terminated")
+    if not ended or ended.get("exitCode") == 0 or (startup is not None and startup.stage == "ready"):
+        return None
+    restarts = f" (restart {server['restartCount']})" if server.get("restartCount") else ""
+    words = last_words(str(ended.get("message", "")))
+    if words is not None:
+        return Finding(reason=words.reason, sentence=f"pod {pod.name}: {words.sentence}{restarts}")
+    if ended.get("reason") == "OOMKilled":
+        what = f"pod {pod.name} was killed for want of memory; raise resources.memory{restarts}"
+        return Finding(reason=reasons.HOST_OUT_OF_MEMORY, sentence=what)
+    said = f": {quote(str(ended['message']))}" if ended.get("message") else ""
+    what = f"pod {pod.name}: the server ended with exit code {ended.get('exitCode')}{restarts}{said}"
+    return Finding(reason=reasons.ENGINE_CRASHED, sentence=what)
+
+
+def last_words(text: str) -> Finding | None:
+    """The termination log's JSON line; None where it is something else."""
+    for line in reversed(text.strip().splitlines()):
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(said, dict) and said.get("reason") in reasons.SERVER_REASONS:
+            return Finding(reason=said["reason"], sentence=quote(str(said.get("message", ""))))
+    return None
+
+
+def _loading(pod: Pod, startup: Startup | None) -> Finding:
+    where = f" on node {pod.node}" if pod.node else ""
+    if not pod.server.get("state", {}).get("running"):
+        return Finding(reason=reasons.STARTING, sentence=f"pod {pod.name} is being made{where}")
+    if startup is None:
+        return Finding(reason=reasons.STARTING, sentence=f"pod {pod.name} starts{where}")
+    if startup.stage in _STAGES:
+        reason, doing = _STAGES[startup.stage]
+        return Finding(reason=reason, sentence=f"pod {pod.name} {doing}{_progress(startup)}{where}")
+    if startup.stage == "failed":
+        said = f": {quote(startup.message)}" if startup.message else ""
+        return Finding(reason=reasons.ENGINE_CRASHED, sentence=f"pod {pod.name} failed to start{said}")
+    return Finding(reason=reasons.PROBE_FAILED, sentence=f"pod {pod.name} has started, but its readiness probe fails")
+
+
+def _progress(startup: Startup) -> str:
+    if not startup.total_bytes:
+        return ""
+    return f", {startup.done_bytes / 1e9:.1f} of {startup.total_bytes / 1e9:.1f} GB"
+
+
+def quote(text: str) -> str:
+    """One bounded line of somebody else's words."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_QUOTE else f"{line[: MAX_QUOTE - 1]}…"

@@ -1,0 +1,58 @@
+"""Events for `kubectl describe`: one when Ready turns, or when it is false for another reason that needs a person.
+
+Passing stages of a start (loading, warming up) are in the status, not in events.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from octavo_operator.api import reasons
+from octavo_operator.api.types import API_VERSION, KIND, JsonObject
+from octavo_operator.diagnosis import SEVERITY
+from octavo_operator.kube.kinds import EVENT
+
+CONTROLLER = "octavo.dev/operator"
+NOTEWORTHY = frozenset(SEVERITY[: SEVERITY.index(reasons.DOWNLOADING)]) | {
+    reasons.SERVED_NAME_CONFLICT,
+    reasons.ALL_READY,
+    reasons.SCALED_TO_ZERO,
+}
+MAX_NOTE = 1024
+
+
+def make_event(
+    resource: JsonObject, new_status: JsonObject, *, identity: str, now: datetime.datetime
+) -> JsonObject | None:
+    """The event of this change of status, None where it says nothing new."""
+    old, new = _ready(resource.get("status") or {}), _ready(new_status)
+    if (old.get("status"), old.get("reason")) == (new.get("status"), new.get("reason")):
+        return None
+    if new.get("reason") not in NOTEWORTHY:
+        return None
+    metadata = resource["metadata"]
+    stamp = now.astimezone(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return {
+        "apiVersion": EVENT.api_version,
+        "kind": EVENT.name,
+        "metadata": {"namespace": metadata["namespace"], "generateName": f"{metadata['name']}."},
+        "eventTime": stamp,
+        "type": "Normal" if new["status"] == "True" else "Warning",
+        "reason": new["reason"],
+        "note": new["message"][:MAX_NOTE],
+        "action": "Reconcile",
+        "reportingController": CONTROLLER,
+        "reportingInstance": identity,
+        "regarding": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        },
+    }
+
+
+def _ready(status: JsonObject) -> dict[str, Any]:
+    return next((condition for condition in status.get("conditions") or () if condition["type"] == "Ready"), {})

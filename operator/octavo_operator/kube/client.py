@@ -1,0 +1,168 @@
+"""The Kubernetes API as five verbs over plain JSON: get, list, apply, patch, create, delete.
+
+The asyncio client of the official package carries credentials, TLS and connections; its generated models are not used,
+because what the operator sends is exactly what `desired/` rendered. Every failure is a `ClusterError`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from octavo_operator.api.types import JsonObject
+from octavo_operator.desired.names import FIELD_MANAGER
+from octavo_operator.errors import ClusterError
+from octavo_operator.kube.kinds import Kind
+
+REQUEST_TIMEOUT_S = 8.0
+PAGE_SIZE = 500
+USER_AGENT = "octavo-operator"
+
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """How to reach the API server, for the watches, which have a client of their own."""
+
+    server: str
+    ca_path: str | None
+    verify: bool
+    token: str | None
+    certificate_path: str | None
+    private_key_path: str | None
+
+
+class KubeClient:
+    """Owns the connections to one API server."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self.num_writes = 0
+        """Requests that were not reads, since the start."""
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, kubeconfig: Path | None) -> AsyncIterator[KubeClient]:
+        """A client by the kubeconfig file, or by the pod's service account where there is none."""
+        configuration = client.Configuration()
+        try:
+            if kubeconfig is None:
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+        except (config.ConfigException, OSError) as error:
+            raise ClusterError(0, "NoCredentials", f"no way to the API server: {error}") from error
+        api = client.ApiClient(configuration)
+        api.user_agent = USER_AGENT
+        try:
+            yield cls(api)
+        finally:
+            await api.close()
+
+    async def credentials(self) -> Credentials:
+        """What is valid now; a service account's token is read anew."""
+        configuration = self._api.configuration
+        settings = (await configuration.auth_settings()).get("BearerToken", {})
+        header = str(settings.get("value") or "")
+        return Credentials(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            verify=configuration.verify_ssl,
+            token=header.removeprefix("Bearer ") or None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+        )
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        """None where there is no such object."""
+        return await self.get_path(kind.path(namespace, name))
+
+    async def get_path(self, path: str) -> dict[str, Any] | None:
+        try:
+            return await self.request("GET", path)
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, kind: Kind, namespace: str, selector: str) -> list[dict[str, Any]]:
+        """All pages; items carry kind and apiVersion, which lists leave out."""
+        items = await self.list_path(kind.path(namespace), selector)
+        return [{**item, "kind": kind.name, "apiVersion": kind.api_version} for item in items]
+
+    async def list_path(self, path: str, selector: str = "") -> list[dict[str, Any]]:
+        query = {"limit": str(PAGE_SIZE), **({"labelSelector": selector} if selector else {})}
+        items: list[dict[str, Any]] = []
+        while True:
+            page = await self.request("GET", path, query=query)
+            items += page.get("items") or []
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return items
+            query["continue"] = token
+
+    async def apply(self, kind: Kind, manifest: JsonObject, *, force: bool) -> dict[str, Any]:
+        """Server-side apply with our one field manager; without `force` another's value is a 409."""
+        metadata = manifest["metadata"]
+        path = kind.path(metadata.get("namespace", ""), metadata["name"])
+        query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false", "fieldValidation": "Strict"}
+        return await self.request("PATCH", path, query=query, body=manifest, content_type=APPLY_PATCH)
+
+    async def merge_patch(self, path: str, body: JsonObject) -> dict[str, Any]:
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self.request("PATCH", path, query=query, body=body, content_type=MERGE_PATCH)
+
+    async def create(self, path: str, body: JsonObject) -> dict[str, Any]:
+        return await self.request("POST", path, body=body)
+
+    async def replace(self, path: str, body: JsonObject) -> dict[str, Any]:
+        return await self.request("PUT", path, body=body)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
+        """Deletes that very object; one that has gone or was replaced meanwhile is left alone."""
+        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self.request("DELETE", kind.path(namespace, name), body=options)
+        except ClusterError as error:
+            if error.status not in (404, 409):
+                raise
+
+    async def request(
+        self, method: str, path: str, *, query: JsonObject | None = None, body: Any = None, content_type: str = JSON
+    ) -> dict[str, Any]:
+        """One exchange; raises ClusterError for everything but 2xx."""
+        url = f"{self._api.configuration.host}{path}{'?' + urlencode(query) if query else ''}"
+        headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": USER_AGENT}
+        if method != "GET":
+            self.num_writes += 1
+        try:
+            await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+            response = await self._api.call_api(
+                method, url, headers, body=body, _request_timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+            )
+            answer = _parse(await response.read())
+        except (TimeoutError, aiohttp.ClientError, OSError, client.ApiException, config.ConfigException) as error:
+            raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+        if response.status >= 300:
+            reason = str(answer.get("reason") or response.reason or "")
+            raise ClusterError(response.status, reason, str(answer.get("message") or response.reason or ""))
+        return answer
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return {"message": data[:200].decode(errors="replace")}
+    return answer if isinstance(answer, dict) else {"message": str(answer)[:200]}

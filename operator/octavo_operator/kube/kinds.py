@@ -1,0 +1,45 @@
+"""The kinds that the operator reads or writes, and their paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo_operator.api.types import GROUP, KIND, PLURAL, VERSION
+from octavo_operator.desired import names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of namespaced object; `selector` limits what is listed and watched."""
+
+    name: str
+    group: str
+    version: str
+    plural: str
+    selector: str = names.ALL_OBJECTS_SELECTOR
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """URL path of one object, or of the collection where `name` is empty; all namespaces where that is empty."""
+        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
+        scope = f"/namespaces/{namespace}" if namespace else ""
+        tail = "".join(f"/{part}" for part in (name, subresource) if part)
+        return f"{root}{scope}/{self.plural}{tail}"
+
+
+MODEL_DEPLOYMENT = Kind(name=KIND, group=GROUP, version=VERSION, plural=PLURAL, selector="")
+DEPLOYMENT = Kind(name="Deployment", group="apps", version="v1", plural="deployments")
+SERVICE = Kind(name="Service", group="", version="v1", plural="services")
+SERVICE_ACCOUNT = Kind(name="ServiceAccount", group="", version="v1", plural="serviceaccounts")
+PDB = Kind(name="PodDisruptionBudget", group="policy", version="v1", plural="poddisruptionbudgets")
+HPA = Kind(name="HorizontalPodAutoscaler", group="autoscaling", version="v2", plural="horizontalpodautoscalers")
+POD = Kind(name="Pod", group="", version="v1", plural="pods")
+EVENT = Kind(name="Event", group="events.k8s.io", version="v1", plural="events", selector="")
+LEASE = Kind(name="Lease", group="coordination.k8s.io", version="v1", plural="leases", selector="")
+
+OWNED = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, PDB, HPA)
+WATCHED = (MODEL_DEPLOYMENT, *OWNED, POD)
+BY_NAME = {kind.name: kind for kind in WATCHED}

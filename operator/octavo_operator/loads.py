@@ -1,0 +1,160 @@
+"""What the autoscaler knows, in the words of the operator: pods to scrape, mean pressure, the wish for zero replicas.
+
+Joins the cache of objects with the MetricsStore, the ActivityTracker and what the gateways hold; decides nothing
+itself, that is `autoscaling.policy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from octavo_operator.api.types import ModelDeployment
+from octavo_operator.api.validation import parse_model_deployment
+from octavo_operator.autoscaling.gateway_held import GatewayHeld, GatewayPod
+from octavo_operator.autoscaling.policy import Idleness, decide_zero
+from octavo_operator.autoscaling.window import Activity, ActivityTracker
+from octavo_operator.errors import ClusterError, SpecInvalidError
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.kube.kinds import POD
+from octavo_operator.metrics_adapter.store import MetricsStore, ServerPod, mean_pressure
+from octavo_operator.object_cache import ObjectCache, ResourceKey
+from octavo_operator.observed import Pod, ZeroWish
+from octavo_operator.status import pressure_text
+
+logger = logging.getLogger(__name__)
+
+GATEWAY_SELECTOR = "app.kubernetes.io/name=octavo,app.kubernetes.io/component=gateway"
+GATEWAYS_EVERY_S = 2.0
+
+
+class Loads:
+    """Owns the tracker and the list of gateway pods; `on_round` runs after each scrape."""
+
+    def __init__(
+        self,
+        *,
+        cache: ObjectCache,
+        store: MetricsStore,
+        enqueue: Callable[[ResourceKey], None],
+        now: Callable[[], float],
+    ) -> None:
+        """`now` gives Unix seconds, the same clock as the scraper's."""
+        self._cache = cache
+        self._store = store
+        self._enqueue = enqueue
+        self._now = now
+        self._tracker = ActivityTracker()
+        self._gateways: tuple[GatewayPod, ...] | None = None
+        self._held = GatewayHeld(lambda: self._gateways or (), now=now)
+
+    def list_pods(self) -> list[ServerPod]:
+        """All server pods as the scraper and the adapter want them."""
+        return [_server_pod(Pod(raw=raw)) for raw in self._cache.pods()]
+
+    def pressure(self, key: ResourceKey) -> float | None:
+        return mean_pressure(self._pods(key), self._store, self._now())
+
+    def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
+        raw = self._cache.resource(key)
+        resource = None if raw is None else _parse(raw)
+        activity = self._tracker.activity("/".join(key))
+        if resource is None or activity is None or not resource.may_sleep or resource.spec.scaling is None:
+            return None
+        snapshot = self._held.snapshot
+        if self._gateways is None or snapshot is None:
+            # What gateways hold is unknown: a request may be waiting.
+            return None
+        decision = decide_zero(
+            min_replicas=0,
+            replicas=resource.wanted_replicas,
+            idle_after_s=resource.spec.scaling.idle_after_s,
+            idleness=self._idleness(activity, snapshot.unheard),
+        )
+        return ZeroWish(reason=decision.reason) if decision.to_zero else None
+
+    def on_round(self) -> None:
+        """Take in a fresh round of loads, and enqueue every resource whose status or count should change."""
+        keys = []
+        for raw in self._cache.resources():
+            key = (str(raw["metadata"]["namespace"]), str(raw["metadata"]["name"]))
+            keys.append("/".join(key))
+            self._observe(key, raw)
+            if self._pressure_changed(key, raw) or self.zero_wish(key) is not None:
+                self._enqueue(key)
+        self._tracker.retain(keys)
+
+    async def watch_gateways(self, kube: KubeClient, namespace: str) -> None:
+        """Ask the gateways what they hold, as long as there is a resource that may go to zero; until cancelled."""
+        async with self._held.session() as session:
+            while True:
+                if any(
+                    resource is not None and resource.may_sleep for resource in map(_parse, self._cache.resources())
+                ):
+                    await self._list_gateways(kube, namespace)
+                    await self._held.read_once(session)
+                await asyncio.sleep(GATEWAYS_EVERY_S)
+
+    async def _list_gateways(self, kube: KubeClient, namespace: str) -> None:
+        try:
+            pods = [Pod(raw=raw) for raw in await kube.list(POD, namespace, GATEWAY_SELECTOR)]
+        except ClusterError as error:
+            logger.warning("gateways cannot be listed, so nothing goes to zero", extra={"error": str(error)})
+            self._gateways = None
+            return
+        self._gateways = tuple(GatewayPod(name=pod.name, ip=pod.ip) for pod in pods if pod.is_ready and pod.ip)
+
+    def _observe(self, key: ResourceKey, raw: object) -> None:
+        resource = _parse(raw)
+        if resource is None:
+            return
+        snapshot, name = self._held.snapshot, "/".join(key)
+        now = self._now()
+        self._tracker.observe(
+            name,
+            replicas=resource.wanted_replicas,
+            loads={pod.uid: self._store.fresh(pod.uid, now) for pod in self._pods(key) if pod.is_serving},
+            held=snapshot.held.get(name, 0) if snapshot else 0,
+            last_wake=snapshot.last_wake.get(name) if snapshot else None,
+            now=now,
+        )
+
+    def _idleness(self, activity: Activity, silent_gateways: tuple[str, ...]) -> Idleness:
+        now, since = self._now(), activity.idle_since()
+        return Idleness(
+            idle_for_s=None if since is None else now - since,
+            since_last_wake_s=None if activity.last_wake is None else now - activity.last_wake,
+            held=activity.held,
+            silent_pods=activity.silent_pods,
+            silent_gateways=silent_gateways,
+        )
+
+    def _pressure_changed(self, key: ResourceKey, raw: object) -> bool:
+        pressure = self.pressure(key)
+        status = raw.get("status") or {} if isinstance(raw, dict) else {}
+        told = status.get("scaling", {}).get("pressure")
+        return told != (None if pressure is None else pressure_text(pressure))
+
+    def _pods(self, key: ResourceKey) -> Iterable[ServerPod]:
+        return (_server_pod(Pod(raw=obj)) for obj in self._cache.owned(key) if obj["kind"] == "Pod")
+
+
+def _parse(raw: object) -> ModelDeployment | None:
+    try:
+        return parse_model_deployment(raw)
+    except SpecInvalidError:
+        return None
+
+
+def _server_pod(pod: Pod) -> ServerPod:
+    metadata = pod.raw["metadata"]
+    return ServerPod(
+        namespace=str(metadata["namespace"]),
+        name=pod.name,
+        uid=pod.uid,
+        ip=pod.ip,
+        labels=metadata.get("labels", {}),
+        ready=pod.is_ready,
+        terminating=pod.is_terminating,
+    )

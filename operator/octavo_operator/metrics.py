@@ -1,0 +1,36 @@
+"""The operator's own metrics, declared together."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """One set of instruments in a registry of its own, so that tests do not share them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.reconcile_seconds = Histogram(
+            "octavo_operator_reconcile_seconds",
+            "Time of one reconcile of one ModelDeployment.",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "octavo_operator_reconcile_errors_total",
+            "Reconciles that failed, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.writes = Counter(
+            "octavo_operator_writes_total", "Operations carried out, by kind.", ["operation"], registry=self.registry
+        )
+        self.queue_depth = Gauge(
+            "octavo_operator_queue_depth", "ModelDeployments that wait or are worked on.", registry=self.registry
+        )
+        self.is_leader = Gauge(
+            "octavo_operator_is_leader", "1 on the replica that writes, 0 elsewhere.", registry=self.registry
+        )
+        self.model_deployments = Gauge(
+            "octavo_operator_model_deployments", "ModelDeployments that are known.", registry=self.registry
+        )

@@ -1,0 +1,96 @@
+"""Builds the one snapshot that a reconcile works on: the cache, the loading pods, the nodes where they explain something."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from octavo_operator.api.types import JsonObject
+from octavo_operator.desired.render import key_of
+from octavo_operator.errors import ClusterError
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.object_cache import ObjectCache, ResourceKey
+from octavo_operator.observed import Node, Observed, Pod, ZeroWish
+from octavo_operator.probe import StartupProbe
+from octavo_operator.served_names import claimed_names, find_rivals
+
+logger = logging.getLogger(__name__)
+
+NODES_FRESH_S = 20.0
+
+
+class LoadReader(Protocol):
+    """What the autoscaler knows of a ModelDeployment."""
+
+    def pressure(self, key: ResourceKey) -> float | None:
+        """Mean over the ready pods with a fresh load."""
+
+    def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
+        """Whether it may go to zero now."""
+
+
+class Observer:
+    """Owns the memory of the nodes; all else it only reads."""
+
+    def __init__(
+        self,
+        *,
+        kube: KubeClient,
+        cache: ObjectCache,
+        probe: StartupProbe,
+        loads: LoadReader,
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock` is monotonic, in seconds."""
+        self._kube = kube
+        self._cache = cache
+        self._probe = probe
+        self._loads = loads
+        self._clock = clock
+        self._nodes: tuple[Node, ...] | None = None
+        self._nodes_at = float("-inf")
+
+    async def snapshot(self, key: ResourceKey) -> Observed | None:
+        """None where there is no such ModelDeployment."""
+        resource = self._cache.resource(key)
+        if resource is None:
+            return None
+        owned = self._cache.owned(key)
+        pods = tuple(Pod(raw=obj) for obj in owned if obj["kind"] == "Pod")
+        return Observed(
+            resource=resource,
+            objects={key_of(obj): obj for obj in owned if obj["kind"] != "Pod"},
+            pods=pods,
+            startups=await self._probe.read(pods),
+            pressure=self._loads.pressure(key),
+            nodes=await self._list_nodes() if any(map(_waits_for_node, pods)) else None,
+            rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
+            zero_wish=self._loads.zero_wish(key),
+        )
+
+    async def _list_nodes(self) -> tuple[Node, ...] | None:
+        """None where the operator may not list nodes; asked at most every `NODES_FRESH_S`."""
+        if self._clock() - self._nodes_at > NODES_FRESH_S:
+            self._nodes_at = self._clock()
+            try:
+                self._nodes = tuple(_parse_node(node) for node in await self._kube.list_path("/api/v1/nodes"))
+            except ClusterError as error:
+                logger.debug("nodes cannot be listed", extra={"error": str(error)})
+                self._nodes = None
+        return self._nodes
+
+
+def _waits_for_node(pod: Pod) -> bool:
+    return pod.condition("PodScheduled").get("status") == "False"
+
+
+def _parse_node(node: JsonObject) -> Node:
+    spec = node.get("spec", {})
+    taints = spec.get("taints") or []
+    return Node(
+        name=str(node["metadata"]["name"]),
+        is_cordoned=bool(spec.get("unschedulable")),
+        has_taints=any(taint.get("effect") != "PreferNoSchedule" for taint in taints),
+        capacity=node.get("status", {}).get("allocatable") or {},
+    )

@@ -1,0 +1,167 @@
+"""One snapshot of what is there, as values: the only input of plan and status besides the desired state.
+
+Raw objects stay as the API server gave them; the properties here are the only places that know their shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo_operator.api.types import JsonObject
+from octavo_operator.desired import names
+from octavo_operator.desired.render import ObjectKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Startup:
+    """A server's `/startup` answer."""
+
+    stage: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A server pod."""
+
+    raw: JsonObject
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"].get("uid", ""))
+
+    @property
+    def ip(self) -> str:
+        return str(self._status.get("podIP", ""))
+
+    @property
+    def node(self) -> str:
+        return str(self.raw.get("spec", {}).get("nodeName", ""))
+
+    @property
+    def revision(self) -> str:
+        return str(self.raw["metadata"].get("labels", {}).get(names.REVISION_LABEL, ""))
+
+    @property
+    def is_terminating(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Evicted, completed or lost with its node: the Deployment has replaced it."""
+        return self._status.get("phase") in ("Failed", "Succeeded")
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.is_terminating and not self.is_finished and self.condition("Ready").get("status") == "True"
+
+    @property
+    def server(self) -> JsonObject:
+        """Status of the container "server"; empty before the kubelet has made one."""
+        statuses = self._status.get("containerStatuses", [])
+        return next((status for status in statuses if status["name"] == names.CONTAINER), {})
+
+    @property
+    def containers(self) -> tuple[JsonObject, ...]:
+        """Statuses of all containers, init containers first."""
+        return (*self._status.get("initContainerStatuses", ()), *self._status.get("containerStatuses", ()))
+
+    def condition(self, kind: str) -> JsonObject:
+        found = (condition for condition in self._status.get("conditions", []) if condition["type"] == kind)
+        return next(found, {})
+
+    @property
+    def _status(self) -> JsonObject:
+        status: JsonObject = self.raw.get("status", {})
+        return status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What a node offers."""
+
+    name: str
+    is_cordoned: bool
+    has_taints: bool
+    capacity: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """An older ModelDeployment that claims one of our served names."""
+
+    served_name: str
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroWish:
+    """The autoscaler's decision that nobody needs a replica."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Everything about one ModelDeployment at one moment."""
+
+    resource: JsonObject
+    objects: Mapping[ObjectKey, JsonObject] = field(default_factory=dict)
+    """Our objects by (kind, name); pods are apart."""
+    pods: tuple[Pod, ...] = ()
+    startups: Mapping[str, Startup] = field(default_factory=dict)
+    """`/startup` of pods that are not ready, by pod name; absent where the pod did not answer."""
+    pressure: float | None = None
+    """Mean KV pressure of the ready pods; None where it is unknown."""
+    nodes: tuple[Node, ...] | None = None
+    """None where the operator may not or need not list them."""
+    rivals: tuple[Rival, ...] = ()
+    zero_wish: ZeroWish | None = None
+
+    @property
+    def uid(self) -> str:
+        return str(self.resource["metadata"]["uid"])
+
+    @property
+    def status(self) -> JsonObject:
+        status: JsonObject = self.resource.get("status") or {}
+        return status
+
+    @property
+    def deployments(self) -> dict[str, JsonObject]:
+        """Deployments by revision."""
+        return {
+            obj["metadata"]["labels"][names.REVISION_LABEL]: obj
+            for (kind, _), obj in self.objects.items()
+            if kind == "Deployment" and names.REVISION_LABEL in obj["metadata"].get("labels", {})
+        }
+
+    @property
+    def admitted(self) -> tuple[str, ...]:
+        """Revisions that the gateway was told to route to."""
+        return tuple(self.status.get("rollout", {}).get("admitted", ()))
+
+    @property
+    def living_pods(self) -> tuple[Pod, ...]:
+        return tuple(pod for pod in self.pods if not pod.is_terminating and not pod.is_finished)
+
+    def ready_pods(self, revision: str | None = None) -> tuple[Pod, ...]:
+        return tuple(pod for pod in self.pods if pod.is_ready and revision in (None, pod.revision))
+
+    def has_pods(self, revision: str) -> bool:
+        """Any that has not ended, those that drain included."""
+        return any(pod.revision == revision and not pod.is_finished for pod in self.pods)
+
+
+def replicas_of(deployment: JsonObject) -> int:
+    count: Any = deployment.get("spec", {}).get("replicas", 1)
+    return int(count)

@@ -1,0 +1,123 @@
+"""What to do so that the observed becomes the desired: an ordered list of operations, decided from values alone.
+
+Never decides by what was done last time; an operation that is already fulfilled is not in the plan.
+
+| rollout | the wanted revision's Deployment | every other one |
+|---|---|---|
+| it is not whole yet | wanted count | keeps its pods, at most the wanted count |
+| all its wanted pods are ready | wanted count | to 0; deleted once its pods are gone |
+| zero replicas wanted | 0 | to 0; deleted once its pods are gone |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from octavo_operator.api.types import JsonObject, ModelDeployment
+from octavo_operator.desired import names
+from octavo_operator.desired.render import Desired, ObjectKey, key_of
+from octavo_operator.drift import matches
+from octavo_operator.observed import Observed, replicas_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteReplicas:
+    """Write `spec.replicas` of the ModelDeployment itself."""
+
+    replicas: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Server-side apply; `is_new` where the operator has not seen the object, so that it may be somebody else's."""
+
+    manifest: JsonObject
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Set the count of a Deployment whose template we can no longer render."""
+
+    deployment: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    key: ObjectKey
+
+
+Operation = WriteReplicas | Apply | Scale | Delete
+
+
+def make_plan(resource: ModelDeployment, desired: Desired, observed: Observed) -> tuple[Operation, ...]:
+    """Nothing while the resource is suspended; a new count first, and the rest of the plan then waits for its event."""
+    if resource.spec.suspend:
+        return ()
+    replicas = _replicas_to_write(resource, observed)
+    if replicas is not None:
+        return (replicas,)
+    return (*_applies(desired, observed), *_retirements(desired, observed), *_deletions(desired, observed))
+
+
+def _replicas_to_write(resource: ModelDeployment, observed: Observed) -> WriteReplicas | None:
+    """`spec.replicas` belongs to the scalers; the operator writes the first number, and zero, and leaves zero."""
+    scaling = resource.spec.scaling
+    if scaling is None:
+        return None
+    if resource.spec.replicas is None:
+        return WriteReplicas(replicas=resource.wanted_replicas, reason="first number of replicas")
+    if resource.spec.replicas == 0 and scaling.min_replicas > 0:
+        return WriteReplicas(replicas=scaling.min_replicas, reason=f"minReplicas is {scaling.min_replicas}")
+    if observed.zero_wish is not None and resource.spec.replicas > 0 and resource.may_sleep:
+        return WriteReplicas(replicas=0, reason=observed.zero_wish.reason)
+    return None
+
+
+def _applies(desired: Desired, observed: Observed) -> Iterator[Apply]:
+    for manifest in desired.objects:
+        found = observed.objects.get(key_of(manifest))
+        if found is None or not matches(manifest, found):
+            yield Apply(manifest=manifest, is_new=found is None)
+
+
+def _retirements(desired: Desired, observed: Observed) -> Iterator[Scale]:
+    keeps = 0 if is_whole(desired, observed) else desired.replicas
+    for revision, deployment in observed.deployments.items():
+        if revision != desired.revision and replicas_of(deployment) > keeps:
+            yield Scale(deployment=deployment["metadata"]["name"], replicas=keeps)
+
+
+def _deletions(desired: Desired, observed: Observed) -> Iterator[Delete]:
+    for key, found in observed.objects.items():
+        if key in desired.keys or "deletionTimestamp" in found["metadata"]:
+            continue
+        revision = found["metadata"].get("labels", {}).get(names.REVISION_LABEL)
+        is_retired = replicas_of(found) == 0 and not observed.has_pods(str(revision))
+        if key[0] != "Deployment" or is_retired:
+            yield Delete(key=key)
+
+
+def is_whole(desired: Desired, observed: Observed) -> bool:
+    """Whether the wanted revision alone can carry what is asked for."""
+    return len(observed.ready_pods(desired.revision)) >= desired.replicas
+
+
+def admitted_revisions(desired: Desired, observed: Observed) -> tuple[str, ...]:
+    """Revisions that the gateway may route to, the wanted one first.
+
+    The wanted one joins with its first ready pod, or at once where no other serves; the others stay until they are
+    taken to zero.
+    """
+    deployments = observed.deployments
+    others = tuple(
+        revision
+        for revision in observed.admitted
+        if revision != desired.revision and revision in deployments and replicas_of(deployments[revision]) > 0
+    )
+    serves_elsewhere = any(observed.ready_pods(revision) for revision in others)
+    is_admitted = desired.revision in observed.admitted or observed.ready_pods(desired.revision) or not serves_elsewhere
+    return (desired.revision, *others) if is_admitted else others

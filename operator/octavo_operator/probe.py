@@ -1,0 +1,56 @@
+"""Asks pods that are not ready yet how far they are (`/startup`); a pod that does not answer is simply left out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import aiohttp
+
+from octavo_operator.autoscaling.pod_http import PodAnswerError, get_object, pod_url
+from octavo_operator.desired.engine_args import SERVER_PORT
+from octavo_operator.observed import Pod, Startup
+
+TIMEOUT_S = 1.5
+
+
+class StartupProbe:
+    """Owns the HTTP session to loading pods."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    @staticmethod
+    def open_session() -> aiohttp.ClientSession:
+        """The session to give; who opens it closes it."""
+        connector = aiohttp.TCPConnector(limit=64, limit_per_host=1, force_close=True)
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        return aiohttp.ClientSession(timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    async def read(self, pods: Iterable[Pod]) -> dict[str, Startup]:
+        """`/startup` of those that run but are not ready, by pod name."""
+        loading = [pod for pod in pods if _is_loading(pod)]
+        answers = await asyncio.gather(*(self._read(pod) for pod in loading))
+        return {pod.name: answer for pod, answer in zip(loading, answers, strict=True) if answer is not None}
+
+    async def _read(self, pod: Pod) -> Startup | None:
+        try:
+            return parse_startup(await get_object(self._session, pod_url(pod.ip, SERVER_PORT, "/startup")))
+        except PodAnswerError:
+            return None
+
+
+def parse_startup(answer: dict[str, Any]) -> Startup:
+    """A `/startup` answer; fields of another type count as absent."""
+    done, total = answer.get("bytes"), answer.get("total_bytes")
+    return Startup(
+        stage=str(answer.get("stage", "")),
+        done_bytes=done if isinstance(done, int) else 0,
+        total_bytes=total if isinstance(total, int) else 0,
+        message=str(answer.get("message") or ""),
+    )
+
+
+def _is_loading(pod: Pod) -> bool:
+    return bool(pod.ip) and not pod.is_ready and not pod.is_terminating and "running" in pod.server.get("state", {})

@@ -1,0 +1,143 @@
+"""A change's life, as a table of contents: observe → validate → render → plan → execute → status.
+
+Level-triggered: nothing is remembered between two reconciles of a resource but what the cluster itself says.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from octavo_operator.api import reasons
+from octavo_operator.api.types import JsonObject, ModelDeployment
+from octavo_operator.api.validation import parse_model_deployment
+from octavo_operator.apply import Executor
+from octavo_operator.desired.pod import PodSettings
+from octavo_operator.desired.render import Desired, render
+from octavo_operator.diagnosis import Finding, quote
+from octavo_operator.errors import ClusterError, NameTakenError, OctavoOperatorError, SpecInvalidError
+from octavo_operator.events import make_event
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.kube.kinds import EVENT
+from octavo_operator.object_cache import ResourceKey
+from octavo_operator.observe import Observer
+from octavo_operator.observed import Observed
+from octavo_operator.plan import make_plan
+from octavo_operator.status import make_failed_status, make_status, status_patch
+
+logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_LOADING_S = 3.0
+"""Loading pods tell their progress only when asked."""
+LOOK_AGAIN_WAITING_S = 20.0
+"""A Secret or node that comes later makes no event of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a reconcile ended."""
+
+    failure: Finding | None = None
+    is_retryable: bool = False
+    look_again_s: float | None = None
+    """Seconds until the resource should be looked at though nothing tells so; 0 after own changes."""
+
+
+class Reconciler:
+    """Brings one ModelDeployment at a time closer to what it asks for."""
+
+    def __init__(
+        self,
+        *,
+        kube: KubeClient,
+        observer: Observer,
+        executor: Executor,
+        pods: PodSettings,
+        gateway_url: str,
+        identity: str,
+        now: Callable[[], datetime.datetime],
+    ) -> None:
+        self._kube = kube
+        self._observer = observer
+        self._executor = executor
+        self._pods = pods
+        self._gateway_url = gateway_url
+        self._identity = identity
+        self._now = now
+
+    async def reconcile(self, key: ResourceKey) -> Outcome:
+        """One pass; the status is written even where a step failed."""
+        observed = await self._observer.snapshot(key)
+        if observed is None or "deletionTimestamp" in observed.resource["metadata"]:
+            return Outcome()
+        try:
+            resource = parse_model_deployment(observed.resource)
+            desired = render(resource, self._pods)
+            changed = await self._executor.execute(key, make_plan(resource, desired, observed), observed)
+        except OctavoOperatorError as error:
+            failure = explain(error)
+            await self._write(key, observed, make_failed_status(observed, failure, now=self._stamp()))
+            return Outcome(failure=failure, is_retryable=not isinstance(error, SpecInvalidError))
+        await self._write(key, observed, self._status(resource, desired, observed))
+        return Outcome(look_again_s=0.0 if changed else _look_again_s(observed))
+
+    def _status(self, resource: ModelDeployment, desired: Desired, observed: Observed) -> dict[str, Any]:
+        return make_status(resource, desired, observed, gateway_url=self._gateway_url, now=self._stamp())
+
+    async def _write(self, key: ResourceKey, observed: Observed, status: JsonObject) -> None:
+        patch = status_patch(observed.status, status)
+        if not patch:
+            return
+        try:
+            await self._executor.write_status(key, patch)
+        except ClusterError as error:
+            if error.status == 404:
+                return
+            raise
+        await self._tell(observed, status)
+
+    async def _tell(self, observed: Observed, status: JsonObject) -> None:
+        event = make_event(observed.resource, status, identity=self._identity, now=self._now())
+        if event is None:
+            return
+        said = {"resource": "/".join(_name(observed)), "reason": event["reason"], "note": event["note"]}
+        logger.info("readiness changed", extra=said)
+        try:
+            await self._kube.create(EVENT.path(event["metadata"]["namespace"]), event)
+        except ClusterError as error:
+            # An event is a courtesy: the status says the same.
+            logger.debug("event not written", extra={"error": str(error)})
+
+    def _stamp(self) -> str:
+        return self._now().astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def explain(error: OctavoOperatorError) -> Finding:
+    """An error as a reason and a sentence."""
+    match error:
+        case SpecInvalidError():
+            reason = reasons.SPEC_INVALID
+        case NameTakenError():
+            reason = reasons.NAME_TAKEN
+        case ClusterError(status=400 | 422):
+            # What the overlay, affinity or behavior hold is only known to the API server.
+            reason = reasons.SPEC_INVALID
+        case ClusterError(status=403) if "exceeded quota" in str(error):
+            reason = reasons.QUOTA_EXCEEDED
+        case _:
+            reason = reasons.CLUSTER_ERROR
+    return Finding(reason=reason, sentence=quote(str(error)))
+
+
+def _look_again_s(observed: Observed) -> float | None:
+    if observed.startups:
+        return LOOK_AGAIN_LOADING_S
+    return LOOK_AGAIN_WAITING_S if any(not pod.is_ready for pod in observed.living_pods) else None
+
+
+def _name(observed: Observed) -> tuple[str, str]:
+    metadata = observed.resource["metadata"]
+    return metadata["namespace"], metadata["name"]
