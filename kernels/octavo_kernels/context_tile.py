@@ -1,0 +1,81 @@
+"""The step that both paged attention kernels repeat: load one tile of the context, attend to it.
+
+Running softmax after Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, in base 2.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(
+    p_key,
+    p_value,
+    p_table,
+    o_position,
+    m_position,
+    m_dim,
+    o_dim,
+    stride_key_block,
+    stride_key_slot,
+    stride_value_block,
+    stride_value_slot,
+    BLOCK_SIZE: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    IS_WIDENED: tl.constexpr,
+):
+    """K and V of the positions, each [tile, BLOCK_DIM]; 0 past the context: a freed block may hold NaN."""
+    if IS_WHOLE:
+        i_block = tl.load(p_table + o_position // BLOCK_SIZE).to(tl.int64)[:, None]
+        m_tile = m_dim[None, :]
+    else:
+        i_block = tl.load(p_table + o_position // BLOCK_SIZE, mask=m_position, other=0).to(tl.int64)[:, None]
+        m_tile = m_position[:, None] & m_dim[None, :]
+    o_slot = (o_position % BLOCK_SIZE)[:, None]
+    o_key = i_block * stride_key_block + o_slot * stride_key_slot + o_dim[None, :]
+    o_value = i_block * stride_value_block + o_slot * stride_value_slot + o_dim[None, :]
+    b_k = tl.load(p_key + o_key, mask=m_tile, other=0.0)
+    b_v = tl.load(p_value + o_value, mask=m_tile, other=0.0)
+    if IS_WIDENED:
+        b_k = b_k.to(tl.float32)
+        b_v = b_v.to(tl.float32)
+    return b_k, b_v
+
+
+@triton.jit
+def attend_tile(
+    b_q,
+    b_k,
+    b_v,
+    is_seen,
+    b_acc,
+    b_max,
+    b_sum,
+    scale_log2,
+    IS_WHOLE: tl.constexpr,
+    IS_VECTOR: tl.constexpr,
+):
+    """Adds a tile to the running maximum, sum and weighted values of each row of q. All in fp32.
+
+    Every row must see a position of the first tile, which makes its maximum finite. IS_VECTOR: q has one row, for which
+    the tensor cores' 16 would be a waste.
+    """
+    # b_score: [rows, tile] fp32, in units of log2
+    if IS_VECTOR:
+        b_score = tl.sum(b_q.to(tl.float32)[:, None, :] * b_k.to(tl.float32)[None, :, :], axis=2) * scale_log2
+    else:
+        b_score = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2
+    if not IS_WHOLE:
+        b_score = tl.where(is_seen, b_score, float("-inf"))
+    b_new_max = tl.maximum(b_max, tl.max(b_score, axis=1))
+    b_weight = tl.exp2(b_score - b_new_max[:, None])
+    b_shrink = tl.exp2(b_max - b_new_max)
+    b_sum = b_sum * b_shrink + tl.sum(b_weight, axis=1)
+    b_acc = b_acc * b_shrink[:, None]
+    if IS_VECTOR:
+        b_acc += tl.sum(b_weight[:, :, None] * b_v.to(tl.float32)[None, :, :], axis=1)
+    else:
+        b_acc = tl.dot(b_weight.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
+    return b_acc, b_new_max, b_sum

@@ -1,0 +1,242 @@
+"""Paged attention of sequences that compute one token, split over the context.
+
+    out = softmax(scale * q K^T) V over the keys of one sequence, in float32, with the running maximum and sum of
+    Milakov and Gimelshein (2018) over tiles of the context; splits are joined by their log-sum-exp (Flash-Decoding,
+    Dao et al., 2023). Work is dealt as a list of (sequence, run of tiles): attention_plan.py.
+
+The query heads that share a key/value head are the rows of one tl.dot, padded to its 16: K and V are read once for all
+of them. A sequence of one item is written to out directly, and the combine pass has nothing to do for it.
+
+Caches: [num_blocks, num_kv_heads, block_size, head_dim]. Addresses are int64; positions past the end are not loaded, for
+a freed block may hold anything, NaN too.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
+from octavo_kernels.checks import check_attention, check_caches
+from octavo_kernels.context_tile import attend_tile, load_tile
+from octavo_kernels.launch import LOG2_E, MIN_DOT, is_interpreted, next_power_of_2
+
+_SPLITS = 16
+"""Splits that the combine pass joins at once."""
+
+
+@triton.jit
+def decode_attention_kernel(
+    p_q,
+    p_key_cache,
+    p_value_cache,
+    p_out,
+    p_partial_out,
+    p_partial_lse,
+    p_block_tables,
+    p_seq_lens,
+    p_query_start_loc,
+    p_item_sequence,
+    p_first_item,
+    stride_q_token,
+    stride_q_head,
+    stride_out_token,
+    stride_out_head,
+    stride_key_block,
+    stride_key_head,
+    stride_key_slot,
+    stride_value_block,
+    stride_value_head,
+    stride_value_slot,
+    stride_table,
+    num_seqs,
+    num_kv_heads,
+    scale_log2,
+    GROUP: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_WIDENED: tl.constexpr,
+):
+    i_item = (tl.program_id(0) // num_kv_heads).to(tl.int64)
+    i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
+    i_sequence = tl.load(p_item_sequence + i_item).to(tl.int64)
+    if i_sequence >= num_seqs:
+        return
+    first_item = tl.load(p_first_item + i_sequence)
+    num_splits = tl.load(p_first_item + i_sequence + 1) - first_item
+    i_split = i_item.to(tl.int32) - first_item
+    seq_len = tl.load(p_seq_lens + i_sequence)
+    num_tiles = tl.cdiv(seq_len, TILE)
+
+    o_group = tl.arange(0, BLOCK_GROUP)
+    o_dim = tl.arange(0, BLOCK_DIM)
+    o_head = i_kv_head * GROUP + o_group
+    m_dim = o_dim < HEAD_DIM
+    m_q = (o_group < GROUP)[:, None] & m_dim[None, :]
+    i_token = tl.load(p_query_start_loc + i_sequence).to(tl.int64)
+    # b_q: [BLOCK_GROUP, BLOCK_DIM], the cache's dtype
+    b_q = tl.load(
+        p_q + i_token * stride_q_token + o_head[:, None] * stride_q_head + o_dim[None, :], mask=m_q, other=0.0
+    )
+    if IS_WIDENED:
+        b_q = b_q.to(tl.float32)
+
+    b_max = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_GROUP], tl.float32)
+    # b_acc: [BLOCK_GROUP, BLOCK_DIM] fp32
+    b_acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
+    p_table = p_block_tables + i_sequence * stride_table
+    p_key = p_key_cache + i_kv_head * stride_key_head
+    p_value = p_value_cache + i_kv_head * stride_value_head
+    for i_tile in range(num_tiles * i_split // num_splits, num_tiles * (i_split + 1) // num_splits):
+        o_position = i_tile * TILE + tl.arange(0, TILE)
+        m_position = o_position < seq_len
+        b_k, b_v = load_tile(
+            p_key,
+            p_value,
+            p_table,
+            o_position,
+            m_position,
+            m_dim,
+            o_dim,
+            stride_key_block,
+            stride_key_slot,
+            stride_value_block,
+            stride_value_slot,
+            BLOCK_SIZE,
+            False,
+            IS_WIDENED,
+        )
+        b_acc, b_max, b_sum = attend_tile(
+            b_q, b_k, b_v, m_position[None, :], b_acc, b_max, b_sum, scale_log2, False, GROUP == 1
+        )
+
+    b_out = b_acc / b_sum[:, None]
+    if num_splits == 1:
+        p_row = p_out + i_token * stride_out_token + o_head[:, None] * stride_out_head + o_dim[None, :]
+        tl.store(p_row, b_out.to(p_out.dtype.element_ty), mask=m_q)
+    else:
+        o_partial = i_item * num_kv_heads * GROUP + o_head
+        tl.store(p_partial_out + o_partial[:, None] * HEAD_DIM + o_dim[None, :], b_out, mask=m_q)
+        tl.store(p_partial_lse + o_partial, b_max + tl.log2(b_sum), mask=o_group < GROUP)
+
+
+@triton.jit
+def combine_splits_kernel(
+    p_partial_out,
+    p_partial_lse,
+    p_out,
+    p_query_start_loc,
+    p_first_item,
+    stride_out_token,
+    stride_out_head,
+    num_heads,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    i_sequence = (tl.program_id(0) // num_heads).to(tl.int64)
+    i_head = (tl.program_id(0) % num_heads).to(tl.int64)
+    first_item = tl.load(p_first_item + i_sequence)
+    last_item = tl.load(p_first_item + i_sequence + 1)
+    if last_item - first_item <= 1:
+        return
+    o_dim = tl.arange(0, BLOCK_DIM)
+    m_dim = o_dim < HEAD_DIM
+    b_max = tl.full([1], float("-inf"), tl.float32)
+    b_sum = tl.zeros([1], tl.float32)
+    # b_acc: [BLOCK_DIM] fp32
+    b_acc = tl.zeros([BLOCK_DIM], tl.float32)
+    for i_first in range(first_item, last_item, SPLITS):
+        o_item = i_first + tl.arange(0, SPLITS)
+        m_item = o_item < last_item
+        o_partial = o_item.to(tl.int64) * num_heads + i_head
+        b_lse = tl.load(p_partial_lse + o_partial, mask=m_item, other=float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_lse, axis=0))
+        b_weight = tl.exp2(b_lse - b_new_max)
+        b_shrink = tl.exp2(b_max - b_new_max)
+        # b_part: [SPLITS, BLOCK_DIM] fp32
+        p_part = p_partial_out + o_partial[:, None] * HEAD_DIM + o_dim[None, :]
+        b_part = tl.load(p_part, mask=m_item[:, None] & m_dim[None, :], other=0.0)
+        b_acc = b_acc * b_shrink + tl.sum(b_part * b_weight[:, None], axis=0)
+        b_sum = b_sum * b_shrink + tl.sum(b_weight, axis=0)
+        b_max = b_new_max
+    i_token = tl.load(p_query_start_loc + i_sequence).to(tl.int64)
+    p_row = p_out + i_token * stride_out_token + i_head * stride_out_head + o_dim
+    tl.store(p_row, (b_acc / b_sum).to(p_out.dtype.element_ty), mask=m_dim)
+
+
+def decode_attention(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    plan: PagedAttentionPlan,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Writes the rows of out that belong to sequences of query length 1 and leaves all others alone.
+
+    q, out: [num_tokens, num_heads, head_dim]; caches: [num_blocks, num_kv_heads, block_size, head_dim].
+    """
+    check_caches(key_cache, value_cache)
+    check_attention(q, key_cache, plan.num_tokens, plan.num_heads)
+    work, batch = plan.decode, plan.batch
+    if work is None:
+        return
+    _, num_kv_heads, block_size, head_dim = key_cache.shape
+    group = plan.num_heads // num_kv_heads
+    block_dim = max(next_power_of_2(head_dim), MIN_DOT)
+    decode_attention_kernel[(work.item_sequence.shape[0] * num_kv_heads,)](
+        p_q=q,
+        p_key_cache=key_cache,
+        p_value_cache=value_cache,
+        p_out=out,
+        p_partial_out=work.partial_out,
+        p_partial_lse=work.partial_lse,
+        p_block_tables=batch.block_tables,
+        p_seq_lens=batch.seq_lens,
+        p_query_start_loc=batch.query_start_loc,
+        p_item_sequence=work.item_sequence,
+        p_first_item=work.first_item,
+        stride_q_token=q.stride(0),
+        stride_q_head=q.stride(1),
+        stride_out_token=out.stride(0),
+        stride_out_head=out.stride(1),
+        stride_key_block=key_cache.stride(0),
+        stride_key_head=key_cache.stride(1),
+        stride_key_slot=key_cache.stride(2),
+        stride_value_block=value_cache.stride(0),
+        stride_value_head=value_cache.stride(1),
+        stride_value_slot=value_cache.stride(2),
+        stride_table=batch.block_tables.stride(0),
+        num_seqs=batch.seq_lens.shape[0],
+        num_kv_heads=num_kv_heads,
+        scale_log2=scale * LOG2_E,
+        GROUP=group,
+        BLOCK_GROUP=1 if group == 1 else max(next_power_of_2(group), MIN_DOT),
+        HEAD_DIM=head_dim,
+        BLOCK_DIM=block_dim,
+        BLOCK_SIZE=block_size,
+        TILE=CONTEXT_TILE,
+        IS_WIDENED=is_interpreted(decode_attention_kernel),
+        num_warps=4,
+        num_stages=2,
+    )
+    combine_splits_kernel[(batch.seq_lens.shape[0] * plan.num_heads,)](
+        p_partial_out=work.partial_out,
+        p_partial_lse=work.partial_lse,
+        p_out=out,
+        p_query_start_loc=batch.query_start_loc,
+        p_first_item=work.first_item,
+        stride_out_token=out.stride(0),
+        stride_out_head=out.stride(1),
+        num_heads=plan.num_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_DIM=block_dim,
+        SPLITS=_SPLITS,
+        num_warps=4,
+    )

@@ -1,0 +1,212 @@
+"""Paged causal attention of sequences that compute many tokens, with or without a cached prefix.
+
+    out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j.
+    FlashAttention-2 (Dao, 2023) over a paged cache: one program holds a tile of query rows and walks the context.
+
+A row of the tile is a pair (query token, head of the group): all heads that share a key/value head read it together.
+The context is walked in two runs: tiles that every row sees whole, without a mask, and those that the diagonal cuts.
+
+Caches: [num_blocks, num_kv_heads, block_size, head_dim]. Addresses are int64; positions past the end are not loaded, for
+a freed block may hold anything, NaN too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo_kernels.attention_plan import PagedAttentionPlan
+from octavo_kernels.checks import check_attention, check_caches
+from octavo_kernels.context_tile import attend_tile, load_tile
+from octavo_kernels.launch import LOG2_E, MIN_DOT, is_interpreted, next_power_of_2
+
+
+@triton.jit
+def extend_attention_kernel(
+    p_q,
+    p_key_cache,
+    p_value_cache,
+    p_out,
+    p_block_tables,
+    p_seq_lens,
+    p_query_start_loc,
+    p_tile_sequence,
+    p_tile_start,
+    stride_q_token,
+    stride_q_head,
+    stride_out_token,
+    stride_out_head,
+    stride_key_block,
+    stride_key_head,
+    stride_key_slot,
+    stride_value_block,
+    stride_value_head,
+    stride_value_slot,
+    stride_table,
+    num_seqs,
+    num_kv_heads,
+    scale_log2,
+    GROUP: tl.constexpr,
+    QUERY_TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    IS_WIDENED: tl.constexpr,
+):
+    i_tile = tl.program_id(0) // num_kv_heads
+    i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
+    i_sequence = tl.load(p_tile_sequence + i_tile).to(tl.int64)
+    if i_sequence >= num_seqs:
+        return
+    query_start = tl.load(p_query_start_loc + i_sequence)
+    query_len = tl.load(p_query_start_loc + i_sequence + 1) - query_start
+    prefix_len = tl.load(p_seq_lens + i_sequence) - query_len
+    tile_start = tl.load(p_tile_start + i_tile)
+
+    o_row = tl.arange(0, ROWS)
+    o_dim = tl.arange(0, BLOCK_DIM)
+    # o_query: the row's token, counted from the sequence's first of this step
+    o_query = tile_start + o_row // GROUP
+    m_row = (o_row < QUERY_TILE * GROUP) & (o_query < query_len)
+    m_dim = o_dim < HEAD_DIM
+    m_q = m_row[:, None] & m_dim[None, :]
+    o_token = (query_start + o_query).to(tl.int64)[:, None]
+    o_head = (i_kv_head * GROUP + o_row % GROUP)[:, None]
+    # b_q: [ROWS, BLOCK_DIM], the cache's dtype
+    b_q = tl.load(p_q + o_token * stride_q_token + o_head * stride_q_head + o_dim[None, :], mask=m_q, other=0.0)
+    if IS_WIDENED:
+        b_q = b_q.to(tl.float32)
+
+    b_max = tl.full([ROWS], float("-inf"), tl.float32)
+    b_sum = tl.zeros([ROWS], tl.float32)
+    # b_acc: [ROWS, BLOCK_DIM] fp32
+    b_acc = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    p_table = p_block_tables + i_sequence * stride_table
+    p_key = p_key_cache + i_kv_head * stride_key_head
+    p_value = p_value_cache + i_kv_head * stride_value_head
+    # columns below `whole` are seen by every row, columns from `end` on by none
+    whole = (prefix_len + tile_start + 1) // COLUMNS * COLUMNS
+    end = prefix_len + tl.minimum(tile_start + QUERY_TILE, query_len)
+    for i_column in range(0, whole, COLUMNS):
+        o_position = i_column + tl.arange(0, COLUMNS)
+        b_k, b_v = load_tile(
+            p_key,
+            p_value,
+            p_table,
+            o_position,
+            None,
+            m_dim,
+            o_dim,
+            stride_key_block,
+            stride_key_slot,
+            stride_value_block,
+            stride_value_slot,
+            BLOCK_SIZE,
+            True,
+            IS_WIDENED,
+        )
+        b_acc, b_max, b_sum = attend_tile(b_q, b_k, b_v, None, b_acc, b_max, b_sum, scale_log2, True, False)
+    for i_column in range(whole, end, COLUMNS):
+        o_position = i_column + tl.arange(0, COLUMNS)
+        is_seen = o_position[None, :] <= (prefix_len + o_query)[:, None]
+        b_k, b_v = load_tile(
+            p_key,
+            p_value,
+            p_table,
+            o_position,
+            o_position < end,
+            m_dim,
+            o_dim,
+            stride_key_block,
+            stride_key_slot,
+            stride_value_block,
+            stride_value_slot,
+            BLOCK_SIZE,
+            False,
+            IS_WIDENED,
+        )
+        b_acc, b_max, b_sum = attend_tile(b_q, b_k, b_v, is_seen, b_acc, b_max, b_sum, scale_log2, False, False)
+
+    b_out = (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty)
+    tl.store(p_out + o_token * stride_out_token + o_head * stride_out_head + o_dim[None, :], b_out, mask=m_q)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendTiling:
+    """How the kernel is cut for a shape."""
+
+    rows: int
+    columns: int
+    query_tile: int
+    num_warps: int
+
+
+def extend_tiling(group: int, head_dim: int, dtype: torch.dtype) -> ExtendTiling:
+    """128 rows and 64 columns where the tensor cores and their shared memory take it, less for wide elements."""
+    is_wide = dtype == torch.float32 or head_dim > 128
+    rows = max(64 if is_wide else 128, next_power_of_2(group))
+    return ExtendTiling(
+        rows=rows, columns=32 if is_wide else 64, query_tile=rows // group, num_warps=4 if is_wide else 8
+    )
+
+
+def extend_attention(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    plan: PagedAttentionPlan,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Writes the rows of out that belong to sequences of query length 2 or more and leaves all others alone.
+
+    q, out: [num_tokens, num_heads, head_dim]; caches: [num_blocks, num_kv_heads, block_size, head_dim].
+    """
+    check_caches(key_cache, value_cache)
+    check_attention(q, key_cache, plan.num_tokens, plan.num_heads)
+    work, batch = plan.extend, plan.batch
+    if work is None:
+        return
+    _, num_kv_heads, block_size, head_dim = key_cache.shape
+    group = plan.num_heads // num_kv_heads
+    tiling = extend_tiling(group, head_dim, q.dtype)
+    extend_attention_kernel[(work.tile_sequence.shape[0] * num_kv_heads,)](
+        p_q=q,
+        p_key_cache=key_cache,
+        p_value_cache=value_cache,
+        p_out=out,
+        p_block_tables=batch.block_tables,
+        p_seq_lens=batch.seq_lens,
+        p_query_start_loc=batch.query_start_loc,
+        p_tile_sequence=work.tile_sequence,
+        p_tile_start=work.tile_start,
+        stride_q_token=q.stride(0),
+        stride_q_head=q.stride(1),
+        stride_out_token=out.stride(0),
+        stride_out_head=out.stride(1),
+        stride_key_block=key_cache.stride(0),
+        stride_key_head=key_cache.stride(1),
+        stride_key_slot=key_cache.stride(2),
+        stride_value_block=value_cache.stride(0),
+        stride_value_head=value_cache.stride(1),
+        stride_value_slot=value_cache.stride(2),
+        stride_table=batch.block_tables.stride(0),
+        num_seqs=batch.seq_lens.shape[0],
+        num_kv_heads=num_kv_heads,
+        scale_log2=scale * LOG2_E,
+        GROUP=group,
+        QUERY_TILE=work.query_tile,
+        ROWS=tiling.rows,
+        COLUMNS=tiling.columns,
+        HEAD_DIM=head_dim,
+        BLOCK_DIM=max(next_power_of_2(head_dim), MIN_DOT),
+        BLOCK_SIZE=block_size,
+        IS_WIDENED=is_interpreted(extend_attention_kernel),
+        num_warps=tiling.num_warps,
+        num_stages=2,
+    )

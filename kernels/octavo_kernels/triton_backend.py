@@ -1,0 +1,159 @@
+"""The Triton backend: NVIDIA and AMD GPUs. Binds the kernels to `KernelBackend`; matrix products are the vendor's BLAS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
+from octavo_kernels.backend import AttentionBatch, AttentionPlan, KVCache, KVCacheSpec, LinearHandle, SamplingBatch
+from octavo_kernels.checks import (
+    check_attention_batch,
+    check_cache_spec,
+    check_layer,
+    check_linear,
+    check_linear_weight,
+    check_num_heads,
+    check_table_width,
+    require_own,
+)
+from octavo_kernels.copy_blocks import copy_blocks
+from octavo_kernels.decode_attention import decode_attention, decode_attention_kernel
+from octavo_kernels.errors import KernelError
+from octavo_kernels.extend_attention import extend_attention, extend_tiling
+from octavo_kernels.launch import is_interpreted
+from octavo_kernels.rms_norm import add_rms_norm, rms_norm
+from octavo_kernels.rotary import rotary
+from octavo_kernels.sample import sample
+from octavo_kernels.silu_and_mul import silu_and_mul
+from octavo_kernels.store_kv import store_kv
+
+_PROGRAMS_PER_PROCESSOR = 4
+"""Decode programs to aim at for each multiprocessor: about two run at once, and twice that evens out the tail."""
+
+_INTERPRETED_PROCESSORS = 4
+"""What the interpreter pretends to have: few, for each program costs it milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonKVCache:
+    """Head-major blocks: the tokens of a block that one head reads lie side by side."""
+
+    spec: KVCacheSpec
+    keys: torch.Tensor
+    """[num_layers, num_blocks, num_kv_heads, block_size, head_dim]."""
+    values: torch.Tensor
+    """Like keys."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonLinear:
+    """A weight as it is, on the device."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+class TritonBackend:
+    """`KernelBackend` on a GPU, or on a CPU under TRITON_INTERPRET=1 (exact, and far too slow for a model)."""
+
+    def __init__(self, device: torch.device) -> None:
+        if is_interpreted(decode_attention_kernel) != (device.type == "cpu"):
+            raise KernelError(f"device is {device}: Triton needs a GPU, or a CPU and TRITON_INTERPRET=1")
+        num_processors = _INTERPRETED_PROCESSORS
+        if device.type != "cpu":
+            # kernels are launched on the current device, whatever device their tensors are on
+            if device.index != torch.cuda.current_device():
+                raise KernelError(
+                    f"{device} is not the current device; call torch.cuda.set_device({device.index}) first"
+                )
+            num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+        self._device = device
+        self._target_items = num_processors * _PROGRAMS_PER_PROCESSOR
+
+    @property
+    def name(self) -> str:
+        return "triton"
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def allocate_kv_cache(self, spec: KVCacheSpec) -> TritonKVCache:
+        check_cache_spec(spec)
+        shape = (spec.num_layers, spec.num_blocks, spec.num_kv_heads, spec.block_size, spec.head_dim)
+        return TritonKVCache(
+            spec=spec,
+            keys=torch.zeros(shape, dtype=spec.dtype, device=self._device),
+            values=torch.zeros(shape, dtype=spec.dtype, device=self._device),
+        )
+
+    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TritonLinear:
+        check_linear_weight(weight, bias)
+        on_device = weight.to(self._device)
+        return TritonLinear(weight=on_device, bias=bias.to(self._device) if bias is not None else None)
+
+    def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
+        linear = require_own(handle, TritonLinear)
+        check_linear(x, linear.weight)
+        return F.linear(x, linear.weight, linear.bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return add_rms_norm(x, residual, weight, eps)
+
+    def rotary(self, q: torch.Tensor, k: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> None:
+        rotary(q, k, cos_sin, positions)
+
+    def store_kv(
+        self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, slot_mapping: torch.Tensor
+    ) -> None:
+        own = require_own(cache, TritonKVCache)
+        check_layer(layer, own.spec.num_layers)
+        store_kv(k, v, own.keys[layer], own.values[layer], slot_mapping)
+
+    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
+        spec = require_own(cache, TritonKVCache).spec
+        check_attention_batch(batch)
+        check_num_heads(num_heads, spec.num_kv_heads)
+        check_table_width(batch, spec.block_size)
+        tiling = extend_tiling(num_heads // spec.num_kv_heads, spec.head_dim, spec.dtype)
+        return plan_paged_attention(
+            batch,
+            num_heads=num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            query_tile=tiling.query_tile,
+            target_items=self._target_items,
+        )
+
+    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+        own = require_own(cache, TritonKVCache)
+        own_plan = require_own(plan, PagedAttentionPlan)
+        check_layer(layer, own.spec.num_layers)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        decode_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out)
+        extend_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out)
+        return out
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        return silu_and_mul(x)
+
+    def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+        return sample(logits, params)
+
+    def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
+        own = require_own(cache, TritonKVCache)
+        copy_blocks(own.keys, own.values, source, destination)
