@@ -9,8 +9,8 @@ import pytest
 from e2e.cluster.artifacts import artifacts_dir, collect
 from e2e.cluster.errors import UnavailableError
 from e2e.cluster.lab import Lab, exclusive
-from e2e.cluster.mounts import check_readable
-from e2e.cluster.target import Target
+from e2e.cluster.mounts import check_mountable
+from e2e.cluster.target import Target, own_target
 
 _TARGET = pytest.StashKey[Target]()
 
@@ -22,11 +22,11 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     with exclusive("e2e", say):
         lab = Lab("e2e", say)
         try:
-            check_readable()
+            check_mountable()
             lab.start()
         except UnavailableError as lack:
             pytest.skip(f"no cluster here: {lack}")
-        found = Target(kubectl=lab.kubectl, lab=lab)
+        found = own_target(lab)
         request.config.stash[_TARGET] = found
         yield found
         del request.config.stash[_TARGET]

@@ -31,6 +31,7 @@ def remove_cluster(lab: Path, network: Network, processes: Processes) -> None:
     _end_containers(lab, network)
     processes.stop(["containerd"], grace_s=2)
     end_processes(sorted(network.process_ids()), grace_s=0)
+    processes.reap()
     for socket in sockets:
         socket.unlink(missing_ok=True)
     network.delete()

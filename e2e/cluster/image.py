@@ -1,7 +1,8 @@
 """Container images without a registry: a docker-archive made by the standard library, the same bytes each time.
 
-Two images are enough. `pause` holds a pod's namespaces. `base` is empty but for folders, links and a passwd line: our
-code reaches it by read-only hostPath mounts (see mounts.py).
+Two images are enough. `pause` holds a pod's namespaces. The other one stands for all of Octavo's: it is empty but for
+folders, links, the command `octavo` and the variables that find this checkout, which the container runtime mounts
+(see mounts.py). As in our real image, its user has no line in /etc/passwd.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from e2e.cluster.errors import UnavailableError
+from e2e.cluster.mounts import BIN, interpreter, search_path
 from e2e.cluster.requirements import system_program
 from e2e.cluster.shell import run
 
 PAUSE_IMAGE = "octavo.local/pause:e2e"
-BASE_IMAGE = "octavo.local/base:e2e"
+IMAGE_REGISTRY = "octavo.local"
+IMAGE_TAG = "e2e"
+IMAGE_NAMES = ("operator", "gateway", "server", "server-cpu")
 USER_ID = 65532
 
 
@@ -33,6 +37,8 @@ class Content:
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Path → bytes; each is executable and readable by all."""
     entrypoint: Sequence[str] = ()
+    variables: Sequence[str] = ()
+    """NAME=VALUE."""
 
 
 def write_images(folder: Path) -> list[Path]:
@@ -40,12 +46,17 @@ def write_images(folder: Path) -> list[Path]:
     # Nothing need be compiled for it: containerd ends a sandbox by SIGKILL, so that a sleeper does.
     pause = Content(files={"busybox": _busybox()}, entrypoint=["/busybox", "sleep", "2147483647"])
     return [
-        write_archive(folder / "pause.tar", PAUSE_IMAGE, pause),
-        write_archive(folder / "base.tar", BASE_IMAGE, _base_content()),
+        write_archive(folder / "pause.tar", [PAUSE_IMAGE], pause),
+        write_archive(folder / "octavo.tar", [image(name) for name in IMAGE_NAMES], _octavo_content()),
     ]
 
 
-def write_archive(path: Path, reference: str, content: Content) -> Path:
+def image(name: str) -> str:
+    """Reference of one of Octavo's images."""
+    return f"{IMAGE_REGISTRY}/{name}:{IMAGE_TAG}"
+
+
+def write_archive(path: Path, references: Sequence[str], content: Content) -> Path:
     """Write an image of one uncompressed layer, importable by `ctr images import`."""
     layer = _layer(content)
     config = json.dumps(
@@ -55,7 +66,7 @@ def write_archive(path: Path, reference: str, content: Content) -> Path:
             "created": "1970-01-01T00:00:00Z",
             "config": {
                 "Entrypoint": list(content.entrypoint),
-                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                "Env": list(content.variables),
             },
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
             "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "e2e.cluster.image"}],
@@ -63,7 +74,7 @@ def write_archive(path: Path, reference: str, content: Content) -> Path:
         sort_keys=True,
     ).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).encode()
+    manifest = json.dumps([{"Config": config_name, "RepoTags": list(references), "Layers": ["layer.tar"]}]).encode()
     with tarfile.open(path, "w") as archive:
         _add_file(archive, config_name, config, 0o644)
         _add_file(archive, "layer.tar", layer, 0o644)
@@ -71,15 +82,22 @@ def write_archive(path: Path, reference: str, content: Content) -> Path:
     return path
 
 
-def _base_content() -> Content:
-    merged = [name for name in ("bin", "sbin", "lib", "lib64") if Path("/", name).is_symlink()]
-    separate = [name for name in ("bin", "sbin", "lib", "lib64") if Path("/", name).is_dir() and name not in merged]
-    passwd = f"root:x:0:0::/:/sbin/nologin\noctavo:x:{USER_ID}:{USER_ID}::/tmp:/sbin/nologin\n"
-    group = f"root:x:0:\noctavo:x:{USER_ID}:\n"
+def _octavo_content() -> Content:
+    names = ("bin", "sbin", "lib", "lib64")
+    merged = {name: str(Path("/", name).readlink()) for name in names if Path("/", name).is_symlink()}
+    separate = [name for name in names if Path("/", name).is_dir() and name not in merged]
+    launcher = f"#!{BIN}/python\nimport sys\nfrom octavo_cli.__main__ import main\nsys.exit(main())\n"
+    commands = BIN.relative_to("/")
     return Content(
-        folders=["dev", "etc", "models", "proc", "run", "sys", "tmp", "usr", "var", *separate],
-        links={name: str(Path("/", name).readlink()) for name in merged},
-        files={"etc/passwd": passwd.encode(), "etc/group": group.encode()},
+        folders=["dev", "etc", "models", "opt", "proc", "run", "sys", "tmp", "usr", "var", *separate],
+        links={**merged, f"{commands}/python": str(interpreter())},
+        files={f"{commands}/octavo": launcher.encode()},
+        variables=[
+            f"PATH={BIN}:/usr/local/bin:/usr/bin:/bin",
+            f"PYTHONPATH={search_path()}",
+            # The checkout is mounted read-only.
+            "PYTHONDONTWRITEBYTECODE=1",
+        ],
     )
 
 

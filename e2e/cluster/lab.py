@@ -18,6 +18,7 @@ from e2e.cluster import cleanup, config, objects, tools
 from e2e.cluster.errors import ClusterError, CommandError
 from e2e.cluster.image import write_images
 from e2e.cluster.kubectl import Kubectl
+from e2e.cluster.mounts import with_code
 from e2e.cluster.network import Network
 from e2e.cluster.paths import cache_dir
 from e2e.cluster.pki import write_pki
@@ -94,13 +95,10 @@ class Lab:
 
     def add_kwok_nodes(self, count: int, *, num_gpus: int) -> None:
         """Start kwok and give it `count` nodes."""
-        kwok = tools.find_program("kwok", self.say)
-        arguments = [
-            "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-            "--node-lease-duration-seconds=40",
-        ]
-        command = [*self.network.enter, kwok, f"--kubeconfig={self.kubeconfig}", *arguments]
-        self.processes.start("kwok", command)
+        folder = tools.ensure(tools.KWOK, self.say)
+        stages = [f"--config={folder / Path(file).name}" for file in tools.KWOK.data]
+        flags = ["--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake", "--node-lease-duration-seconds=40"]
+        self._start("kwok", [str(folder / "kwok"), f"--kubeconfig={self.kubeconfig}", *flags, *stages])
         self.kubectl.apply([objects.kwok_node(number, num_gpus=num_gpus) for number in range(count)])
 
     def save_logs(self, target: Path) -> None:
@@ -144,6 +142,8 @@ class Lab:
         lab, network = self.folder, self.network
         for name in ("cni", "kubelet", "pod-logs"):
             (lab / name).mkdir()
+        default_spec = json.loads(run([system_program("ctr"), "oci", "spec"]))
+        (lab / "runtime-spec.json").write_text(json.dumps(with_code(default_spec), indent=2))
         (lab / "containerd.toml").write_text(config.containerd_toml(lab))
         (lab / "cni" / "10-octavo.conflist").write_text(config.cni_conflist(lab, network))
         (lab / "kubelet.json").write_text(json.dumps(config.kubelet_configuration(lab, network), indent=2))

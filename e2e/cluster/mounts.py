@@ -1,8 +1,18 @@
-"""Our code in a pod without building an image: read-only hostPath mounts of what this interpreter runs from.
+"""What our images hold: this checkout, its interpreter and the real model, mounted by the container runtime.
 
-Each folder is mounted at its own path, so that the virtual environment's links and scripts hold. Inside the container
-only the mount points matter: that the host's /root is closed to user 65532 hinders nobody. What is *in* the mounted
-folders must be readable by all.
+An image with torch in it weighs gigabytes and minutes at each change of a line. So the images are nearly empty, and the
+base specification from which containerd makes every container binds these folders read-only. Pods and manifests know
+nothing of it: no hostPath, no overlay.
+
+| in the container | on this machine |
+|---|---|
+| /usr (and /lib … where they are not links), the interpreter's own tree | the same path |
+| /opt/octavo/src/{operator,server,kernels} | of this checkout |
+| /opt/octavo/lib/N | the N-th folder of packages that Python imports from, such as the virtual environment's |
+| /models | the folder of the real model |
+
+Inside a container only the mount points matter: that the host's /root is closed to user 65532 hinders nobody. What is
+*in* the folders must be readable by all. Nothing of ours may lie below /tmp, which pods mount themselves.
 """
 
 from __future__ import annotations
@@ -13,62 +23,65 @@ from pathlib import Path
 from typing import Any
 
 from e2e.cluster.errors import UnavailableError
-from e2e.cluster.paths import CHECKOUT, model_path
+from e2e.cluster.paths import CHECKOUT, PACKAGES, model_path
 
-PACKAGES = ("operator", "server", "kernels")
 MODELS = "/models"
+"""Where a container finds the real model."""
+HOME = Path("/opt/octavo")
+BIN = HOME / "bin"
 
 
-def code_folders() -> list[Path]:
-    """Folders that a pod needs to run this checkout with this interpreter; none lies inside another."""
-    system = [Path("/", name) for name in ("usr", "lib", "lib64", "bin", "sbin")]
-    folders = [folder for folder in system if folder.is_dir() and not folder.is_symlink()]
-    folders += [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parents[1]]
-    folders += [Path(entry) for entry in sys.path if entry and "site-packages" in entry and Path(entry).is_dir()]
-    folders += [CHECKOUT / package for package in PACKAGES]
-    return _outermost([*folders, *(folder.resolve() for folder in folders)])
+def interpreter() -> Path:
+    """The real program behind this interpreter, outside of any virtual environment."""
+    return Path(sys.executable).resolve()
 
 
-def python_command(module: str) -> list[str]:
-    """Command of a container that runs one of our modules."""
-    return [sys.executable, "-m", module]
-
-
-def environment() -> list[dict[str, str]]:
-    """Variables that make this checkout's packages importable in a pod, installed or not."""
-    search = os.pathsep.join(str(CHECKOUT / package) for package in PACKAGES)
-    return [{"name": "PYTHONPATH", "value": search}, {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}]
-
-
-def volumes(*, with_model: bool = False) -> list[dict[str, Any]]:
-    """`volumes` of a pod that runs our code."""
-    found = [
-        {"name": f"code-{number}", "hostPath": {"path": str(folder), "type": "Directory"}}
-        for number, folder in enumerate(code_folders())
+def with_code(runtime_spec: dict[str, Any]) -> dict[str, Any]:
+    """An OCI runtime specification whose containers hold our code and the model."""
+    options = ["rbind", "ro", "nosuid", "nodev"]
+    mounts = [
+        {"destination": str(destination), "type": "bind", "source": str(source), "options": options}
+        for destination, source in binds().items()
     ]
-    if with_model:
-        found.append({"name": "models", "hostPath": {"path": str(model_path().parent), "type": "Directory"}})
+    return {**runtime_spec, "mounts": [*runtime_spec["mounts"], *mounts]}
+
+
+def binds() -> dict[Path, Path]:
+    """Path in a container → folder on this machine."""
+    found = {folder: folder for folder in _system_folders()}
+    found |= {HOME / "src" / package: CHECKOUT / package for package in PACKAGES}
+    found |= {HOME / "lib" / str(number): folder for number, folder in enumerate(_package_folders())}
+    if model_path().exists():
+        found[Path(MODELS)] = model_path().parent
     return found
 
 
-def volume_mounts(*, with_model: bool = False) -> list[dict[str, Any]]:
-    """`volumeMounts` of a container that runs our code."""
-    found = [
-        {"name": f"code-{number}", "mountPath": str(folder), "readOnly": True}
-        for number, folder in enumerate(code_folders())
-    ]
-    if with_model:
-        found.append({"name": "models", "mountPath": MODELS, "readOnly": True})
-    return found
+def search_path() -> str:
+    """PYTHONPATH of a container."""
+    sources = [HOME / "src" / package for package in PACKAGES]
+    libraries = [HOME / "lib" / str(number) for number in range(len(_package_folders()))]
+    return os.pathsep.join(str(folder) for folder in (*sources, *libraries))
 
 
-def check_readable() -> None:
-    """Raise UnavailableError when another user could not read the code: a pod's user then finds nothing."""
-    for folder in [*code_folders(), model_path().parent]:
-        if folder.exists() and not folder.stat().st_mode & 0o005 == 0o005:
-            raise UnavailableError(f"{folder} is not readable by all, so that pods cannot run from it; chmod o+rx it")
+def check_mountable() -> None:
+    """Raise UnavailableError when a pod's user could not read the code, or would mount something over it."""
+    for destination, source in binds().items():
+        if source.stat().st_mode & 0o005 != 0o005:
+            raise UnavailableError(f"{source} is not readable by all, so that pods cannot run from it; chmod o+rx it")
+        if destination.is_relative_to("/tmp"):
+            raise UnavailableError(f"the interpreter lies in {source}, below /tmp, which pods mount over; move it")
 
 
-def _outermost(folders: list[Path]) -> list[Path]:
-    unique = sorted(set(folders))
+def _system_folders() -> list[Path]:
+    """/usr and the interpreter's own tree; none lies inside another."""
+    candidates = [Path("/", name) for name in ("usr", "lib", "lib64", "bin", "sbin")]
+    folders = [folder for folder in candidates if folder.is_dir() and not folder.is_symlink()]
+    unique = sorted({*folders, Path(sys.base_prefix).resolve(), interpreter().parents[1]})
     return [folder for folder in unique if not any(other in folder.parents for other in unique)]
+
+
+def _package_folders() -> list[Path]:
+    """Folders with installed packages that do not come with the interpreter's own tree."""
+    entries = [Path(entry) for entry in sys.path if entry.endswith("-packages") and Path(entry).is_dir()]
+    system = _system_folders()
+    return [entry for entry in entries if not any(entry.resolve().is_relative_to(folder) for folder in system)]

@@ -8,6 +8,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 MODULES = CHECKOUT / "e2e" / "tools"
 CHART = CHECKOUT / "charts" / "octavo"
+PACKAGES = ("operator", "server", "kernels")
+"""Folders of the checkout that Python packages lie in."""
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -73,8 +73,12 @@ class Processes:
         """End the named programs together: SIGTERM, then SIGKILL after `grace_s`."""
         alive = self.running()
         end_processes([alive[name] for name in names if name in alive], grace_s=grace_s)
+
+    def reap(self) -> None:
+        """Take the exit status of every program that this process started; all must have ended."""
         for child in self._children.values():
-            child.poll()
+            child.wait(timeout=10)
+        self._children.clear()
 
 
 def end_processes(process_ids: Sequence[int], *, grace_s: float) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +20,9 @@ from pathlib import Path
 
 from e2e.cluster.errors import ClusterError, UnavailableError
 from e2e.cluster.paths import MODULES, cache_dir
+from e2e.cluster.shell import run
 
+_BUILD_LIMIT_S = 3600
 Say = Callable[[str], None]
 
 
@@ -38,6 +38,8 @@ class Tool:
     """Main packages; each gives a program named by its last element."""
     variables: tuple[str, ...] = ()
     """Linker variables `path=value`; `{version}` stands for the version."""
+    data: tuple[str, ...] = ()
+    """Files of the module that are kept beside the programs."""
     minutes: str = ""
     """What a cold build takes on two cores, for the person who waits."""
 
@@ -111,6 +113,13 @@ KWOK = Tool(
     name="kwok",
     module="sigs.k8s.io/kwok",
     packages=("sigs.k8s.io/kwok/cmd/kwok",),
+    data=(
+        "kustomize/stage/node/fast/node-initialize.yaml",
+        "kustomize/stage/node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
+        "kustomize/stage/pod/fast/pod-complete.yaml",
+        "kustomize/stage/pod/fast/pod-delete.yaml",
+        "kustomize/stage/pod/fast/pod-ready.yaml",
+    ),
     minutes="1 to 2 minutes",
 )
 TOOLS = {tool.name: tool for tool in (KUBERNETES, HELM, COREDNS, KWOK)}
@@ -156,17 +165,24 @@ def _build(tool: Tool, entry: Path, say: Say) -> None:
             started = time.monotonic()
             _go_build(go, tool, package, source, built / program)
             say(f"  {program} built in {time.monotonic() - started:.0f} s")
+        for file in tool.data:
+            shutil.copyfile(_module_folder(go, tool, source) / file, built / Path(file).name)
         built.rename(entry)
     say(f"{tool.name} {tool.version} built in {time.monotonic() - began:.0f} s; kept in {entry}")
 
 
 def _go_build(go: str, tool: Tool, package: str, source: Path, output: Path) -> None:
     variables = " ".join(f"-X {variable.format(version=tool.version)}" for variable in tool.variables)
-    command = [go, "build", "-trimpath", "-ldflags", f"-s -w {variables}", "-o", str(output), package]
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
-    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ClusterError(f"go build {package} failed: {done.stderr.strip()[-4000:]}")
+    _go(go, "build", "-trimpath", "-ldflags", f"-s -w {variables}", "-o", str(output), package, source=source)
+
+
+def _module_folder(go: str, tool: Tool, source: Path) -> Path:
+    return Path(_go(go, "list", "-m", "-f", "{{.Dir}}", tool.module, source=source).strip())
+
+
+def _go(go: str, *words: str, source: Path) -> str:
+    environment = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
+    return run([go, *words], cwd=source, env=environment, timeout_s=_BUILD_LIMIT_S)
 
 
 @contextmanager

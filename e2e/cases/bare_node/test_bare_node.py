@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 from e2e.cases.bare_node.workload import documents
 from e2e.cluster.image import USER_ID
@@ -24,7 +22,7 @@ def test_pods_of_our_interpreter_answer_through_a_service_and_go_when_deleted(ta
     kubectl.apply(documents(), namespace=namespace)
     kubectl("rollout", "status", "deployment/web", f"--namespace={namespace}", "--timeout=60s")
 
-    ask = ["exec", f"--namespace={namespace}", "deployment/web", "--", sys.executable, "-c"]
+    ask = ["exec", f"--namespace={namespace}", "deployment/web", "--", "python", "-c"]
     answer = kubectl(*ask, _ASK.format(namespace=namespace))
     logs = kubectl("logs", f"--namespace={namespace}", "--selector=app=web")
     kubectl("delete", "deployment,service", "web", f"--namespace={namespace}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from e2e.cluster.image import BASE_IMAGE, USER_ID
-from e2e.cluster.mounts import volume_mounts, volumes
+from e2e.cluster.image import USER_ID, image
 
 _SERVER = """
 import http.server, os, torch
@@ -24,16 +22,16 @@ def documents() -> list[dict[str, Any]]:
     labels = {"app": "web"}
     container = {
         "name": "web",
-        "image": BASE_IMAGE,
+        "image": image("server-cpu"),
         "imagePullPolicy": "Never",
-        "command": [sys.executable, "-c", _SERVER],
+        "command": ["python", "-c", _SERVER],
         "readinessProbe": {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1},
         "securityContext": {
             "readOnlyRootFilesystem": True,
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [*volume_mounts(), {"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     pod = {
         "terminationGracePeriodSeconds": 1,
@@ -43,7 +41,7 @@ def documents() -> list[dict[str, Any]]:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": [*volumes(), {"name": "tmp", "emptyDir": {}}],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
     deployment = {
         "apiVersion": "apps/v1",
