@@ -6,6 +6,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import PromptLogprob, SampledToken, SequenceId
@@ -13,6 +15,7 @@ from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.sequence import Sequence
 from octavo_server.models.loader import LoadedModel
+from octavo_testing.checkpoints import oracle_logprobs
 
 
 @dataclass
@@ -85,3 +88,37 @@ class Stepper:
     def generate(self, prompts: Items[Items[int]], **params: Any) -> list[Generated]:
         """All prompts at once, each with the same parameters."""
         return self.run([self.add(prompt, **params) for prompt in prompts])
+
+
+LOGPROB_TOLERANCE = 5e-4
+"""Nats, float32. Noise of another order of summation is at most 1e-4, the smallest real bug measured 1.3e-3."""
+
+
+def worst_logprob_error(generated: Generated, oracle: Any) -> float:
+    """Largest difference to the oracle's log-probabilities, over prompt positions, sampled tokens and all top tokens.
+
+    The oracle is teacher-forced: it reads the prompt and what was generated, and must give each token the same.
+    """
+    sequence = generated.sequence
+    logprobs = oracle_logprobs(oracle, sequence.token_ids)
+    found = [(item.position, item.logprob, item.top_logprobs) for item in generated.prompt_logprobs]
+    for index, token in enumerate(generated.tokens):
+        if token.logprob is not None:
+            found.append((sequence.num_prompt_tokens + index, token.logprob, token.top_logprobs))
+    assert found, "nothing to compare: ask for logprobs or prompt_logprobs"
+    rows = [position - 1 for position, logprob, top in found for _ in (logprob, *top)]
+    ids = [item.token_id for _, logprob, top in found for item in (logprob, *top)]
+    values = torch.tensor([item.logprob for _, logprob, top in found for item in (logprob, *top)])
+    return float((logprobs[rows, ids] - values).abs().max())
+
+
+def greedy_mismatches(generated: Generated, oracle: Any, margin: float = 1e-3) -> list[int]:
+    """Indices of output tokens that are not the oracle's choice, where its two best are more than `margin` apart."""
+    sequence = generated.sequence
+    rows = oracle_logprobs(oracle, sequence.token_ids)[sequence.num_prompt_tokens - 1 : -1]
+    best = rows.topk(2, dim=-1)
+    return [
+        index
+        for index, token_id in enumerate(generated.token_ids)
+        if token_id != int(best.indices[index, 0]) and float(best.values[index, 0] - rows[index, token_id]) > margin
+    ]

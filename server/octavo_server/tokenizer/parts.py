@@ -1,0 +1,38 @@
+"""What every way of loading a tokenizer gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerParts:
+    """A backend and what the files say beside it."""
+
+    backend: Tokenizer
+    special_tokens: Mapping[str, str]
+    """NAMED_TOKENS that the model has -> their text; variables of chat templates."""
+    chat_templates: Mapping[str, str]
+    """Name -> Jinja source; empty where the model has none."""
+    origin: str
+    """The folder or file, for messages."""
+
+
+def set_added_ends(backend: Tokenizer, bos: str | None, eos: str | None) -> None:
+    """Makes `encode` put these tokens around a text when special tokens are asked for; None: none."""
+    from tokenizers.processors import TemplateProcessing
+
+    names = [name for name in (bos, eos) if name is not None]
+    single = " ".join([*([bos] if bos else []), "$A", *([eos] if eos else [])])
+    backend.post_processor = TemplateProcessing(
+        single=single,
+        pair=f"{single} $B",
+        special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys(names)],
+    )
