@@ -44,7 +44,7 @@ class Executor:
             self._metrics.writes.labels(operation=type(operation).__name__).inc()
             match operation:
                 case WriteReplicas():
-                    changed |= await self._write_replicas(key, operation)
+                    await self._write_replicas(key, operation)
                 case Apply():
                     changed |= await self._apply(operation, observed)
                 case Scale():
@@ -59,19 +59,18 @@ class Executor:
         path = MODEL_DEPLOYMENT.path(*key, "status")
         self._cache.put(await self._kube.merge_patch(path, {"status": patch}))
 
-    async def _write_replicas(self, key: ResourceKey, operation: WriteReplicas) -> bool:
-        body = {"spec": {"replicas": operation.replicas}}
-        touched = self._cache.put(await self._kube.merge_patch(MODEL_DEPLOYMENT.path(*key), body))
+    async def _write_replicas(self, key: ResourceKey, operation: WriteReplicas) -> None:
+        """By the scale subresource, as the autoscaler and the gateway do; the watch brings the new resource."""
+        await self._kube.merge_patch(MODEL_DEPLOYMENT.path(*key, "scale"), {"spec": {"replicas": operation.replicas}})
         said = {"resource": "/".join(key), "replicas": operation.replicas, "why": operation.reason}
         logger.info("replicas written", extra=said)
-        return bool(touched)
 
     async def _apply(self, operation: Apply, observed: Observed) -> bool:
         manifest = operation.manifest
         kind, metadata = BY_NAME[manifest["kind"]], manifest["metadata"]
         if operation.is_new and kind is not DEPLOYMENT:
             # The cache holds objects with our labels only; a Deployment's name ends in a hash and needs no look.
-            found = await self._kube.get(kind, metadata["namespace"], metadata["name"])
+            found = await self._kube.find(kind, metadata["namespace"], metadata["name"])
             if found is not None and not _may_adopt(found, observed.uid):
                 raise NameTakenError(
                     f"{kind.name} {metadata['name']} exists and does not belong to this ModelDeployment; "

@@ -56,78 +56,112 @@ class OperatorConfig:
 
 
 def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:
-    """Flags and environment as one value; raises ConfigError, and SystemExit for --help and unknown flags."""
-    flags = _parser().parse_args(argv)
-    own_namespace = env.get("OCTAVO_NAMESPACE") or _service_account_namespace() or "default"
-    namespaces = flags.namespaces if flags.namespaces is not None else env.get("OCTAVO_NAMESPACES", "")
-    image = env.get("OCTAVO_SERVER_IMAGE") or DEFAULT_IMAGE
+    """Flags over environment over defaults; raises ConfigError, and SystemExit for --help and unknown flags."""
+    flags = _parser(env).parse_args(argv)
+    own_namespace = flags.lease_namespace or _service_account_namespace() or "default"
+    image_cpu = flags.server_image_cpu
+    if not image_cpu:
+        image_cpu = DEFAULT_IMAGE_CPU if flags.server_image == DEFAULT_IMAGE else flags.server_image
     return OperatorConfig(
         kubeconfig=flags.kubeconfig,
-        namespaces=_items(namespaces),
+        namespaces=_items(flags.namespaces),
         own_namespace=own_namespace,
-        gateway_namespace=env.get("OCTAVO_GATEWAY_NAMESPACE") or env.get("OCTAVO_NAMESPACE", ""),
+        gateway_namespace=flags.gateway_namespace,
         identity=env.get("OCTAVO_POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
-        lease_name=env.get("OCTAVO_LEASE_NAME") or "octavo-operator",
-        gateway_url=env.get("OCTAVO_GATEWAY_URL", "").rstrip("/").removesuffix("/v1"),
+        lease_name=flags.lease_name,
+        gateway_url=flags.gateway_url.rstrip("/").removesuffix("/v1"),
         port=flags.port,
-        log_level=_choice(env, "OCTAVO_LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
-        log_format=_choice(env, "OCTAVO_LOG_FORMAT", ("text", "json"), "text"),
+        log_level=flags.log_level.upper(),
+        log_format=flags.log_format,
         pods=PodSettings(
-            image=image,
-            image_cpu=env.get("OCTAVO_SERVER_IMAGE_CPU") or (DEFAULT_IMAGE_CPU if image == DEFAULT_IMAGE else image),
-            image_pull_policy=_choice(
-                env, "OCTAVO_SERVER_IMAGE_PULL_POLICY", ("IfNotPresent", "Always", "Never"), "IfNotPresent"
-            ),
-            image_pull_secrets=_items(env.get("OCTAVO_SERVER_IMAGE_PULL_SECRETS", "")),
+            image=flags.server_image,
+            image_cpu=image_cpu,
+            image_pull_policy=flags.server_image_pull_policy,
+            image_pull_secrets=_items(flags.server_image_pull_secrets),
         ),
-        adapter=_adapter(flags, env, own_namespace),
+        adapter=_adapter(flags),
     )
 
 
-def _adapter(flags: argparse.Namespace, env: Mapping[str, str], namespace: str) -> AdapterSettings | None:
+def _adapter(flags: argparse.Namespace) -> AdapterSettings | None:
     """By files where they are given; by the chart's Secret where a Service is named; else off."""
-    port = flags.metrics_adapter_port
-    if flags.metrics_adapter_cert is not None or flags.metrics_adapter_key is not None:
-        if flags.metrics_adapter_cert is None or flags.metrics_adapter_key is None:
-            raise ConfigError("--metrics-adapter-cert and --metrics-adapter-key belong together; give both")
-        return AdapterSettings(
-            port=6443 if port is None else port,
-            cert_file=flags.metrics_adapter_cert,
-            key_file=flags.metrics_adapter_key,
-        )
-    service = env.get("OCTAVO_ADAPTER_SERVICE", "")
-    if not service:
-        if port is not None:
-            raise ConfigError("--metrics-adapter-port needs --metrics-adapter-cert and --metrics-adapter-key")
+    if flags.metrics_adapter == "false":
         return None
-    for name in ("OCTAVO_ADAPTER_SECRET", "OCTAVO_ADAPTER_CLUSTER_ROLE"):
-        if not env.get(name):
-            raise ConfigError(f"OCTAVO_ADAPTER_SERVICE is set, so {name} must be set too")
+    by_files = (flags.metrics_adapter_cert, flags.metrics_adapter_key)
+    if any(by_files):
+        if not all(by_files):
+            raise ConfigError("--metrics-adapter-cert and --metrics-adapter-key belong together; give both")
+        return AdapterSettings(port=flags.metrics_adapter_port, cert_file=by_files[0], key_file=by_files[1])
+    if not flags.metrics_adapter_service:
+        return None
+    namespace, _, name = flags.metrics_adapter_service.partition("/")
+    if not namespace or not name or not flags.metrics_adapter_secret or not flags.metrics_adapter_owner:
+        raise ConfigError(
+            "--metrics-adapter-service must be NAMESPACE/NAME and needs --metrics-adapter-secret and "
+            "--metrics-adapter-owner"
+        )
     return AdapterSettings(
-        port=6443 if port is None else port,
-        secret_name=env["OCTAVO_ADAPTER_SECRET"],
-        service=AdapterService(name=service, namespace=namespace, cluster_role=env["OCTAVO_ADAPTER_CLUSTER_ROLE"]),
-        take_over=env.get("OCTAVO_ADAPTER_TAKE_OVER", "").lower() == "true",
+        port=flags.metrics_adapter_port,
+        secret_name=flags.metrics_adapter_secret,
+        service=AdapterService(name=name, namespace=namespace, cluster_role=flags.metrics_adapter_owner),
+        take_over=flags.metrics_adapter == "true",
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="octavo_operator", description="Keeps ModelDeployments running.")
+def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Every flag that the chart gives; those with a variable take it as their default."""
+    parser = argparse.ArgumentParser(
+        prog="octavo operator run", description="Keeps ModelDeployments running.", allow_abbrev=False
+    )
     parser.add_argument("--kubeconfig", type=Path, help="kubeconfig file; without it the pod's service account is used")
-    parser.add_argument("--namespaces", help="comma-separated namespaces to serve; default: all")
+    _text(parser, env, "namespaces", "comma-separated namespaces to serve; default: all")
     parser.add_argument("--port", type=int, default=INTERNAL_PORT, help="port of /metrics, /healthz and /readyz")
-    parser.add_argument("--metrics-adapter-port", type=int, help="port of the custom metrics adapter (default 6443)")
+    levels, formats = ("debug", "info", "warning", "error"), ("text", "json")
+    _choice(parser, env, "log-level", levels, "how much is logged")
+    _choice(parser, env, "log-format", formats, "text for people, json for collectors")
+    _text(parser, env, "lease-namespace", "namespace of the Lease; default: the pod's own", variable="OCTAVO_NAMESPACE")
+    _text(parser, env, "lease-name", "name of the Lease", default="octavo-operator")
+    _text(parser, env, "gateway-url", "base URL of the gateway, for status.endpoint; default: the Service's own URL")
+    _text(parser, env, "gateway-namespace", "namespace of the gateway's pods; default: all")
+    _text(parser, env, "server-image", "image of the server with GPU support", default=DEFAULT_IMAGE)
+    _text(parser, env, "server-image-cpu", "image of the server where gpu.count is 0; default: the other one")
+    policies = ("IfNotPresent", "Always", "Never")
+    _choice(parser, env, "server-image-pull-policy", policies, "imagePullPolicy of server pods")
+    _text(parser, env, "server-image-pull-secrets", "comma-separated imagePullSecrets of server pods")
+    _choice(
+        parser, env, "metrics-adapter", ("auto", "true", "false"), "serve custom.metrics.k8s.io; true takes it over"
+    )
+    parser.add_argument("--metrics-adapter-port", type=int, default=6443, help="port of the custom metrics adapter")
     parser.add_argument("--metrics-adapter-cert", type=Path, help="PEM certificate of the adapter")
     parser.add_argument("--metrics-adapter-key", type=Path, help="PEM private key of the adapter")
+    _text(parser, env, "metrics-adapter-service", "NAMESPACE/NAME of the Service that leads to the adapter")
+    _text(parser, env, "metrics-adapter-secret", "Secret for the adapter's certificate, in the Service's namespace")
+    _text(parser, env, "metrics-adapter-owner", "ClusterRole that owns the APIServices")
     return parser
 
 
-def _choice(env: Mapping[str, str], name: str, options: tuple[str, ...], default: str) -> str:
-    value = env.get(name) or default
-    found = next((option for option in options if option.lower() == value.lower()), None)
-    if found is None:
-        raise ConfigError(f"{name} is {value!r}, must be one of {', '.join(options)}")
-    return found
+def _text(
+    parser: argparse.ArgumentParser,
+    env: Mapping[str, str],
+    flag: str,
+    about: str,
+    *,
+    default: str = "",
+    variable: str = "",
+) -> None:
+    variable = variable or f"OCTAVO_{flag.replace('-', '_').upper()}"
+    parser.add_argument(f"--{flag}", default=env.get(variable) or default, help=f"{about} (${variable})")
+
+
+def _choice(
+    parser: argparse.ArgumentParser, env: Mapping[str, str], flag: str, options: tuple[str, ...], about: str
+) -> None:
+    """The first option is the default, but for log levels, where it is info."""
+    variable = f"OCTAVO_{flag.replace('-', '_').upper()}"
+    default = env.get(variable) or ("info" if "info" in options else options[0])
+    if default not in options:
+        raise ConfigError(f"{variable} is {default!r}, must be one of {', '.join(options)}")
+    parser.add_argument(f"--{flag}", choices=options, default=default, help=f"{about} (${variable})")
 
 
 def _items(text: str) -> tuple[str, ...]:

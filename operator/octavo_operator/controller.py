@@ -136,7 +136,7 @@ class Controller:
             try:
                 for kind in WATCHED:
                     for namespace in self._config.namespaces or ("",):
-                        listed = await self._kube.list(kind, namespace, kind.selector)
+                        listed = await self._kube.list_kind(kind, namespace, kind.selector)
                         self._cache.replace_kind(kind.name, namespace, listed)
             except ClusterError as error:
                 logger.warning("lists cannot be read", extra={"error": str(error)})

@@ -96,9 +96,11 @@ class LeaderElection:
         if not self.is_leader:
             return
         self._sure_until = float("-inf")
-        body = {"spec": {"holderIdentity": ""}}
+        path = LEASE.path(self._namespace, self._name)
         try:
-            await self._kube.merge_patch(LEASE.path(self._namespace, self._name), body)
+            lease = await self._kube.get_path(path)
+            if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                await self._kube.replace(path, {**lease, "spec": {**lease["spec"], "holderIdentity": ""}})
         except ClusterError as error:
             logger.info("the lease was not given back; it runs out by itself", extra={"error": str(error)})
         self._tell()

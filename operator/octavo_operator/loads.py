@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from octavo_operator.api.types import ModelDeployment
+from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling.gateway_held import GatewayHeld, GatewayPod
-from octavo_operator.autoscaling.policy import Idleness, decide_zero
-from octavo_operator.autoscaling.window import Activity, ActivityTracker
+from octavo_operator.autoscaling.policy import decide_zero
+from octavo_operator.autoscaling.window import ActivityTracker
 from octavo_operator.errors import ClusterError, SpecInvalidError
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import POD
@@ -70,7 +70,7 @@ class Loads:
             min_replicas=0,
             replicas=resource.wanted_replicas,
             idle_after_s=resource.spec.scaling.idle_after_s,
-            idleness=self._idleness(activity, snapshot.unheard),
+            idleness=activity.idleness(now=self._now(), silent_gateways=snapshot.unheard),
         )
         return ZeroWish(reason=decision.reason) if decision.to_zero else None
 
@@ -98,14 +98,14 @@ class Loads:
 
     async def _list_gateways(self, kube: KubeClient, namespace: str) -> None:
         try:
-            pods = [Pod(raw=raw) for raw in await kube.list(POD, namespace, GATEWAY_SELECTOR)]
+            pods = [Pod(raw=raw) for raw in await kube.list_kind(POD, namespace, GATEWAY_SELECTOR)]
         except ClusterError as error:
             logger.warning("gateways cannot be listed, so nothing goes to zero", extra={"error": str(error)})
             self._gateways = None
             return
         self._gateways = tuple(GatewayPod(name=pod.name, ip=pod.ip) for pod in pods if pod.is_ready and pod.ip)
 
-    def _observe(self, key: ResourceKey, raw: object) -> None:
+    def _observe(self, key: ResourceKey, raw: JsonObject) -> None:
         resource = _parse(raw)
         if resource is None:
             return
@@ -120,21 +120,10 @@ class Loads:
             now=now,
         )
 
-    def _idleness(self, activity: Activity, silent_gateways: tuple[str, ...]) -> Idleness:
-        now, since = self._now(), activity.idle_since()
-        return Idleness(
-            idle_for_s=None if since is None else now - since,
-            since_last_wake_s=None if activity.last_wake is None else now - activity.last_wake,
-            held=activity.held,
-            silent_pods=activity.silent_pods,
-            silent_gateways=silent_gateways,
-        )
-
-    def _pressure_changed(self, key: ResourceKey, raw: object) -> bool:
+    def _pressure_changed(self, key: ResourceKey, raw: JsonObject) -> bool:
         pressure = self.pressure(key)
-        status = raw.get("status") or {} if isinstance(raw, dict) else {}
-        told = status.get("scaling", {}).get("pressure")
-        return told != (None if pressure is None else pressure_text(pressure))
+        told = (raw.get("status") or {}).get("scaling", {}).get("pressure")
+        return bool(told != (None if pressure is None else pressure_text(pressure)))
 
     def _pods(self, key: ResourceKey) -> Iterable[ServerPod]:
         return (_server_pod(Pod(raw=obj)) for obj in self._cache.owned(key) if obj["kind"] == "Pod")

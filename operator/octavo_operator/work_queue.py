@@ -69,7 +69,7 @@ class WorkQueue(Generic[K]):
     def retry(self, key: K) -> float:
         """The work failed: the key comes back after the delay that is returned, in seconds."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16)) * (0.5 + self._jitter())
+        delay_s: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16)) * (0.5 + self._jitter())
         self.add_after(key, delay_s)
         return delay_s
 

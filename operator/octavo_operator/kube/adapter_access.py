@@ -73,14 +73,15 @@ class KubeAdapterAccess:
         return StoredSecret(data=data, resource_version=found["metadata"]["resourceVersion"])
 
     async def replace_secret(self, namespace: str, name: str, secret: StoredSecret) -> bool:
-        # A patch with the resource version keeps labels and type as the chart made them, and is refused when stale.
-        body = {
-            "metadata": {"resourceVersion": secret.resource_version},
-            "data": {key: base64.b64encode(value).decode() for key, value in secret.data.items()},
-        }
+        path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
+        data = {key: base64.b64encode(value).decode() for key, value in secret.data.items()}
         async with _as_access_error():
+            found = await self._kube.get_path(path)
+            if found is None or found["metadata"]["resourceVersion"] != secret.resource_version:
+                return False
             try:
-                await self._kube.merge_patch(f"/api/v1/namespaces/{namespace}/secrets/{name}", body)
+                # The whole object as it was read keeps labels and type, and is refused when it is stale.
+                await self._kube.replace(path, {**found, "data": data})
             except ClusterError as error:
                 if error.status != 409:
                     raise

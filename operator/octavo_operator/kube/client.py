@@ -84,11 +84,14 @@ class KubeClient:
             private_key_path=configuration.key_file,
         )
 
-    async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
-        """None where there is no such object."""
-        return await self.get_path(kind.path(namespace, name))
+    async def find(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        """One object whatever its labels; by a list, because the right to list is there for the watches anyway."""
+        query = {"fieldSelector": f"metadata.name={name}"}
+        answer = await self.request("GET", kind.path(namespace), query=query)
+        return next(iter(answer.get("items") or ()), None)
 
     async def get_path(self, path: str) -> dict[str, Any] | None:
+        """None where there is no such object."""
         try:
             return await self.request("GET", path)
         except ClusterError as error:
@@ -96,7 +99,7 @@ class KubeClient:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str, selector: str) -> list[dict[str, Any]]:
+    async def list_kind(self, kind: Kind, namespace: str, selector: str) -> list[dict[str, Any]]:
         """All pages; items carry kind and apiVersion, which lists leave out."""
         items = await self.list_path(kind.path(namespace), selector)
         return [{**item, "kind": kind.name, "apiVersion": kind.api_version} for item in items]
