@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import openai
 import pytest
 from e2e.cluster.artifacts import artifacts_dir, collect
 from e2e.cluster.errors import UnavailableError
 from e2e.cluster.lab import Lab, exclusive
+from e2e.cluster.models import Model, apply_model, read_manifest
 from e2e.cluster.mounts import check_mountable
-from e2e.cluster.target import Target, own_target
+from e2e.cluster.octavo import Octavo, install, reach
+from e2e.cluster.target import KUBECONFIG_VARIABLE, Target, existing_target, own_target
+from e2e.cluster.tools import Say
 
+CASES = (
+    "bare_node",
+    "refused",
+    "chat",
+    "load",
+    "bad_model",
+    "replacement",
+    "deletion",
+    "autoscaling",
+    "scale_to_zero",
+    "chart",
+)
+"""Folders of e2e/cases in the order in which a person would meet them; the chart's goes last, it uninstalls."""
+
+_CASES_FOLDER = Path(__file__).parent / "cases"
+_MANIFEST = _CASES_FOLDER / "modeldeployment.yaml"
 _TARGET = pytest.StashKey[Target]()
 
 
@@ -19,6 +42,20 @@ _TARGET = pytest.StashKey[Target]()
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """The running cluster. Where none can run, every case counts as skipped and says why."""
     say = _terminal_line(request.config)
+    existing = os.environ.get(KUBECONFIG_VARIABLE)
+    with _existing(existing, say) if existing else _own(say) as found:
+        request.config.stash[_TARGET] = found
+        yield found
+        del request.config.stash[_TARGET]
+
+
+@contextmanager
+def _existing(kubeconfig: str, say: Say) -> Iterator[Target]:
+    yield existing_target(kubeconfig, say)
+
+
+@contextmanager
+def _own(say: Say) -> Iterator[Target]:
     with exclusive("e2e", say):
         lab = Lab("e2e", say)
         try:
@@ -26,12 +63,38 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
             lab.start()
         except UnavailableError as lack:
             pytest.skip(f"no cluster here: {lack}")
-        found = own_target(lab)
-        request.config.stash[_TARGET] = found
-        yield found
-        del request.config.stash[_TARGET]
-        lab.stop()
+        try:
+            yield own_target(lab)
+        finally:
+            lab.stop()
         assert lab.leftovers() == []
+
+
+@pytest.fixture(scope="session")
+def octavo(target: Target) -> Iterator[Octavo]:
+    """The chart, installed with the real helm. The chart's own cases uninstall it."""
+    install(target)
+    with reach(target) as release:
+        yield release
+
+
+@pytest.fixture(scope="session")
+def smol(octavo: Octavo) -> Iterator[Model]:
+    """The real small model, Ready, in a namespace of its own; several cases share it."""
+    kubectl = octavo.target.kubectl
+    kubectl("create", "namespace", "e2e-models")
+    model = apply_model(octavo, read_manifest(_MANIFEST, octavo), "e2e-models")
+    model.wait_ready()
+    yield model
+    kubectl("delete", "namespace", "e2e-models", "--timeout=90s")
+
+
+@pytest.fixture
+def client(octavo: Octavo) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client, pointed at the gateway. It retries nothing: a failed request must be seen."""
+    base_url = f"{octavo.gateway_url}/v1"
+    with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture
@@ -41,6 +104,21 @@ def namespace(target: Target, request: pytest.FixtureRequest) -> Iterator[str]:
     target.kubectl("create", "namespace", name)
     yield name
     target.kubectl("delete", "namespace", name, "--timeout=90s")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the cases in order; count the time of a case alone, for a first run builds a cluster's programs before it."""
+    # All items of the session come here, those of other folders too; they keep their places before the cases.
+    items.sort(key=_case_number)
+    for item in items:
+        if _case_number(item) >= 0:
+            item.add_marker(pytest.mark.timeout(300, func_only=True))
+
+
+def _case_number(item: pytest.Item) -> int:
+    """Place in CASES, -1 for what is no case."""
+    folder = item.path.parent
+    return CASES.index(folder.name) if folder.parent == _CASES_FOLDER else -1
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,7 +136,7 @@ def pytest_runtest_makereport(
     return report
 
 
-def _terminal_line(config: pytest.Config) -> Callable[[str], None]:
+def _terminal_line(config: pytest.Config) -> Say:
     capture = config.pluginmanager.getplugin("capturemanager")
 
     def say(line: str) -> None:
