@@ -29,10 +29,8 @@ def load_tokenizer(location: str | Path, *, chat_template: str | None = None) ->
         StartupError: ModelNotFound, ModelInvalid or UnsupportedArchitecture.
     """
     resolved = resolve_location(location)
-    if resolved.is_gguf:
-        parts = load_gguf_tokenizer(read_gguf(resolved.path))
-    else:
-        parts = load_folder_tokenizer(resolved.path)
+    path = resolved.path
+    parts = load_gguf_tokenizer(read_gguf(path)) if resolved.is_gguf else load_folder_tokenizer(path)
     return Tokenizer(parts, chat_template=chat_template)
 
 

@@ -1,0 +1,96 @@
+"""Writes GGUF files the way llama.cpp's converter does: its names, its order of rows, its tokenizer keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(
+    path: Path,
+    model: Any,
+    architecture: str,
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    *,
+    rope_factors: Iterable[float] | None = None,
+    **metadata: Any,
+) -> None:
+    """`model` as transformers has it; matrices of type `kind`, vectors float32."""
+    config = model.config
+    writer = GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim if getattr(config, "head_dim", None) else _head_dim(config))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for key, value in metadata.items():
+        getattr(writer, key)(value)
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(list(rope_factors), dtype=np.float32))
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.detach().clone()
+        if architecture == "llama" and "q_proj" in name:
+            values = pairs_together(values, config.num_attention_heads)
+        if architecture == "llama" and "k_proj" in name:
+            values = pairs_together(values, config.num_key_value_heads)
+        _add(writer, stored_name(name), values.numpy(), kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def stored_name(name: str) -> str:
+    """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _NAMES:
+        return f"{_NAMES[stem]}.{kind}"
+    _, _, index, rest = stem.split(".", 3)
+    return f"blk.{index}.{_NAMES[rest]}.{kind}"
+
+
+def pairs_together(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """llama.cpp rotates neighbours: row i and row i + d/2 of a head become rows 2i and 2i + 1."""
+    half = rows.shape[0] // num_heads // 2
+    order = [
+        head * 2 * half + pair + part * half for head in range(num_heads) for pair in range(half) for part in (0, 1)
+    ]
+    return rows[order].contiguous()
+
+
+def _add(writer: GGUFWriter, name: str, values: Any, kind: GGMLQuantizationType) -> None:
+    stored = GGMLQuantizationType.F32 if values.ndim == 1 else kind
+    writer.add_tensor(name, quantize(values, stored), raw_dtype=stored)
+
+
+def _head_dim(config: Any) -> int:
+    return int(config.hidden_size // config.num_attention_heads)

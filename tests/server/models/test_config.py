@@ -1,0 +1,222 @@
+"""What config.json, generation_config.json and GGUF metadata mean."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo_server.errors import StartupError
+from octavo_server.layers.rope import RopeConfig
+from octavo_server.models.config import GenerationDefaults, ModelConfig, load_model_config, parse_model_config
+
+
+def a_config(**changes: Any) -> dict[str, Any]:
+    """config.json of a small Llama, in the hub's spelling; a change to None removes the key."""
+    values = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+        "rope_theta": 500000.0,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": [2, 5],
+        **changes,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def parse(generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+    return parse_model_config(a_config(**changes), generation or {}, source="config.json")
+
+
+def refusal(**changes: Any) -> StartupError:
+    with pytest.raises(StartupError) as caught:
+        parse(**changes)
+    return caught.value
+
+
+def test_both_spellings_of_llama3_mean_the_same() -> None:
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+    hub = parse(rope_scaling={"rope_type": "llama3", **scaling})
+    new = parse(
+        rope_theta=None,
+        torch_dtype=None,
+        dtype="bfloat16",
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, **scaling},
+    )
+
+    assert hub == new
+    assert new.rope == RopeConfig(
+        kind="llama3",
+        theta=500000.0,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_positions=8192,
+    )
+
+
+def test_the_oldest_spelling_of_linear_scaling_is_read() -> None:
+    assert parse(rope_scaling={"type": "linear", "factor": 2.0}).rope == RopeConfig(
+        kind="linear", theta=500000.0, factor=2.0
+    )
+
+
+def test_everything_a_decoder_needs_is_read() -> None:
+    config = parse(head_dim=24, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+
+    assert (config.vocab_size, config.hidden_size, config.num_layers) == (512, 64, 2)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size) == (4, 2, 24, 128)
+    assert (config.rms_norm_eps, config.max_positions, config.dtype) == (1e-5, 2048, "bfloat16")
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias, config.tie_word_embeddings) == (True, True, True, True)
+    assert (config.bos_token_id, config.eos_token_ids) == (1, (2, 5))
+    assert config.kv_bytes_per_token(4) == 2 * 2 * 2 * 24 * 4
+
+
+def test_left_out_keys_have_the_architectures_defaults() -> None:
+    llama = parse(num_key_value_heads=None, rms_norm_eps=None, rope_theta=None)
+    qwen3 = parse(architectures=["Qwen3ForCausalLM"])
+
+    assert (llama.num_kv_heads, llama.rms_norm_eps, llama.rope.theta, llama.head_dim) == (4, 1e-6, 10_000.0, 16)
+    assert qwen3.head_dim == 128
+
+
+def test_biases_follow_the_family() -> None:
+    qwen2 = parse(architectures=["Qwen2ForCausalLM"], attention_bias=False)
+
+    assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.mlp_bias) == (True, False, False)
+
+
+def test_generation_config_adds_ends_and_defaults() -> None:
+    generation = {"eos_token_id": 7, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_new_tokens": 64}
+
+    config = parse(generation, eos_token_id=2)
+
+    assert config.eos_token_ids == (7, 2)
+    assert config.generation == GenerationDefaults(temperature=0.6, top_p=0.9, top_k=20, max_new_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit"),
+    [
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 256}, 256),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, 2048),
+        ({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 256, "use_sliding_window": False}, 2048),
+        ({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 256, "use_sliding_window": True}, 256),
+        ({"architectures": ["LlamaForCausalLM"], "sliding_window": 256}, 2048),
+    ],
+)
+def test_a_window_in_force_limits_the_context(
+    changes: dict[str, Any], limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        config = parse(**changes)
+
+    assert config.max_positions == limit
+    assert bool(caplog.records) == (limit == 256)
+
+
+def test_an_explicit_null_window_is_off() -> None:
+    raw = {**a_config(architectures=["MistralForCausalLM"], max_position_embeddings=8192), "sliding_window": None}
+
+    assert parse_model_config(raw, {}, source="config.json").max_positions == 8192
+    del raw["sliding_window"]
+    # transformers' own default where the key is absent
+    assert parse_model_config(raw, {}, source="config.json").max_positions == 4096
+
+
+def test_an_unknown_architecture_is_refused_by_name_with_those_supported() -> None:
+    error = refusal(architectures=["BartForCausalLM"])
+
+    assert error.reason == "UnsupportedArchitecture"
+    assert "BartForCausalLM" in str(error)
+    assert "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(changes: dict[str, Any], named: str) -> None:
+    error = refusal(**changes)
+
+    assert error.reason == "UnsupportedArchitecture"
+    assert named in str(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
+    ],
+)
+def test_a_damaged_value_is_refused_with_its_key(changes: dict[str, Any], named: str) -> None:
+    error = refusal(**changes)
+
+    assert error.reason == "ModelInvalid"
+    assert "config.json" in str(error)
+    assert named in str(error)
+
+
+def test_a_location_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
+    empty, notes = tmp_path / "empty", tmp_path / "notes.txt"
+    empty.mkdir()
+    notes.write_text("no model")
+
+    for location, named in [(tmp_path / "gone", "does not exist"), (empty, "neither"), (notes, "not a .gguf")]:
+        with pytest.raises(StartupError, match=named) as caught:
+            load_model_config(location)
+        assert caught.value.reason == "ModelNotFound"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(StartupError, match=r"config\.json") as caught:
+        load_model_config(tmp_path)
+
+    assert caught.value.reason == "ModelInvalid"
+
+
+def test_a_folder_with_one_gguf_means_that_file_and_with_two_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StartupError, match="truncated") as caught:
+        load_model_config(tmp_path)
+    assert caught.value.reason == "ModelInvalid"
+
+    (tmp_path / "b.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StartupError, match=r"a\.gguf, b\.gguf"):
+        load_model_config(tmp_path)
+
+
+def test_a_folder_is_read_from_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(a_config()))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"min_p": 0.05}))
+
+    assert load_model_config(tmp_path).generation.min_p == 0.05

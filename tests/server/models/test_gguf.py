@@ -1,0 +1,187 @@
+"""GGUF files: our reader against the gguf package's, and models against transformers on the dequantised weights."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+
+from octavo_server.errors import StartupError
+from octavo_server.models.config import load_model_config
+from octavo_server.models.gguf_file import read_gguf
+from octavo_server.models.loader import load_model
+from octavo_server.quantization.gguf_types import GGUF_TYPES, dequantize_rows
+from octavo_testing.checkpoints import EVEN, LLAMA3_ROPE, ODD, a_model, prompt_tokens
+from octavo_testing.gguf_files import write_gguf
+from octavo_testing.stepping import LOGPROB_TOLERANCE, Stepper, worst_logprob_error
+
+# Rows must be whole blocks of 32.
+SIZES = {**EVEN, "num_hidden_layers": 2}
+
+
+def error_of(path: Path, oracle: Any) -> float:
+    stepper = Stepper(load_model(path))
+    prompts = [prompt_tokens(n, oracle.config.vocab_size) for n in (9, 70)]
+    results = stepper.generate(prompts, max_tokens=2, prompt_logprobs=4)
+    return max(worst_logprob_error(item, oracle) for item in results)
+
+
+def with_rounded_matrices(model: Any, kind: Kind) -> Any:
+    """The model whose matrices went through `kind` and back, by the gguf package. Heads move whole, so order is free."""
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            if parameter.ndim == 2:
+                blocks = gguf.quants.quantize(parameter.numpy(), kind)
+                parameter.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, kind).copy()))
+    return rounded
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stored", "sizes", "overrides"),
+    [
+        ("LlamaForCausalLM", "llama", ODD, {"attention_bias": True, "tie_word_embeddings": True}),
+        ("LlamaForCausalLM", "llama", EVEN, {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}),
+        ("Qwen2ForCausalLM", "qwen2", EVEN, {}),
+        ("Qwen3ForCausalLM", "qwen3", ODD, {"tie_word_embeddings": True}),
+    ],
+)
+def test_each_architecture_loads(
+    tmp_path: Path, architecture: str, stored: str, sizes: dict[str, Any], overrides: dict[str, Any]
+) -> None:
+    model = a_model(architecture, sizes, **overrides)
+    write_gguf(tmp_path / "model.gguf", model, stored)
+
+    assert error_of(tmp_path / "model.gguf", model) < LOGPROB_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0])
+def test_each_type_equals_the_oracle_on_dequantised_weights(tmp_path: Path, kind: Kind) -> None:
+    model = a_model("LlamaForCausalLM", SIZES)
+    write_gguf(tmp_path / "model.gguf", model, "llama", kind)
+
+    assert error_of(tmp_path / "model.gguf", with_rounded_matrices(model, kind)) < LOGPROB_TOLERANCE
+
+
+# Not BF16 (30), which torch reads as it is.
+@pytest.mark.parametrize("code", sorted(GGUF_TYPES.keys() - {30}))
+def test_blocks_of_each_type_become_the_gguf_packages_numbers(code: int) -> None:
+    """Random bytes reach every branch of the K-quants, which the package reads but cannot write."""
+    kind = GGUF_TYPES[code]
+    blocks = np.random.default_rng(code).integers(0, 64, (6, 2 * kind.block_bytes * 16), dtype=np.uint8)
+
+    values = dequantize_rows(blocks, code)
+
+    expected = gguf.quants.dequantize(blocks, Kind(code)) if code > 1 else blocks.view(f"<f{kind.block_bytes}")
+    assert (kind.block_size, kind.block_bytes) == gguf.GGML_QUANT_SIZES[Kind(code)]
+    assert values.shape == (6, 32 * kind.block_size)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, expected.astype(np.float32))
+
+
+def test_the_frequencies_that_a_file_carries_are_used(tmp_path: Path) -> None:
+    """llama.cpp stores Llama 3.1's scaling as one divisor a frequency."""
+    model = a_model("LlamaForCausalLM", EVEN, rope_parameters=LLAMA3_ROPE)
+    exponents = torch.arange(0, 16, 2) / 16
+    divisors = (1 / 10_000.0**exponents) / model.model.rotary_emb.inv_freq
+    write_gguf(tmp_path / "model.gguf", model, "llama", rope_factors=divisors.tolist())
+
+    assert divisors.max() > 7
+    assert error_of(tmp_path / "model.gguf", model) < LOGPROB_TOLERANCE
+
+
+def test_linear_scaling_is_read(tmp_path: Path) -> None:
+    linear = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+    model = a_model("LlamaForCausalLM", EVEN, rope_parameters=linear)
+    write_gguf(
+        tmp_path / "model.gguf",
+        model,
+        "llama",
+        add_rope_scaling_type=gguf.RopeScalingType.LINEAR,
+        add_rope_scaling_factor=4.0,
+    )
+
+    assert error_of(tmp_path / "model.gguf", model) < LOGPROB_TOLERANCE
+
+
+def test_ends_of_an_answer_are_all_read(tmp_path: Path) -> None:
+    write_gguf(
+        tmp_path / "model.gguf",
+        a_model("LlamaForCausalLM", SIZES),
+        "llama",
+        add_bos_token_id=1,
+        add_eos_token_id=2,
+        add_eot_token_id=9,
+    )
+
+    config = load_model_config(tmp_path / "model.gguf")
+
+    assert (config.bos_token_id, config.eos_token_ids) == (1, (2, 9))
+
+
+def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", a_model("LlamaForCausalLM", SIZES), "mamba")
+
+    with pytest.raises(StartupError, match=r"mamba.*llama, qwen2, qwen3") as caught:
+        load_model(tmp_path / "model.gguf")
+
+    assert caught.value.reason == "UnsupportedArchitecture"
+
+
+def test_an_unsupported_type_is_named_with_its_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, a_model("LlamaForCausalLM", SIZES), "llama", Kind.Q8_0)
+    content = path.read_bytes()
+    # name, two sizes, then the type: make it Q3_K (11)
+    pattern = re.escape(b"blk.1.ffn_up.weight" + (2).to_bytes(4, "little")) + b".{16}"
+    match = re.search(pattern, content, re.DOTALL)
+    assert match is not None
+    path.write_bytes(content[: match.end()] + (11).to_bytes(4, "little") + content[match.end() + 4 :])
+
+    with pytest.raises(StartupError, match=r"blk\.1\.ffn_up\.weight is Q3_K; supported") as caught:
+        load_model(path)
+
+    assert caught.value.reason == "ModelInvalid"
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 200, 0.5, 0.999])
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, a_model("LlamaForCausalLM", SIZES), "llama")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+
+    with pytest.raises(StartupError) as caught:
+        load_model(path)
+
+    assert caught.value.reason == "ModelInvalid"
+    assert "model.gguf" in str(caught.value)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    model = a_model("LlamaForCausalLM", SIZES)
+    del model.model.layers[1].mlp.up_proj
+    write_gguf(tmp_path / "model.gguf", model, "llama")
+
+    with pytest.raises(StartupError, match=r"layers\.1\.mlp\.up_proj\.weight is missing"):
+        load_model(tmp_path / "model.gguf")
+
+
+@pytest.mark.model
+def test_the_header_is_what_the_gguf_package_reads(smollm2_path: Path) -> None:
+    ours, theirs = read_gguf(smollm2_path), gguf.GGUFReader(smollm2_path)
+
+    expected = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
+    assert ours.metadata == expected
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        found = ours.tensors[tensor.name]
+        assert (found.shape, found.type_code) == (tuple(reversed(tensor.shape.tolist())), tensor.tensor_type)
+        assert (found.start, found.num_bytes) == (tensor.data_offset, tensor.n_bytes)
