@@ -67,13 +67,10 @@ async def serve(state: ServerState) -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    # Cancelling handlers of clients that went away is what frees their blocks.
-    runner = web.AppRunner(
-        make_app(state), handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S
-    )
+    runner = make_runner(state)
     await runner.setup()
     try:
-        await _listen(runner, state.config)
+        await listen(runner, state.config)
         state.engine.start()
         await _run_until_end(state, signals)
     finally:
@@ -82,7 +79,20 @@ async def serve(state: ServerState) -> bool:
     return stopped
 
 
-async def _listen(runner: web.AppRunner, config: ServerConfig) -> None:
+def make_runner(state: ServerState) -> web.AppRunner:
+    """What runs the application; not yet set up."""
+    # Cancelling handlers of clients that went away is what frees their blocks.
+    return web.AppRunner(
+        make_app(state), handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S
+    )
+
+
+async def listen(runner: web.AppRunner, config: ServerConfig) -> int:
+    """Opens the port; returns it.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
     site = web.TCPSite(runner, config.host, config.port, ssl_context=_ssl_context(config))
     try:
         await site.start()
@@ -92,7 +102,8 @@ async def _listen(runner: web.AppRunner, config: ServerConfig) -> None:
             f"cannot listen on {config.host} port {config.port}: {reason}; free it or choose another with --port"
         ) from error
     port = runner.addresses[0][1]
-    logger.info("listening on %s:%d", config.host, port, extra={"port": port})
+    logger.info("listening on %s:%d", config.host, port)
+    return int(port)
 
 
 async def _run_until_end(state: ServerState, signals: asyncio.Queue[int]) -> None:

@@ -1,0 +1,297 @@
+"""A running server for tests: real sockets, the real engine, and either a tiny Llama or a fake model under it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from octavo_server.api.server import listen, make_runner
+from octavo_server.api.state import ServerState
+from octavo_server.config import EngineConfig, ServerConfig
+from octavo_server.engine.async_engine import AsyncEngine, EngineState
+from octavo_server.engine.build import LoadedEngine, build_engine
+from octavo_server.engine.engine import Engine
+from octavo_server.engine.kv_cache_manager import KVCacheManager
+from octavo_server.engine.outputs import ModelRunner, RunnerOutput, SchedulerOutput
+from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.startup import StartupProgress
+from octavo_server.metrics import ServerMetrics
+from octavo_server.models.config import GenerationDefaults
+from octavo_server.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from octavo_testing.fake_model import FakeModel, FakeRunner
+
+NAME = "tiny"
+VOCABULARY = 512
+CONTEXT = 512
+POISON = 77
+"""A token that makes a `GatedRunner`'s step raise."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_CORPUS = [
+    "Kubernetes runs containers on many machines; a pod holds one or more of them.",
+    "The quick brown fox jumps over the lazy dog, again and again, while the server streams tokens.",
+    "Größe, naïve, 東京, Ελλάδα, привет, 🙂 and 👩‍👩‍👧 are text too.",
+]
+
+
+def a_tiny_model(folder: Path) -> Path:
+    """A random Llama (vocabulary 512, context 512) with a byte-level tokenizer and a chat template; made once."""
+    if (folder / "tokenizer_config.json").exists():
+        return folder
+    from octavo_testing.checkpoints import a_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    a_checkpoint(folder, bos_token_id=0, eos_token_id=1)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """tokenizer.json and tokenizer_config.json: 512 tokens, `<|im_start|>` 0 and `<|im_end|>` 1, which ends an answer."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_CORPUS * 20, trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if not (folder / "config.json").exists():
+        # What makes a folder a model, though nothing but its tokenizer will be read.
+        (folder / "config.json").write_text("{}")
+    return folder
+
+
+class GatedRunner:
+    """A fake model whose steps wait for `gate`, and raise where a prompt holds POISON. Counts what it was given."""
+
+    def __init__(self, inner: ModelRunner) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.breaks = False
+        """Raise at every step."""
+        self.num_steps = 0
+        self._inner = inner
+
+    def execute(self, output: SchedulerOutput) -> RunnerOutput:
+        assert self.gate.wait(timeout=60), "a test left the gate closed"
+        self.num_steps += 1
+        if self.breaks or any(POISON in item.sequence.request.prompt_token_ids for item in output.scheduled):
+            raise RuntimeError("poisoned")
+        return self._inner.execute(output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeParts:
+    """An engine over a fake model, and what a test may pull at."""
+
+    loaded: LoadedEngine
+    runner: GatedRunner
+    scheduler: Scheduler
+
+
+def fake_engine(
+    tokenizer: Tokenizer,
+    *,
+    blocks: int = 200,
+    seqs: int = 8,
+    metrics: ServerMetrics | None = None,
+    eos_token_id: int = 1,
+    clock: Callable[[], float] | None = None,
+) -> FakeParts:
+    """The real engine and scheduler over `FakeModel`."""
+    config = SchedulerConfig(
+        max_num_batched_tokens=256,
+        max_num_seqs=seqs,
+        max_model_len=CONTEXT,
+        eos_token_ids=frozenset({eos_token_id}),
+    )
+    scheduler = Scheduler(config, KVCacheManager(num_blocks=blocks + 1, block_size=16))
+    model = FakeModel(vocabulary=VOCABULARY, eos_token_id=eos_token_id)
+    runner = GatedRunner(FakeRunner(model, num_blocks=blocks + 1, block_size=16))
+    extra: dict[str, Any] = {"clock": clock} if clock else {}
+    engine = Engine(
+        scheduler=scheduler, runner=runner, tokens=tokenizer, vocab_size=VOCABULARY, metrics=metrics, **extra
+    )
+    loaded = LoadedEngine(engine=engine, tokenizer=tokenizer, defaults=GenerationDefaults(temperature=0.0))
+    return FakeParts(loaded=loaded, runner=runner, scheduler=scheduler)
+
+
+@dataclass(slots=True, kw_only=True)
+class Server:
+    """A server on a loopback port and a client for it."""
+
+    url: str
+    state: ServerState
+    session: aiohttp.ClientSession
+    fake: FakeParts | None = None
+    json_headers: dict[str, str] = field(default_factory=dict)
+
+    async def post(self, path: str, body: Any, **kwargs: Any) -> Answer:
+        async with self.session.post(self.url + path, json=body, **kwargs) as response:
+            return Answer(response.status, dict(response.headers), await response.read())
+
+    async def get(self, path: str, **kwargs: Any) -> Answer:
+        async with self.session.get(self.url + path, **kwargs) as response:
+            return Answer(response.status, dict(response.headers), await response.read())
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry `labels`."""
+        text = (await self.get("/metrics")).body.decode()
+        return sum(value for found, value in samples(text, name) if labels.items() <= found.items())
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        """Lets the loop run until `condition` holds."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer that was read whole."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The events of a stream, without `[DONE]`, which must stand at the end."""
+        parts = [part.removeprefix("data: ") for part in self.body.decode().split("\n\n") if part]
+        assert parts[-1] == "[DONE]"
+        return [json.loads(part) for part in parts[:-1]]
+
+
+@asynccontextmanager
+async def running(
+    build: Callable[[StartupProgress], LoadedEngine],
+    metrics_of: Callable[[ServerMetrics], None] = lambda _: None,
+    *,
+    fake: FakeParts | None = None,
+    wait: bool = True,
+    **config: Any,
+) -> AsyncIterator[Server]:
+    """A server over whatever `build` makes; `config` are fields of ServerConfig."""
+    server_config = ServerConfig(host="127.0.0.1", port=0, **config)
+    metrics = ServerMetrics(NAME, lambda: engine.snapshot)
+    metrics_of(metrics)
+    engine = AsyncEngine(
+        build,
+        max_num_queued_reqs=server_config.max_num_queued_reqs,
+        stall_timeout_s=server_config.stall_timeout,
+    )
+    state = ServerState(config=server_config, engine=engine, metrics=metrics, model_names=(NAME,))
+    runner = make_runner(state)
+    await runner.setup()
+    port = await listen(runner, server_config)
+    engine.start()
+    try:
+        if wait:
+            assert await engine.wait_until(EngineState.READY, EngineState.DEAD) is EngineState.READY, engine.failure
+        async with aiohttp.ClientSession() as session:
+            yield Server(url=f"http://127.0.0.1:{port}", state=state, session=session, fake=fake)
+    finally:
+        if fake is not None:
+            fake.runner.gate.set()
+        await engine.aclose()
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def real_server(model: Path, *, engine: dict[str, Any] | None = None, **config: Any) -> AsyncIterator[Server]:
+    """The real engine over the model in `model`."""
+    made: list[ServerMetrics] = []
+
+    def build(progress: StartupProgress) -> LoadedEngine:
+        settings = {"num_gpu_blocks_override": 200, **(engine or {})}
+        return build_engine(EngineConfig(model=str(model), **settings), progress, made[0])
+
+    async with running(build, made.append, **config) as server:
+        yield server
+
+
+@asynccontextmanager
+async def fake_server(tokenizer_folder: Path, *, blocks: int = 200, seqs: int = 8, **config: Any) -> AsyncIterator[Server]:
+    """The real engine over the fake model, whose steps a test can hold or break."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    made: list[ServerMetrics] = []
+    parts: list[FakeParts] = []
+
+    def remember(metrics: ServerMetrics) -> None:
+        made.append(metrics)
+        parts.append(fake_engine(tokenizer, blocks=blocks, seqs=seqs, metrics=metrics))
+
+    def build(progress: StartupProgress) -> LoadedEngine:
+        return parts[0].loaded
+
+    # `running` calls `remember` before anything else reads `parts`.
+    async with running(build, remember, **config) as server:
+        server.fake = parts[0]
+        try:
+            yield server
+        finally:
+            parts[0].runner.gate.set()
+
+
+def samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:
+    """Samples of one metric in Prometheus text."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return [
+        (sample.labels, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
+def a_chat(text: str = "What is a pod?", **fields: Any) -> dict[str, Any]:
+    """A chat body."""
+    return {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0, **fields}
+
+
+def a_completion(prompt: Any = "The quick brown", **fields: Any) -> dict[str, Any]:
+    """A completions body."""
+    return {"model": NAME, "prompt": prompt, "max_tokens": 8, "temperature": 0, **fields}
+
+
+def chat_text(events: list[Any], index: int = 0) -> str:
+    """The joined text of one choice of a chat stream."""
+    choices = [choice for event in events for choice in event["choices"] if choice["index"] == index]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def completion_text(events: list[Any], index: int = 0) -> str:
+    """The joined text of one choice of a completions stream."""
+    choices = [choice for event in events for choice in event["choices"] if choice["index"] == index]
+    return "".join(choice["text"] for choice in choices)

@@ -1,0 +1,183 @@
+"""Where settings come from: flag > variable > file > default; nothing unknown or unsupported is ignored."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo_server.cli import main
+from octavo_server.config import EngineConfig, ServerConfig
+from octavo_server.errors import ConfigError
+from octavo_server.flags import NOT_SUPPORTED_YET, FlagParser, add_config_file, add_flags, build, read_settings
+
+
+def a_parser() -> FlagParser:
+    parser = FlagParser(prog="octavo serve")
+    for config in (EngineConfig, ServerConfig):
+        add_flags(parser, config)
+    add_config_file(parser)
+    return parser
+
+
+def read(*argv: str, env: dict[str, str] | None = None) -> tuple[EngineConfig, ServerConfig]:
+    settings = read_settings(a_parser().parse_strictly(argv), env or {}, EngineConfig, ServerConfig)
+    return build(EngineConfig, settings), build(ServerConfig, settings)
+
+
+def a_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "octavo.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_stand_where_nothing_is_given() -> None:
+    engine, server = read("some/model")
+
+    assert EngineConfig(model="some/model") == engine
+    assert ServerConfig() == server
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "expected"),
+    [
+        (["--max-model-len", "32k"], "max_model_len", 32_000),
+        (["--max-model-len=auto"], "max_model_len", None),
+        (["--no-enable-prefix-caching"], "enable_prefix_caching", False),
+        (["--dtype", "bfloat16"], "dtype", "bfloat16"),
+        (["--gpu-memory-utilization", "0.5"], "gpu_memory_utilization", 0.5),
+        (["--scheduling-policy", "priority"], "scheduling_policy", "priority"),
+        (["--served-model-name", "a", "b"], "served_model_name", ("a", "b")),
+        (["--api-key", "k1", "--api-key", "k2"], "api_key", ("k1", "k2")),
+        (["--shutdown-timeout", "2.5"], "shutdown_timeout", 2.5),
+    ],
+)
+def test_a_flag_sets_its_field(argv: list[str], name: str, expected: object) -> None:
+    engine, server = read("m", *argv)
+
+    assert expected == getattr(engine if hasattr(engine, name) else server, name)
+
+
+def test_a_flag_wins_over_a_variable_over_a_file(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "port: 1\nmax-num-seqs: 1\nblock_size: 32\n")
+    env = {"OCTAVO_PORT": "2", "OCTAVO_MAX_NUM_SEQS": "2"}
+
+    engine, server = read("m", "--config", path, "--port", "3", env=env)
+
+    assert (3, 2, 32) == (server.port, engine.max_num_seqs, engine.block_size)
+
+
+def test_a_file_may_name_the_model_and_hold_lists_and_booleans(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "model: m\nserved-model-name: [a, b]\nenable-prefix-caching: false\n")
+
+    engine, server = read(env={"OCTAVO_CONFIG": path})
+
+    assert ("m", ("a", "b"), False) == (engine.model, server.served_model_name, engine.enable_prefix_caching)
+
+
+def test_keys_in_a_variable_are_separated_by_commas() -> None:
+    assert ("k1", "k2") == read("m", env={"OCTAVO_API_KEY": "k1, k2"})[1].api_key
+
+
+def test_a_service_link_of_kubernetes_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _, server = read("m", env={"OCTAVO_PORT": "tcp://10.96.0.7:8000"})
+
+    assert 8000 == server.port
+    assert "OCTAVO_PORT" in caplog.text
+    assert "service link" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["m", "--max-modl-len", "5"], "unknown flag --max-modl-len; did you mean --max-model-len?"),
+        (["m", "--max-model", "5"], "unknown flag --max-model"),
+        (["m", "n"], "unexpected argument 'n'"),
+        (["m", "--port", "x"], "--port is 'x', it must be a number"),
+        (["m", "--port", "70000"], "--port is 70000, it must be at most 65535"),
+        (["m", "--port"], "expected one argument"),
+        (["m", "--dtype", "int3"], "--dtype is 'int3', it must be one of auto, float32, bfloat16, float16"),
+        (["m", "--max-model-len", "many"], "--max-model-len: 'many' is not a whole number"),
+        ([], "MODEL is missing"),
+        (["m", "--config", "/nowhere.yaml"], "cannot read --config /nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_remedy(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(*argv)
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", sorted(NOT_SUPPORTED_YET))
+def test_a_flag_that_a_later_version_brings_is_refused_by_name(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag} is not supported yet"):
+        read("m", flag, "1")
+
+
+def test_no_supported_flag_is_named_as_unsupported() -> None:
+    flags = {option for action in a_parser()._actions for option in action.option_strings}
+
+    assert not flags & NOT_SUPPORTED_YET
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 1", "unknown entry 'prot'; did you mean port?"),
+        ("enable-lora: true", "--enable-lora is not supported yet"),
+        ("[1, 2]", "must hold names and values"),
+        ("port: [1]", "is no value for --port"),
+        ("port: {", "cannot read --config"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("m", "--config", a_file(tmp_path, text))
+
+    assert message in str(caught.value)
+
+
+def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    for text in ("--max-model-len", "(default: auto)", "--block-size", "(default: 16)", "2.7 %"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (["sevre"], 2, "there is no command 'sevre'; did you mean serve?"),
+        (["serve", "--nope"], 2, "octavo: error: unknown flag --nope"),
+        (["serve", "m", "--enable-lora"], 2, "--enable-lora is not supported yet"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(
+    argv: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OCTAVO_TERMINATION_LOG", str(tmp_path / "log"))
+
+    assert status == main(argv)
+
+    line = capsys.readouterr().err
+    assert message in line
+    assert line.count("\n") == 1
+
+
+def test_help_without_a_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+
+    assert all(name in capsys.readouterr().out for name in ("serve",))
+
+
+def test_collect_env_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["collect-env"]) == 0
+
+    assert "torch: " in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""Text leaves whole characters at a time, never a stop string's beginning, and the same however tokens arrive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo_server.engine.detokenizer import Detokenizer
+
+SPECIAL = 999
+
+
+class Bytes:
+    """Token 0..255 is that byte; further tokens stand for the given texts; SPECIAL is hidden."""
+
+    def __init__(self, texts: list[bytes] | None = None) -> None:
+        self.texts = texts or []
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id == SPECIAL:
+            return b"<special>"
+        return bytes([token_id]) if token_id < 256 else self.texts[token_id - 256]
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == SPECIAL
+
+
+@dataclass(frozen=True)
+class Read:
+    text: str
+    num_tokens: int
+    stop: str | None
+
+
+def read_all(detokenizer: Detokenizer, pieces: list[list[int]]) -> Read:
+    text, count = "", 0
+    for piece in pieces:
+        delta = detokenizer.append(piece)
+        text, count = text + delta.text, count + delta.num_tokens
+        if delta.stop is not None:
+            return Read(text, count, delta.stop)
+    return Read(text + detokenizer.finish(), count, None)
+
+
+def split(items: list[int], cuts: list[int]) -> list[list[int]]:
+    points = sorted({min(cut, len(items)) for cut in cuts} | {0, len(items)})
+    return [items[low:high] for low, high in zip(points, points[1:], strict=False)]
+
+
+def test_half_a_character_is_held_until_the_other_half_comes() -> None:
+    euro = list("€".encode())
+    detokenizer = Detokenizer(Bytes())
+
+    texts = [detokenizer.append([byte]).text for byte in euro]
+
+    assert ["", "", "€"] == texts
+
+
+def test_the_bytes_of_half_a_character_at_the_end_are_dropped() -> None:
+    assert Read("a", 3, None) == read_all(Detokenizer(Bytes()), [[ord("a"), 0xE2, 0x82]])
+
+
+def test_bytes_that_are_no_utf8_become_the_replacement_character() -> None:
+    assert "a\ufffdb" == read_all(Detokenizer(Bytes()), [[ord("a"), 0xFF, ord("b")]]).text
+
+
+@pytest.mark.parametrize(("skip", "expected"), [(True, "ab"), (False, "a<special>b")])
+def test_special_tokens_are_hidden_where_asked(skip: bool, expected: str) -> None:
+    detokenizer = Detokenizer(Bytes(), skip_special_tokens=skip)
+
+    assert expected == read_all(detokenizer, [[ord("a"), SPECIAL, ord("b")]]).text
+
+
+def test_the_beginning_of_a_stop_string_waits_until_it_cannot_become_one() -> None:
+    detokenizer = Detokenizer(Bytes(), stop=["<end>"])
+
+    texts = [detokenizer.append([byte]).text for byte in b"a<en,"]
+
+    assert ["a", "", "", "", "<en,"] == texts
+
+
+def test_what_was_held_back_comes_out_at_the_end() -> None:
+    assert Read("a<en", 4, None) == read_all(Detokenizer(Bytes(), stop=["<end>"]), [list(b"a<en")])
+
+
+@pytest.mark.parametrize(("include", "expected"), [(False, "ab"), (True, "ab<end>")])
+def test_a_stop_string_ends_the_text(include: bool, expected: str) -> None:
+    detokenizer = Detokenizer(Bytes(), stop=["<end>"], include_stop=include)
+
+    assert Read(expected, 7, "<end>") == read_all(detokenizer, [list(b"ab<end>cd")])
+
+
+def test_of_several_stop_strings_the_first_that_is_complete_wins() -> None:
+    whole = read_all(Detokenizer(Bytes([b"xabcz"]), stop=["abcz", "b"]), [[256]])
+    single = read_all(Detokenizer(Bytes(), stop=["abcz", "b"]), [[byte] for byte in b"xabcz"])
+
+    assert ("xa", "b") == (whole.text, whole.stop) == (single.text, single.stop)
+
+
+def test_of_two_that_are_complete_at_once_the_longest_wins() -> None:
+    assert Read("x", 4, "abc") == read_all(Detokenizer(Bytes(), stop=["c", "abc"]), [list(b"xabc")])
+
+
+def test_text_that_min_tokens_demands_does_not_stop() -> None:
+    detokenizer = Detokenizer(Bytes(), stop=["b"], min_tokens=3)
+
+    assert Read("abba", 5, "b") == read_all(detokenizer, [list(b"abbab")])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    texts=st.lists(st.text(alphabet="ab€🙂", min_size=1, max_size=4).map(str.encode), min_size=1, max_size=4),
+    tokens=st.lists(st.one_of(st.integers(256, 259), st.sampled_from([97, 98, 0xE2, 0x82, 0xAC, SPECIAL])), max_size=30),
+    stop=st.lists(st.text(alphabet="ab€", min_size=1, max_size=4), max_size=3),
+    include=st.booleans(),
+    min_tokens=st.integers(0, 4),
+    cuts=st.lists(st.integers(0, 30), max_size=8),
+)
+def test_every_split_gives_the_same_text_and_stops_at_the_same_token(
+    texts: list[bytes], tokens: list[int], stop: list[str], include: bool, min_tokens: int, cuts: list[int]
+) -> None:
+    table = Bytes([texts[i % len(texts)] for i in range(4)])
+
+    def detokenizer() -> Detokenizer:
+        return Detokenizer(table, stop=stop, include_stop=include, min_tokens=min_tokens)
+
+    whole = read_all(detokenizer(), [tokens])
+
+    assert whole == read_all(detokenizer(), split(tokens, cuts))
+    assert whole == read_all(detokenizer(), [[token] for token in tokens])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(alphabet="abc€🙂", max_size=30),
+    stop=st.lists(st.text(alphabet="abc€", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_what_has_left_is_always_the_beginning_of_the_final_text(text: str, stop: list[str]) -> None:
+    """So no prefix of a stop string ever leaves: the oracle looks at the whole text at once."""
+    detokenizer = Detokenizer(Bytes(), stop=stop)
+    final = text_before_first_stop(text, stop)
+
+    sent = ""
+    for byte in text.encode():
+        delta = detokenizer.append([byte])
+        sent += delta.text
+        assert final.startswith(sent)
+        if delta.stop is not None:
+            break
+    else:
+        sent += detokenizer.finish()
+    assert final == sent
+
+
+def text_before_first_stop(text: str, stop: list[str]) -> str:
+    """The rule once more, naively: the shortest beginning of the text that ends with a stop string, longest first."""
+    for end in range(len(text) + 1):
+        ending = [item for item in stop if text[:end].endswith(item)]
+        if ending:
+            return text[: end - max(len(item) for item in ending)]
+    return text

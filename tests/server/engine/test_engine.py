@@ -1,0 +1,249 @@
+"""The engine's rules: fan-out, stops, exact counts, and a failing step that hurts nobody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo_server.engine.engine import MAX_FAILED_STEPS, Engine, OutputDelta
+from octavo_server.engine.request import FinishReason, Request, SamplingParams
+from octavo_server.errors import EngineDeadError, InvalidRequestError
+from octavo_server.metrics import EngineSnapshot, ServerMetrics
+from octavo_server.tokenizer.tokenizer import load_tokenizer
+from octavo_testing.server import CONTEXT, POISON, VOCABULARY, FakeParts, fake_engine, samples
+
+
+@pytest.fixture
+def metrics() -> ServerMetrics:
+    return ServerMetrics("m", EngineSnapshot)
+
+
+@pytest.fixture
+def parts(tokenizer_folder: Path, metrics: ServerMetrics) -> FakeParts:
+    return fake_engine(load_tokenizer(tokenizer_folder), metrics=metrics)
+
+
+def a_request(name: str = "a", prompt: tuple[int, ...] = (5, 6, 7), **params: Any) -> Request:
+    """Seeded, since the fake model's next token is a function of the seed too."""
+    sampling = SamplingParams(**{"ignore_eos": True, "seed": 7, **params})
+    return Request(request_id=name, prompt_token_ids=prompt, params=sampling, arrival_s=0.0)
+
+
+def run(engine: Engine) -> list[OutputDelta]:
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+    return deltas
+
+
+def text_of(deltas: list[OutputDelta], name: str = "a", index: int = 0) -> str:
+    return "".join(delta.text for delta in deltas if (delta.request_id, delta.index) == (name, index))
+
+
+def ids_of(deltas: list[OutputDelta], name: str = "a", index: int = 0) -> list[int]:
+    mine = [delta for delta in deltas if (delta.request_id, delta.index) == (name, index)]
+    return [token.token_id for delta in mine for token in delta.tokens]
+
+
+def ends_of(deltas: list[OutputDelta]) -> list[tuple[str, int, FinishReason]]:
+    return [(d.request_id, d.index, d.finish_reason) for d in deltas if d.finish_reason is not None]
+
+
+def value(metrics: ServerMetrics, name: str, **labels: str) -> float:
+    return sum(v for found, v in samples(metrics.render().decode(), name) if labels.items() <= found.items())
+
+
+def test_n_outputs_each_end_once_and_count_their_prompt_once(parts: FakeParts, metrics: ServerMetrics) -> None:
+    parts.loaded.engine.add_request(a_request(n=3, max_tokens=4))
+
+    deltas = run(parts.loaded.engine)
+
+    assert [("a", index, FinishReason.LENGTH) for index in range(3)] == sorted(ends_of(deltas))
+    assert 3 == value(metrics, "vllm:prompt_tokens_total")
+    assert 12 == value(metrics, "vllm:generation_tokens_total")
+    assert 3 == value(metrics, "vllm:request_success_total", finished_reason="length")
+    assert 1 == value(metrics, "vllm:e2e_request_latency_seconds_count")
+
+
+def test_the_same_seed_gives_the_same_output_alone_and_among_others(parts: FakeParts) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("alone", seed=42, temperature=1.0, max_tokens=10))
+    alone = ids_of(run(engine), "alone")
+
+    for number in range(5):
+        engine.add_request(a_request(f"other{number}", prompt=(8, number + 9), max_tokens=10))
+    engine.add_request(a_request("among", seed=42, temperature=1.0, max_tokens=10))
+
+    assert alone == ids_of(run(engine), "among")
+
+
+def test_outputs_of_one_seeded_request_differ_and_the_largest_seed_wraps(parts: FakeParts) -> None:
+    parts.loaded.engine.add_request(a_request(n=2, seed=2**63 - 1, max_tokens=10))
+
+    deltas = run(parts.loaded.engine)
+
+    assert ids_of(deltas, index=0) != ids_of(deltas, index=1)
+
+
+def test_a_stop_string_ends_the_sequence_at_the_token_that_completes_it(parts: FakeParts) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("free", max_tokens=40))
+    free = run(engine)
+    text = text_of(free, "free")
+    stop = text[10:13]
+    before = text[: text.index(stop)]
+
+    engine.add_request(a_request("cut", max_tokens=40, stop=(stop,)))
+    deltas = run(engine)
+
+    assert before == text_of(deltas, "cut")
+    assert (FinishReason.STOP, stop) == (deltas[-1].finish_reason, deltas[-1].stop_reason)
+    assert len(ids_of(deltas, "cut")) < 40
+    assert ids_of(deltas, "cut") == ids_of(free, "free")[: len(ids_of(deltas, "cut"))]
+    parts.scheduler.check_integrity()
+    assert 0 == parts.scheduler.stats().running
+
+
+def test_a_stop_string_on_the_last_allowed_token_is_still_a_stop(parts: FakeParts) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("free", seed=11, max_tokens=6))
+    free = run(engine)
+    last = free[-1].text
+    assert last not in "".join(delta.text for delta in free[:-1])
+
+    engine.add_request(a_request("cut", seed=11, max_tokens=6, stop=(last,)))
+    deltas = run(engine)
+
+    assert FinishReason.STOP is deltas[-1].finish_reason
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize(("include", "shown"), [(False, 4), (True, 5)])
+def test_a_stop_token_is_counted_and_shown_only_where_asked(parts: FakeParts, include: bool, shown: int) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("free", max_tokens=20))
+    free = ids_of(run(engine), "free")
+    stop_id = free[4]
+    assert stop_id not in free[:4]
+
+    engine.add_request(
+        a_request("cut", max_tokens=20, stop_token_ids=(stop_id,), include_stop_str_in_output=include)
+    )
+    deltas = run(engine)
+
+    assert free[:5] == ids_of(deltas, "cut")
+    assert stop_id == deltas[-1].stop_reason
+    expected = b"".join(parts.loaded.tokenizer.token_bytes(item) for item in free[:shown]).decode("utf-8", "replace")
+    assert expected.rstrip("\ufffd") == text_of(deltas, "cut").rstrip("\ufffd")
+
+
+def test_abort_frees_blocks_at_once_at_every_stage(parts: FakeParts, metrics: ServerMetrics) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("running", n=2, max_tokens=100))
+    engine.step()
+    engine.add_request(a_request("waiting", max_tokens=100))
+    assert engine.snapshot().kv_usage > 0
+
+    assert engine.abort("running")
+    assert engine.abort("waiting")
+
+    assert not engine.abort("running")
+    assert not engine.has_work
+    assert 0 == engine.snapshot().kv_usage == engine.snapshot().pressure
+    assert 3 == value(metrics, "vllm:request_success_total", finished_reason="abort")
+
+
+def test_a_request_whose_step_raises_fails_alone(parts: FakeParts, metrics: ServerMetrics) -> None:
+    engine = parts.loaded.engine
+    for number in range(5):
+        prompt = (POISON,) if number == 3 else (20 + number,)
+        engine.add_request(a_request(str(number), prompt=prompt, max_tokens=4))
+
+    deltas = run(engine)
+
+    ends = {name: reason for name, _, reason in ends_of(deltas)}
+    assert FinishReason.ERROR is ends.pop("3")
+    assert {str(n): FinishReason.LENGTH for n in (0, 1, 2, 4)} == ends
+    assert all(len(ids_of(deltas, name)) == 4 for name in ends)
+    error = next(delta.error for delta in deltas if delta.error)
+    assert "log" in error
+    assert "poison" not in error
+    assert value(metrics, "octavo_engine_step_errors_total") > 0
+
+
+def test_the_others_get_what_they_would_have_got_without_the_offender(parts: FakeParts) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("before", prompt=(9, 10), max_tokens=6, seed=1))
+    alone = ids_of(run(engine), "before")
+
+    engine.add_request(a_request("with", prompt=(9, 10), max_tokens=6, seed=1))
+    engine.add_request(a_request("bad", prompt=(POISON,), max_tokens=6))
+
+    assert alone == ids_of(run(engine), "with")
+
+
+def test_an_engine_in_which_nothing_succeeds_dies(parts: FakeParts) -> None:
+    engine, parts.runner.breaks = parts.loaded.engine, True
+
+    with pytest.raises(EngineDeadError):
+        for number in range(MAX_FAILED_STEPS + 1):
+            engine.add_request(a_request(str(number)))
+            run(engine)
+
+
+def test_one_success_forgives_earlier_failures(parts: FakeParts) -> None:
+    engine = parts.loaded.engine
+    for number in range(3 * MAX_FAILED_STEPS):
+        bad = number % 2
+        engine.add_request(a_request(str(number), prompt=(POISON,) if bad else (8,), max_tokens=1))
+        run(engine)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param", "message"),
+    [
+        ((), {}, "prompt", "0 tokens"),
+        ((5,) * CONTEXT, {"max_tokens": None}, "prompt", "512 tokens"),
+        ((5,) * 500, {"max_tokens": 13}, "max_tokens", "together 513; the context holds 512: lower max_tokens to 12"),
+        ((VOCABULARY,), {}, "prompt", "token id 512, the vocabulary has 512"),
+        ((5,), {"stop_token_ids": (-1,)}, "stop_token_ids", "token id -1"),
+        ((5,), {"logit_bias": {9999: 1.0}}, "logit_bias", "token id 9999"),
+        ((5,), {"min_tokens": 17}, "min_tokens", "17, more than the 16"),
+        ((5,), {"temperature": 2.5}, "temperature", "2.5"),
+        ((5,), {"temperature": float("nan")}, "temperature", "nan"),
+        ((5,), {"top_p": 0.0}, "top_p", "above 0"),
+        ((5,), {"n": 0}, "n", "at least 1"),
+        ((5,), {"stop": ("",)}, "stop", "1 to 256 characters"),
+        ((5,), {"stop": ("x",) * 17}, "stop", "at most 16"),
+    ],
+)
+def test_a_request_that_can_never_run_is_refused(
+    parts: FakeParts, prompt: tuple[int, ...], params: dict[str, Any], param: str, message: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parts.loaded.engine.add_request(a_request(prompt=prompt, **params))
+
+    assert param == caught.value.param
+    assert message in str(caught.value)
+    assert not parts.loaded.engine.has_work
+
+
+def test_times_are_counted_from_one_clock(tokenizer_folder: Path, metrics: ServerMetrics) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.5
+        return now[0]
+
+    engine = fake_engine(load_tokenizer(tokenizer_folder), metrics=metrics, clock=clock).loaded.engine
+    engine.add_request(a_request(max_tokens=3))
+    run(engine)
+
+    assert 3 == value(metrics, "octavo_engine_step_seconds_count")
+    assert 2 == value(metrics, "vllm:inter_token_latency_seconds_count")
+    ttft = value(metrics, "vllm:time_to_first_token_seconds_sum")
+    itl = value(metrics, "vllm:inter_token_latency_seconds_sum")
+    assert ttft + itl == value(metrics, "vllm:request_decode_time_seconds_sum") + ttft
+    assert itl / 2 == value(metrics, "vllm:request_time_per_output_token_seconds_sum")
