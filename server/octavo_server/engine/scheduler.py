@@ -4,10 +4,12 @@ There are no phases. Every sequence has tokens that it knows and tokens whose K/
 tokens so that the second catch up with the first. Prefill, chunk, prefix hit, decode and resume differ only in numbers.
 
 The order of one step, and why:
-1. Running sequences with one token to go (streams), then those with more (prompts): a stream never waits for a prompt.
+1. Running sequences, oldest admission first. None is ever left out: what one takes does not grow from step to step, and
+   a newcomer gets only what is left. So a stream has its token in every step, whatever prompts run beside it.
 2. Waiting ones, only if nothing was preempted: what is admitted now would take the room that was just made.
    A prompt enters only if all of it fits, beside what running prompts were promised: admitting by the first chunk
-   makes preemption and resumption play ping-pong.
+   makes preemption and resumption play ping-pong. One whose beginning is being computed just now waits for the hit, so
+   that n outputs of a prompt, or a burst of requests with one long beginning, compute it once.
 
 Preemption forgets blocks, never tokens: the victim waits in front and computes its known tokens again.
 Nothing is advanced before `update`, so a step whose execution raised may simply be scheduled again.
@@ -40,7 +42,7 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     """Tokens that one step computes at most."""
     max_num_seqs: int
-    """Sequences that run at once; no more than `max_num_batched_tokens` ever do, so that each gets a token a step."""
+    """Sequences that run at once; no more than `max_num_batched_tokens` ever do, as each gets a token a step."""
     max_model_len: int
     """Tokens of prompt and output together."""
     policy: SchedulingPolicy = SchedulingPolicy.FCFS
@@ -84,6 +86,7 @@ class _StepPlan:
     preempted: list[SequenceId] = field(default_factory=list)
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
+        assert num_tokens > 0, f"sequence {sequence.sequence_id} was left out of a step"
         start = sequence.num_computed_tokens
         self.scheduled[sequence.sequence_id] = ScheduledSequence(
             sequence=sequence,
@@ -107,7 +110,6 @@ class Scheduler:
         self.config = config
         self.kv = kv
         self.max_sequence_tokens = min(config.max_model_len, kv.capacity_tokens)
-        self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._prefill_share = config.long_prefill_token_threshold or max(1, config.max_num_batched_tokens // 4)
         self._watermark_blocks = int(config.watermark * kv.num_usable_blocks)
         self._waiting = make_waiting_queue(config.policy, lambda sequence: len(kv.match_prefix(sequence)))
@@ -223,7 +225,7 @@ class Scheduler:
         running, waiting = list(self._running.values()), list(self._waiting)
         assert {seq.sequence_id for seq in running + waiting} == set(self._sequences)
         assert len(running) + len(waiting) == len(self._sequences), "a sequence is queued twice"
-        assert len(running) <= self._max_running
+        assert len(running) <= self.config.max_num_seqs
         assert all(seq.status is SequenceStatus.RUNNING for seq in running)
         assert all(seq.status in (SequenceStatus.WAITING, SequenceStatus.PREEMPTED) for seq in waiting)
         assert all(not seq.block_ids and seq.num_computed_tokens == 0 for seq in waiting + self._finished)
@@ -232,22 +234,23 @@ class Scheduler:
         self.kv.check_integrity(running)
 
     def _schedule_running(self, plan: _StepPlan, share: int) -> None:
-        prompts: list[Sequence] = []
         for sequence in list(self._running.values()):
-            if sequence.num_uncomputed_tokens == 1:
-                self._schedule_tokens(sequence, 1, plan)
-            else:
-                prompts.append(sequence)
-        for sequence in prompts:
-            self._schedule_tokens(sequence, min(sequence.num_uncomputed_tokens, share, plan.budget), plan)
+            # Else it was preempted by one before it
+            if sequence.status is SequenceStatus.RUNNING:
+                self._schedule_tokens(sequence, min(sequence.num_uncomputed_tokens, share, plan.budget), plan)
 
     def _schedule_waiting(self, plan: _StepPlan, share: int, now: float) -> None:
         if not self._waiting:
             return
         promised = sum(self._blocks_to_come(sequence) for sequence in self._running.values())
-        while self._waiting and plan.budget > 0 and len(self._running) < self._max_running:
+        in_the_making = {_next_hash(sequence, sequence.num_published_blocks) for sequence in self._running.values()}
+        while self._waiting and plan.budget > 0 and len(self._running) < self.config.max_num_seqs:
             sequence = self._waiting.peek()
             hits = self.kv.match_prefix(sequence)
+            next_hash = _next_hash(sequence, len(hits))
+            # Another is computing the very block that it lacks: it will be a hit in a step or a few
+            if next_hash is not None and next_hash in in_the_making and sequence.reads_prefix_cache:
+                return
             # With nothing running there is nothing to keep blocks for
             spare = promised + self._watermark_blocks if self._running else 0
             if not self.kv.can_hold(sequence, hits, spare_blocks=spare):
@@ -255,11 +258,9 @@ class Scheduler:
             self._admit(sequence, hits, now)
             self._schedule_tokens(sequence, min(sequence.num_uncomputed_tokens, share, plan.budget), plan)
             promised += self._blocks_to_come(sequence)
+            in_the_making.add(next_hash)
 
     def _schedule_tokens(self, sequence: Sequence, num_tokens: int, plan: _StepPlan) -> None:
-        # Preempted by one before it in this step, or nothing left of the budget
-        if sequence.status is not SequenceStatus.RUNNING or num_tokens == 0:
-            return
         end = sequence.num_computed_tokens + num_tokens
         if end <= len(sequence.block_ids) * self.kv.block_size or self._make_room(sequence, end, plan):
             plan.add(sequence, num_tokens)
@@ -371,7 +372,11 @@ class Scheduler:
         self.kv.free(sequence, keep=keep)
         sequence.block_ids = []
         sequence.num_computed_tokens = 0
-        sequence.num_published_blocks = 0
+
+
+def _next_hash(sequence: Sequence, num_blocks: int) -> bytes | None:
+    """Name of the first block beyond `num_blocks` published ones; None where the sequence has no such full block."""
+    return sequence.block_hashes[num_blocks] if num_blocks < len(sequence.block_hashes) else None
 
 
 def _unreported(sequence: Sequence, runner_output: RunnerOutput) -> tuple[PromptLogprob, ...]:

@@ -10,7 +10,7 @@ from octavo_server.engine.scheduler import Scheduler, _StepPlan
 from octavo_server.engine.sequence import Sequence, SequenceStatus
 from octavo_server.engine.waiting_queue import SchedulingPolicy
 from octavo_server.errors import InvalidRequestError
-from octavo_testing.sequences import a_scheduler, a_sequence, a_step, ranges
+from octavo_testing.sequences import a_scheduler, a_sequence, a_step, ranges, some_tokens
 
 LONG = SamplingParams(max_tokens=900)
 
@@ -189,6 +189,20 @@ class TestEnds:
         assert bad.error == "a logit is not finite"
         assert scheduler.kv.match_prefix(a_sequence([*bad.token_ids, 1])) == []
 
+    def test_blocks_shared_with_a_failed_row_stay_unfindable_while_their_holder_goes_on(self) -> None:
+        scheduler = a_scheduler()
+        (bad,) = added(scheduler, a_sequence(8, params=LONG))
+        a_step(scheduler)
+        (good,) = added(scheduler, a_sequence([*bad.token_ids[:8], 1, 2], params=LONG))
+
+        a_step(scheduler, failed={bad.sequence_id: "a logit is not finite"})
+        for _ in range(4):
+            a_step(scheduler)
+
+        assert good.num_cached_tokens == 8
+        assert good.num_published_blocks == 3
+        assert scheduler.kv.match_prefix(a_sequence([*good.token_ids, 1])) == []
+
     def test_adding_a_sequence_twice_is_our_own_mistake(self) -> None:
         scheduler = a_scheduler()
         (sequence,) = added(scheduler, a_sequence())
@@ -210,7 +224,7 @@ class TestSharingAStep:
         assert output.num_tokens == 16
 
     def test_a_stream_never_waits_for_prompts_that_were_admitted_before_it(self) -> None:
-        """Both long prompts would take the whole budget; the stream, newest of the three, gets its token first."""
+        """Both long prompts would take the whole budget; the stream is the newest of the three."""
         scheduler = a_scheduler(budget=16, share=8)
         added(scheduler, a_sequence(100), a_sequence(100))
         a_step(scheduler)
@@ -379,6 +393,18 @@ class TestPreemption:
         assert second.block_ids == []
         assert scheduler.stats().preemptions == 1
 
+    def test_the_room_that_preemption_made_is_not_given_to_a_newcomer(self) -> None:
+        """Even to one that is more urgent and would fit: it would be the next reason to preempt."""
+        scheduler, first, second = self.crowded(SchedulingPolicy.PRIORITY)
+        (urgent,) = added(scheduler, a_sequence(1, priority=-1))
+
+        made_room, _ = a_step(scheduler)
+        next_step, _ = a_step(scheduler)
+
+        assert made_room.preempted == (second.sequence_id,)
+        assert list(ranges(made_room)) == [first.sequence_id]
+        assert list(ranges(next_step)) == [first.sequence_id, urgent.sequence_id]
+
     def test_under_priority_the_least_urgent_gives_way_although_it_came_first(self) -> None:
         scheduler, first, second = self.crowded(SchedulingPolicy.PRIORITY, priorities=(1, 0))
 
@@ -507,6 +533,51 @@ class TestPrefixHits:
         assert first.num_tokens == 8
         assert second.num_cached_tokens == 4
 
+    def test_a_beginning_that_is_being_computed_is_waited_for_and_computed_once(self) -> None:
+        """Three outputs of one prompt of 18 tokens, 8 a step: 18 + 2 + 2 tokens, not 54."""
+        scheduler = a_scheduler(budget=16, share=8)
+        prompt = some_tokens(18)
+        first, second, third = added(scheduler, *(a_sequence(prompt, params=LONG) for _ in range(3)))
+
+        steps = [ranges(a_step(scheduler)[0]) for _ in range(3)]
+
+        assert steps == [
+            {first.sequence_id: (0, 8)},
+            {first.sequence_id: (8, 16)},
+            {first.sequence_id: (16, 18), second.sequence_id: (16, 18), third.sequence_id: (16, 18)},
+        ]
+        assert second.block_ids[:4] == third.block_ids[:4] == first.block_ids[:4]
+
+    def test_it_is_not_waited_for_once_its_maker_is_gone(self) -> None:
+        scheduler = a_scheduler(budget=16, share=8)
+        prompt = some_tokens(18)
+        first, second = added(scheduler, *(a_sequence(prompt, params=LONG) for _ in range(2)))
+        a_step(scheduler)
+
+        scheduler.abort(first.sequence_id)
+
+        assert ranges(a_step(scheduler)[0]) == {second.sequence_id: (8, 18)}
+
+    @pytest.mark.parametrize("asks", [SamplingParams(), SamplingParams(prompt_logprobs=0)])
+    def test_what_shares_nothing_or_reads_no_hits_does_not_wait(self, asks: SamplingParams) -> None:
+        scheduler = a_scheduler(budget=16, share=8)
+        (first,) = added(scheduler, a_sequence(18))
+        prompt = some_tokens(18) if asks.prompt_logprobs is None else first.request.prompt_token_ids
+        (second,) = added(scheduler, a_sequence(prompt, params=asks))
+
+        assert list(ranges(a_step(scheduler)[0])) == [first.sequence_id, second.sequence_id]
+
+    def test_what_reads_no_hits_does_not_wait_when_it_resumes_either(self) -> None:
+        """Its blocks have names by then, as others may hit them."""
+        scheduler = a_scheduler(budget=16, share=8)
+        asks = a_sequence(18, params=SamplingParams(prompt_logprobs=0))
+        maker = a_sequence(asks.request.prompt_token_ids)
+        scheduler.kv.match_prefix(maker)
+        asks.block_hashes = list(maker.block_hashes)
+        added(scheduler, maker, asks)
+
+        assert list(ranges(a_step(scheduler)[0])) == [maker.sequence_id, asks.sequence_id]
+
     @pytest.mark.parametrize(
         ("caching", "params"), [(False, SamplingParams()), (True, SamplingParams(prompt_logprobs=1))]
     )
@@ -563,6 +634,11 @@ class TestPromptLogprobs:
         (result,) = scheduler.update(output, runner_output, 0.0)
 
         assert [item.position for item in result.prompt_logprobs] == [4, 5]
+
+        output = scheduler.schedule(0.0)
+        (result,) = scheduler.update(output, runner_output, 0.0)
+
+        assert result.prompt_logprobs == ()
         assert sequence.num_reported_prompt_logprobs == 6
 
 
