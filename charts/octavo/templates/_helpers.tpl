@@ -32,12 +32,12 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
-{{/* Reference of an image. Call with (dict "root" $ "image" .Values.images.server). */}}
+{{/* Reference of an image. Call with (dict "root" $ "image" .Values.images.serverCPU "suffix" "-cpu"). */}}
 {{- define "octavo.image" -}}
 {{- if .image.digest -}}
 {{- printf "%s@%s" .image.repository .image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) -}}
+{{- printf "%s:%s" .image.repository (default (printf "%s%s" .root.Chart.AppVersion (default "" .suffix)) .image.tag) -}}
 {{- end -}}
 {{- end -}}
 
