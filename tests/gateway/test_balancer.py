@@ -1,0 +1,198 @@
+"""Which replica is chosen, on told readings, a told time and a seeded generator."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo_gateway.balancer import FAILURE_PAUSE_S, Balancer, Load
+from octavo_gateway.endpoints import Model
+from octavo_testing.gateway import a_model, a_replica
+
+
+def a_balancer(**pressures: float) -> Balancer:
+    """Knows the given pressure of each replica, four requests running on it."""
+    balancer = Balancer(random.Random(3))
+    for name, pressure in pressures.items():
+        balancer.report_load(f"http://{name}:8000", Load(pressure=pressure, running=4, waiting=0))
+    return balancer
+
+
+def a_model_of(*names: str) -> Model:
+    return a_model("m", *(a_replica(name) for name in names))
+
+
+def chosen(balancer: Balancer, model: Model, *, times: int = 1, **options: object) -> Counter[str]:
+    found = (balancer.choose(model, now=0.0, **options) for _ in range(times))  # type: ignore[arg-type]
+    return Counter(replica.pod if replica else "none" for replica in found)
+
+
+def test_nothing_is_chosen_where_nothing_is_routable() -> None:
+    model = a_model("m", a_replica("a", ready=False), a_replica("b", terminating=True))
+
+    assert chosen(a_balancer(), model) == {"none": 1}
+
+
+def test_of_two_the_one_with_less_pressure_is_chosen() -> None:
+    assert chosen(a_balancer(a=0.9, b=0.2), a_model_of("a", "b"), times=50) == {"b": 50}
+
+
+def test_of_many_the_worst_is_never_chosen_and_the_best_most_often() -> None:
+    balancer = a_balancer(a=0.1, b=0.5, c=0.6, d=2.0)
+
+    counts = chosen(balancer, a_model_of("a", "b", "c", "d"), times=600)
+
+    assert counts["d"] == 0
+    assert counts["a"] == max(counts.values())
+    assert counts["b"] > 0
+
+
+def test_requests_sent_since_the_reading_count_as_pressure() -> None:
+    """Within the second between two readings a burst must not pile up on one replica."""
+    balancer, model = a_balancer(a=0.4, b=0.5), a_model_of("a", "b")
+
+    with balancer.in_use("http://a:8000"), balancer.in_use("http://a:8000"):
+        assert chosen(balancer, model, times=20) == {"b": 20}
+    assert chosen(balancer, model, times=20) == {"a": 20}
+
+
+def test_equal_pressure_goes_where_fewer_requests_are() -> None:
+    balancer, model = a_balancer(), a_model_of("a", "b")
+
+    with balancer.in_use("http://a:8000"):
+        assert chosen(balancer, model, times=20) == {"b": 20}
+
+
+def test_a_burst_on_idle_replicas_spreads() -> None:
+    balancer, model = a_balancer(), a_model_of("a", "b", "c", "d")
+    counts: Counter[str] = Counter()
+
+    with contextlib.ExitStack() as running:
+        for _ in range(100):
+            replica = balancer.choose(model, now=0.0)
+            assert replica is not None
+            running.enter_context(balancer.in_use(replica.url))
+            counts[replica.pod] += 1
+
+    assert max(counts.values()) - min(counts.values()) <= 4
+
+
+def test_a_failed_replica_rests_and_comes_back() -> None:
+    balancer, model = a_balancer(), a_model_of("a", "b")
+    balancer.report_failure("http://a:8000", now=0.0)
+
+    during = {replica.pod for replica in balancer.routable(model, now=FAILURE_PAUSE_S - 0.1)}
+    after = {replica.pod for replica in balancer.routable(model, now=FAILURE_PAUSE_S)}
+
+    assert (during, after) == ({"b"}, {"a", "b"})
+
+
+def test_a_failed_replica_comes_back_at_once_when_its_load_answers() -> None:
+    balancer, model = a_balancer(), a_model_of("a")
+    balancer.report_failure("http://a:8000", now=0.0)
+
+    balancer.report_load("http://a:8000", Load(pressure=0.0, running=0, waiting=0))
+
+    assert chosen(balancer, model) == {"a": 1}
+
+
+def test_a_draining_replica_gets_nothing() -> None:
+    balancer = a_balancer()
+    balancer.report_load("http://a:8000", Load(pressure=0.0, running=1, waiting=0, draining=True))
+
+    assert chosen(balancer, a_model_of("a", "b"), times=20) == {"b": 20}
+
+
+def test_an_excluded_replica_is_not_chosen() -> None:
+    assert chosen(a_balancer(), a_model_of("a"), exclude={"http://a:8000"}) == {"none": 1}
+
+
+def test_one_conversation_stays_on_one_replica() -> None:
+    model = a_model_of("a", "b", "c", "d")
+
+    assert len(chosen(a_balancer(), model, times=50, affinity="conversation")) == 1
+
+
+def test_all_gateways_agree_on_a_conversations_replica() -> None:
+    model = a_model_of("a", "b", "c", "d")
+    gateways = [Balancer(random.Random(seed)) for seed in range(20)]
+
+    picks = {gateway.choose(model, now=0.0, affinity="conversation") for gateway in gateways}
+
+    assert len(picks) == 1
+
+
+def test_conversations_spread_over_all_replicas() -> None:
+    balancer, model = a_balancer(), a_model_of("a", "b", "c", "d")
+
+    counts = sum((chosen(balancer, model, affinity=f"talk {number}") for number in range(400)), Counter())
+
+    assert set(counts) == {"a", "b", "c", "d"}
+    assert max(counts.values()) < 2 * min(counts.values())
+
+
+def test_only_the_lost_replicas_conversations_move() -> None:
+    balancer = a_balancer()
+    before, after = a_model_of("a", "b", "c", "d"), a_model_of("a", "b", "d")
+
+    for number in range(100):
+        old = balancer.choose(before, now=0.0, affinity=f"talk {number}")
+        new = balancer.choose(after, now=0.0, affinity=f"talk {number}")
+        assert old is not None
+        assert old.pod == "c" or old == new
+
+
+def test_a_hot_prefix_spills_over_when_its_replica_is_over_the_bound() -> None:
+    model = a_model_of("a", "b", "c", "d")
+    (home,) = chosen(a_balancer(), model, affinity="hot")
+    balancer = a_balancer(**{name: 4.0 if name == home else 0.1 for name in "abcd"})
+
+    assert home not in chosen(balancer, model, times=20, affinity="hot")
+
+
+def test_a_busy_home_within_the_bound_keeps_its_conversation() -> None:
+    model = a_model_of("a", "b", "c", "d")
+    (home,) = chosen(a_balancer(), model, affinity="hot")
+    balancer = a_balancer(**{name: 0.9 if name == home else 0.7 for name in "abcd"})
+
+    assert set(chosen(balancer, model, times=20, affinity="hot")) == {home}
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=8), st.text())
+def test_affinity_always_finds_a_replica(pressures: list[float], affinity: str) -> None:
+    names = [f"r{number}" for number in range(len(pressures))]
+    balancer = a_balancer(**dict(zip(names, pressures, strict=True)))
+
+    replica = balancer.choose(a_model_of(*names), now=0.0, affinity=affinity.encode("utf-8", "replace").decode())
+
+    assert replica is not None
+
+
+def test_state_of_replicas_that_left_is_forgotten() -> None:
+    balancer = a_balancer(a=0.5, b=0.5)
+
+    balancer.keep_only([a_model_of("b")])
+
+    assert (balancer.score("http://a:8000"), balancer.score("http://b:8000")) == (0.0, 0.5)
+
+
+def test_a_request_may_outlive_its_replicas_state() -> None:
+    balancer = a_balancer()
+    with balancer.in_use("http://a:8000"):
+        balancer.keep_only([])
+
+    assert balancer.in_flight("http://a:8000") == 0
+
+
+def test_in_flight_ends_with_an_error_too() -> None:
+    balancer = a_balancer()
+
+    with pytest.raises(RuntimeError), balancer.in_use("http://a:8000"):
+        raise RuntimeError
+
+    assert balancer.in_flight("http://a:8000") == 0

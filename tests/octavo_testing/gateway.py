@@ -1,0 +1,218 @@
+"""Builders for the gateway's tests: values, real upstreams on loopback, and a running gateway in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDictProxy
+
+from octavo_gateway.app import Gateway, running_gateway
+from octavo_gateway.config import GatewayConfig
+from octavo_gateway.endpoints import Model, Replica, RoutingTable
+from octavo_gateway.errors import KubeApiError
+from octavo_gateway.metrics import Metrics
+from octavo_gateway.static_source import StaticSource
+
+CHAT = "/v1/chat/completions"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def a_replica(name: str = "pod-0", *, url: str = "", ready: bool = True, **fields: Any) -> Replica:
+    return Replica(url=url or f"http://{name}:8000", pod=name, ready=ready, **fields)
+
+
+def a_model(name: str = "m", *replicas: Replica, **fields: Any) -> Model:
+    return Model(key=f"default/{name}", replicas=replicas, **{"served_names": (name,), **fields})
+
+
+@dataclass
+class Upstream:
+    """A real HTTP server in the place of a replica; ``handler`` answers its chat route and may be exchanged."""
+
+    handler: Handler
+    url: str = ""
+    load: dict[str, Any] = field(
+        default_factory=lambda: {"pressure": 0.0, "running": 0, "waiting": 0, "draining": False}
+    )
+    bodies: list[bytes] = field(default_factory=list)
+    headers: list[CIMultiDictProxy[str]] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a handler is cancelled, because whoever asked went away."""
+    runner: web.AppRunner | None = None
+
+    @property
+    def requests(self) -> int:
+        return len(self.bodies)
+
+    def replica(self, name: str = "", **fields: Any) -> Replica:
+        return a_replica(name or self.url.rpartition(":")[2], url=self.url, **fields)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.headers.append(request.headers)
+        self.bodies.append(await request.read())
+        try:
+            return await self.handler(request)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def stop(self) -> None:
+        if self.runner is not None:
+            await self.runner.cleanup()
+            self.runner = None
+
+
+@contextlib.asynccontextmanager
+async def an_upstream(handler: Handler | None = None, *, port: int = 0) -> AsyncIterator[Upstream]:
+    upstream = Upstream(handler or answering("hello"))
+
+    async def load(_: web.Request) -> web.Response:
+        return web.json_response(upstream.load)
+
+    app = web.Application(client_max_size=2**30)
+    app.router.add_get("/load", load)
+    app.router.add_post("/v1/{path:.+}", upstream.answer)
+    upstream.runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
+    await upstream.runner.setup()
+    await web.TCPSite(upstream.runner, "127.0.0.1", port).start()
+    upstream.url = f"http://127.0.0.1:{upstream.runner.addresses[0][1]}"
+    try:
+        yield upstream
+    finally:
+        await upstream.stop()
+
+
+def answering(text: str, *, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response({"text": text}, status=status, headers=headers)
+
+    return handler
+
+
+def streaming(gate: asyncio.Queue[bytes | None]) -> Handler:
+    """An event stream that sends what the test puts into ``gate``; None ends it."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        while (piece := await gate.get()) is not None:
+            await response.write(piece)
+        return response
+
+    return handler
+
+
+def hanging_up() -> Handler:
+    """Reads the request and closes the connection without an answer, as a crash does."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        raise ConnectionResetError
+
+    return handler
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object, which must have all four keys."""
+        error: dict[str, Any] = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return error
+
+    @property
+    def events(self) -> list[str]:
+        """The data of each server-sent event."""
+        return [line[6:] for line in self.body.decode().splitlines() if line.startswith("data: ")]
+
+
+@dataclass
+class WakingSource(StaticSource):
+    """A static source that can be woken; refuses as long as ``refusal`` is set."""
+
+    publish: Callable[[RoutingTable], None]
+    woken: list[str] = field(default_factory=list)
+    refusal: KubeApiError | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(self.publish)
+
+    async def wake(self, model: Model) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.woken.append(model.key)
+
+
+@dataclass
+class Bench:
+    """A running gateway, its source, and a client of it."""
+
+    gateway: Gateway
+    source: WakingSource
+    client: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway.port}"
+
+    def set_models(self, *models: Model) -> None:
+        self.source.set_models(models)
+
+    async def ask(self, model: str = "m", **fields: Any) -> Answer:
+        """One chat request, its answer read whole."""
+        return await self.send("POST", CHAT, json={"model": model, **fields})
+
+    async def send(self, method: str, path: str, **options: Any) -> Answer:
+        async with self.client.request(method, self.url + path, **options) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def internal(self, path: str) -> tuple[int, str]:
+        async with self.client.get(f"http://127.0.0.1:{self.gateway.internal_port}{path}") as response:
+            return response.status, await response.text()
+
+    async def metric(self, line: str) -> float:
+        """The value of one series, given as it is written; 0 where it is absent."""
+        _, text = await self.internal("/metrics")
+        return next((float(each.rpartition(" ")[2]) for each in text.splitlines() if each.startswith(line + " ")), 0.0)
+
+
+@contextlib.asynccontextmanager
+async def a_gateway(*models: Model, **settings: Any) -> AsyncIterator[Bench]:
+    sources: list[WakingSource] = []
+
+    def make_source(publish: Callable[[RoutingTable], None], _: Metrics) -> WakingSource:
+        sources.append(WakingSource(publish))
+        return sources[0]
+
+    config = GatewayConfig(**{"host": "127.0.0.1", "port": 0, "internal_port": 0, **settings})
+    async with (
+        running_gateway(config, make_source, random.Random(7)) as gateway,
+        aiohttp.ClientSession() as client,
+    ):
+        sources[0].set_models(models)
+        yield Bench(gateway, sources[0], client)
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    """Wait for something that the gateway's own tasks bring about."""
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.005)
