@@ -179,26 +179,27 @@ class MetricsAdapter:
         if service is None:
             self.announcement = "none"
             return
+        if not self._ca_bundle_pem:
+            # An APIService whose CA nobody knows would take the group away from everybody.
+            return
         uid = await self._kube.read_cluster_role_uid(service.cluster_role)
         if uid is None:
             raise KubeAccessError(f"ClusterRole {service.cluster_role} is gone, so nothing can own the APIServices")
-        seen: Announcement = "ours"
+        foreign = []
         for wanted in build_api_services(service, ca_bundle_pem=self._ca_bundle_pem, owner_uid=uid):
-            live = await self._kube.read_api_service(wanted["metadata"]["name"])
+            name = wanted["metadata"]["name"]
+            live = await self._kube.read_api_service(name)
             if ownership(live, service) == "foreign" and not self._settings.take_over:
-                seen = "foreign"
-                self._say_foreign(wanted["metadata"]["name"])
+                foreign.append(name)
             elif differs(live, wanted):
                 await self._kube.apply_api_service(wanted)
-        self.announcement = seen
-
-    def _say_foreign(self, name: str) -> None:
-        if self.announcement != "foreign":
+        if foreign and self.announcement != "foreign":
             logger.warning(
                 "another custom metrics provider is installed and was left alone; HPAs need its octavo rule, or set "
                 "metricsAdapter.enabled to true to take it over",
-                extra={"api_service": name},
+                extra={"api_services": foreign},
             )
+        self.announcement = "foreign" if foreign else "ours"
 
 
 def _read_files(cert_file: Path, key_file: Path) -> tuple[bytes, bytes]:
