@@ -126,6 +126,4 @@ def _beginning(fields: Mapping[str, Any]) -> list[str]:
                 break
         return parts
     prompt = fields.get("prompt", fields.get("input"))
-    if isinstance(prompt, str):
-        return [prompt[:AFFINITY_CHARS]]
-    return []
+    return [prompt[:AFFINITY_CHARS]] if isinstance(prompt, str) and prompt else []

@@ -1,0 +1,103 @@
+"""What is read from bodies and from /load answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo_gateway.balancer import Load
+from octavo_gateway.errors import BadRequest
+from octavo_gateway.load_poller import parse_load
+from octavo_gateway.request_body import parse_body
+
+
+def affinity(**fields: Any) -> str | None:
+    return parse_body(json.dumps({"model": "m", **fields}).encode()).affinity
+
+
+def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def test_all_turns_of_a_conversation_have_one_affinity() -> None:
+    first = chat(("system", "be brief"), ("user", "hello"))
+
+    later = [*first, *chat(("assistant", "hi"), ("user", "and now?"))]
+
+    assert affinity(messages=first) == affinity(messages=later) is not None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"messages": chat(("system", "be brief"), ("user", "bye"))},
+        {"messages": chat(("system", "be long"), ("user", "hello"))},
+        {"messages": chat(("system", "be brief"), ("user", "hello")), "cache_salt": "x"},
+        {"messages": chat(("system", "be brief"), ("user", "hello")), "model": "n"},
+    ],
+)
+def test_another_beginning_salt_or_model_has_another_affinity(other: dict[str, Any]) -> None:
+    assert affinity(messages=chat(("system", "be brief"), ("user", "hello"))) != affinity(**other)
+
+
+def test_a_prompt_has_the_affinity_of_its_beginning() -> None:
+    beginning = "x" * 2048
+
+    assert affinity(prompt=beginning + "a") == affinity(prompt=beginning + "b") != affinity(prompt="y")
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"messages": ["no object"]}, {"messages": []}, {"prompt": [1, 2]}, {"prompt": ""}]
+)
+def test_a_body_without_a_beginning_has_none(fields: dict[str, Any]) -> None:
+    assert affinity(**fields) is None
+
+
+def test_lone_surrogates_do_not_break_the_hash() -> None:
+    assert parse_body(b'{"model": "m", "prompt": "\\ud800"}').affinity is not None
+
+
+def test_only_true_streams() -> None:
+    streams = [
+        parse_body(json.dumps({"model": "m", "stream": value}).encode()).stream for value in (True, False, 1, "true")
+    ]
+
+    assert streams == [True, False, False, False]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_body_or_a_bad_request(raw: bytes) -> None:
+    try:
+        found = parse_body(raw).model
+    except BadRequest as error:
+        found = str(error.status)
+
+    assert found == "400" or b"model" in raw
+
+
+def test_a_load_answer_is_read() -> None:
+    answer = {"pressure": 1.7, "running": 3, "waiting": 2, "draining": True, "requests_total": 9}
+
+    assert parse_load(answer) == Load(pressure=1.7, running=3, waiting=2, draining=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        {},
+        {"pressure": "much", "running": 0, "waiting": 0},
+        {"pressure": float("nan"), "running": 0, "waiting": 0},
+        {"pressure": float("inf"), "running": 0, "waiting": 0},
+        {"pressure": -0.1, "running": 0, "waiting": 0},
+        {"pressure": 0.1, "running": float("inf"), "waiting": 0},
+    ],
+)
+def test_what_is_no_load_answer_is_refused(answer: Any) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_load(answer)
