@@ -62,6 +62,8 @@ ENGINE_CRASHED: Final = "EngineCrashed"
 
 MODEL_NOT_FOUND: Final = "ModelNotFound"
 """The model does not exist where `model` says."""
+MODEL_INVALID: Final = "ModelInvalid"
+"""The model is there, but a file of it is damaged, incomplete or contradicts its configuration."""
 MODEL_ACCESS_DENIED: Final = "ModelAccessDenied"
 """The source refuses access; a token in source.secretRef may be needed."""
 UNSUPPORTED_ARCHITECTURE: Final = "UnsupportedArchitecture"
@@ -95,6 +97,7 @@ CLUSTER_ERROR: Final = "ClusterError"
 SERVER_REASONS: Final = frozenset(
     {
         MODEL_NOT_FOUND,
+        MODEL_INVALID,
         MODEL_ACCESS_DENIED,
         UNSUPPORTED_ARCHITECTURE,
         CHECKSUM_MISMATCH,

@@ -1,0 +1,100 @@
+"""What the packages write down for themselves instead of importing from each other: both sides must say the same."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+from octavo_gateway import kube_objects
+from octavo_gateway.config import GatewayConfig
+from octavo_operator.api import reasons
+from octavo_operator.api.validation import parse_model_deployment
+from octavo_operator.autoscaling import gateway_held, scraper
+from octavo_operator.desired import engine_args, names
+
+from octavo_server import cli
+from octavo_server.config import EngineConfig, ServerConfig
+from octavo_server.flags import settings_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _defaults(config: type) -> dict[str, object]:
+    assert dataclasses.is_dataclass(config)
+    return {field.name: field.default for field in dataclasses.fields(config)}
+
+
+def test_everybody_dials_the_port_that_the_server_opens() -> None:
+    port = _defaults(ServerConfig)["port"]
+
+    assert {engine_args.SERVER_PORT, scraper.SERVER_PORT, kube_objects.SERVER_PORT} == {port}
+
+
+def test_the_operator_asks_gateways_on_their_internal_port() -> None:
+    assert _defaults(GatewayConfig)["internal_port"] == gateway_held.GATEWAY_INTERNAL_PORT
+
+
+def test_operator_and_gateway_know_the_same_labels() -> None:
+    assert kube_objects.MODEL_LABEL == names.NAME_LABEL
+    assert kube_objects.REVISION_LABEL == names.REVISION_LABEL
+    assert kube_objects.POD_SELECTOR == names.ALL_OBJECTS_SELECTOR
+    assert (kube_objects.SERVER_CONTAINER, kube_objects.SERVER_PORT_NAME) == (names.CONTAINER, names.PORT_NAME)
+
+
+def _startup_reasons() -> set[str]:
+    """First arguments of every `StartupError(…)` in the server's sources."""
+    found = set()
+    for path in (ROOT / "server").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("StartupError") and node.args:
+                first = node.args[0]
+                assert isinstance(first, ast.Constant), f"{path}: a reason must be a literal: {ast.unparse(node)}"
+                found.add(str(first.value))
+    return found
+
+
+def test_the_operator_knows_every_reason_that_a_server_gives() -> None:
+    """One that it does not know would be shown as a crash."""
+    given = _startup_reasons()
+
+    assert len(given) > 4
+    assert given <= reasons.SERVER_REASONS
+
+
+def test_every_rendered_argument_is_a_flag_of_octavo_serve() -> None:
+    spec = {
+        "model": "hf://org/name@main",
+        "servedNames": ["a", "b"],
+        "engine": {
+            "maxModelLen": 4096,
+            "maxNumSeqs": 8,
+            "gpuMemoryUtilization": "0.8",
+            "dtype": "bfloat16",
+            "prefixCaching": False,
+        },
+    }
+    manifest = {"apiVersion": "octavo.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"}, "spec": spec}
+    flags = {setting.flag for config in (EngineConfig, ServerConfig) for setting in settings_of(config)}
+
+    rendered = engine_args.render_server_args(parse_model_deployment(manifest).spec, "m")
+
+    used = {argument.split("=")[0] for argument in rendered if argument.startswith("--")}
+    assert {"--max-model-len", "--max-num-seqs", "--dtype", "--revision", "--served-model-name"} <= used
+    assert used - {"--no-enable-prefix-caching"} <= flags
+    assert "--enable-prefix-caching" in flags or "--no-enable-prefix-caching" in flags
+
+
+def test_the_chart_carries_the_crd_itself() -> None:
+    source = (ROOT / "crds" / "modeldeployments.octavo.dev.yaml").read_bytes()
+
+    assert (ROOT / "charts" / "octavo" / "files" / "crd.yaml").read_bytes() == source
+
+
+@pytest.mark.parametrize("command", ["serve", "generate", "bench"])
+def test_the_composition_root_offers_what_the_server_has(command: str) -> None:
+    from octavo_cli.__main__ import COMMANDS
+
+    assert command in COMMANDS
+    assert command in cli.COMMANDS
