@@ -80,15 +80,10 @@ def _installed_or_built(program: str, say: Say) -> Path:
 
 
 def _lab_values() -> dict[str, Any]:
-    def image(name: str) -> dict[str, str]:
-        return {"repository": f"{IMAGE_REGISTRY}/{name}", "tag": IMAGE_TAG, "pullPolicy": "Never"}
-
+    images = {"operator": "operator", "gateway": "gateway", "server": "server", "serverCPU": "server-cpu"}
     return {
         "images": {
-            "operator": image("operator"),
-            "gateway": image("gateway"),
-            "server": image("server"),
-            "serverCPU": image("server-cpu"),
+            value: {"repository": f"{IMAGE_REGISTRY}/{name}", "tag": IMAGE_TAG} for value, name in images.items()
         },
         "gateway": {"service": {"type": "NodePort", "nodePort": GATEWAY_NODE_PORT}},
     }
