@@ -79,6 +79,7 @@ class Controller:
         self._is_synced = False
         self._moved_at = time.monotonic()
         self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
 
     async def run(self) -> None:
@@ -87,13 +88,11 @@ class Controller:
         async with serving(app, host=self._config.host, port=self._config.port) as port:
             logger.info("operator started", extra={"port": port, "identity": self._config.identity})
             await self._await_crd()
-            tasks = [self._spawn(name, coroutine) for name, coroutine in self._parts().items()]
+            self._tasks = [self._spawn(name, coroutine) for name, coroutine in self._parts().items()]
             try:
                 await self._watch()
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._stop_parts()
         if self._failure is not None:
             raise self._failure
 
@@ -116,13 +115,19 @@ class Controller:
     async def _watch(self) -> None:
         namespaces = self._config.namespaces
         await kopf.operator(
-            registry=build_registry(self._on_event, self._kube.credentials),
+            registry=build_registry(self._on_event, self._kube.credentials, self._stop_parts),
             settings=build_settings(),
             clusterwide=not namespaces,
             namespaces=namespaces,
             stop_flag=self._stop,
-            identity=None,
         )
+
+    async def _stop_parts(self) -> None:
+        """Before kopf winds up, so that the lease is free for another at once."""
+        self._stop.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _on_event(self, kind: Kind, event_type: str | None, obj: dict[str, Any]) -> None:
         obj = {**obj, "kind": kind.name, "apiVersion": kind.api_version}

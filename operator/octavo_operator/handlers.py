@@ -54,9 +54,15 @@ def build_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def build_registry(on_event: OnEvent, login: Callable[[], Awaitable[Credentials]]) -> kopf.OperatorRegistry:
-    """One event handler for each watched kind."""
+def build_registry(
+    on_event: OnEvent, login: Callable[[], Awaitable[Credentials]], on_stop: Callable[[], Awaitable[None]]
+) -> kopf.OperatorRegistry:
+    """One event handler for each watched kind; `on_stop` runs as soon as a signal came."""
     registry = kopf.OperatorRegistry()
+
+    @kopf.on.cleanup(registry=registry)
+    async def clean_up(**_: Any) -> None:
+        await on_stop()
 
     @kopf.on.login(registry=registry)
     async def log_in(**_: Any) -> kopf.ConnectionInfo:

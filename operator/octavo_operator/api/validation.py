@@ -240,7 +240,10 @@ def _placement(raw: ObjectReader) -> Placement:
 def _pod_template(spec: ObjectReader) -> Mapping[str, Any]:
     overlay = spec.mapping("podTemplate")
     pod_spec = overlay.get("spec", {})
-    containers = pod_spec.get("containers") if isinstance(pod_spec, Mapping) else pod_spec
+    if not isinstance(pod_spec, Mapping):
+        spec.complain("podTemplate", "spec must be an object")
+        return {}
+    containers = pod_spec.get("containers")
     if containers is None:
         return overlay
     if not _is_list_of_objects(containers):

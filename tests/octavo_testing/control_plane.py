@@ -1,0 +1,140 @@
+"""Builders of ModelDeployments, pods and what the operator observes; each has a working default for everything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from octavo_operator.api.types import ModelDeployment
+from octavo_operator.api.validation import parse_model_deployment
+from octavo_operator.desired import names
+from octavo_operator.desired.pod import PodSettings
+from octavo_operator.desired.render import Desired, key_of, render
+from octavo_operator.observed import Node, Observed, Pod
+
+POD_SETTINGS = PodSettings(image="registry.test/octavo:1", image_cpu="registry.test/octavo:1-cpu")
+UID = "11111111-2222-3333-4444-555555555555"
+NOW = "2026-01-02T03:04:05Z"
+
+
+def a_manifest(name: str = "qwen", *, status: Mapping[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    """A ModelDeployment as the API server gives it; a spec field given as None is left out."""
+    fields = {"model": "hf://Qwen/Qwen2.5-7B-Instruct", **spec}
+    return {
+        "apiVersion": "octavo.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "uid": UID,
+            "generation": 3,
+            "resourceVersion": "10",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {key: value for key, value in fields.items() if value is not None},
+        **({"status": dict(status)} if status is not None else {}),
+    }
+
+
+def a_resource(name: str = "qwen", **spec: Any) -> ModelDeployment:
+    return parse_model_deployment(a_manifest(name, **spec))
+
+
+def a_desired(resource: ModelDeployment | None = None) -> Desired:
+    return render(resource or a_resource(), POD_SETTINGS)
+
+
+def a_pod(
+    name: str = "qwen-abc-1",
+    *,
+    revision: str = "",
+    ready: bool = False,
+    terminating: bool = False,
+    phase: str = "Running",
+    server: Mapping[str, Any] | None = None,
+    unschedulable: str = "",
+    node: str = "node0",
+) -> Pod:
+    """A pod of qwen; `server` is its container's status, `unschedulable` the scheduler's complaint."""
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+    if unschedulable:
+        scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unschedulable}
+        conditions.append(scheduled)
+    status: dict[str, Any] = {"phase": phase, "conditions": conditions, "podIP": "10.0.0.7"}
+    if server is not None:
+        status["containerStatuses"] = [{"name": "server", "image": "registry.test/octavo:1", **server}]
+    limits = {"nvidia.com/gpu": "1"}
+    return Pod(
+        raw={
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "namespace": "default",
+                "uid": f"uid-{name}",
+                "resourceVersion": "5",
+                "labels": names.revision_labels("qwen", revision),
+                **({"deletionTimestamp": NOW} if terminating else {}),
+            },
+            "spec": {"nodeName": "" if unschedulable else node, "containers": [{"resources": {"limits": limits}}]},
+            "status": status,
+        }
+    )
+
+
+def running(**status: Any) -> dict[str, Any]:
+    """Status of a container that runs."""
+    return {"state": {"running": {"startedAt": NOW}}, **status}
+
+
+def waiting(reason: str, message: str = "", **status: Any) -> dict[str, Any]:
+    """Status of a container that the kubelet does not run now."""
+    return {"state": {"waiting": {"reason": reason, "message": message}}, **status}
+
+
+def ended(exit_code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    """A `terminated` state."""
+    return {"terminated": {"exitCode": exit_code, "reason": reason, "message": message}}
+
+
+def termination_log(reason: str, message: str) -> str:
+    return json.dumps({"reason": reason, "message": message})
+
+
+def a_node(name: str = "node0", *, gpus: int = 0, cordoned: bool = False, tainted: bool = False) -> Node:
+    capacity = {"cpu": "8", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
+    return Node(name=name, is_cordoned=cordoned, has_taints=tainted, capacity=capacity)
+
+
+def a_deployment(revision: str, *, replicas: int = 1, conditions: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A Deployment of another revision of qwen than the wanted one."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": names.deployment_name("qwen", revision),
+            "namespace": "default",
+            "uid": f"uid-{revision}",
+            "labels": names.revision_labels("qwen", revision),
+        },
+        "spec": {"replicas": replicas},
+        "status": {"conditions": conditions or []},
+    }
+
+
+def an_observed(
+    *objects: Mapping[str, Any], pods: tuple[Pod, ...] = (), resource: Mapping[str, Any] | None = None, **fields: Any
+) -> Observed:
+    """A snapshot of qwen with these objects and pods."""
+    return Observed(
+        resource=a_manifest() if resource is None else resource,
+        objects={key_of(obj): obj for obj in objects},
+        pods=pods,
+        **fields,
+    )
+
+
+def observed_as(desired: Desired, **fields: Any) -> Observed:
+    """A snapshot in which every desired object exists just as it was asked for."""
+    return an_observed(*desired.objects, **fields)

@@ -1,0 +1,183 @@
+"""What a manifest may say, and the sentence for each thing that it may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo_operator.api.types import Scaling, SecretRef
+from octavo_operator.api.validation import parse_model_deployment
+from octavo_operator.errors import SpecInvalidError
+from octavo_testing.control_plane import a_manifest, a_resource
+
+
+def test_one_field_is_enough() -> None:
+    resource = a_resource("qwen")
+
+    assert resource.served_names == ("qwen",)
+    assert resource.wanted_replicas == 1
+    assert resource.spec.resources.gpu.count == 1
+    assert (resource.namespace, resource.generation) == ("default", 3)
+
+
+def test_every_field_is_read() -> None:
+    resource = a_resource(
+        source={"secretRef": {"name": "hf", "key": "t"}},
+        servedNames=["a", "b"],
+        resources={
+            "gpu": {"count": 0, "resourceName": "amd.com/gpu"},
+            "cpu": 2,
+            "memory": "1Gi",
+            "sharedMemory": "2Gi",
+        },
+        engine={
+            "maxModelLen": 4096,
+            "maxNumSeqs": 8,
+            "gpuMemoryUtilization": "0.85",
+            "dtype": "float16",
+            "prefixCaching": False,
+            "extraArgs": ["--seed=1"],
+        },
+        replicas=2,
+        drain={"timeout": "1m"},
+        routing={"maxHeldRequests": 5, "holdTimeout": "30s"},
+        placement={
+            "nodeSelector": {"gpu": "yes"},
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "topologySpread": "Hard",
+            "priorityClassName": "high",
+            "runtimeClassName": "nvidia",
+        },
+        podTemplate={"spec": {"containers": [{"name": "server", "env": []}, {"name": "side", "command": ["x"]}]}},
+        suspend=True,
+    )
+
+    spec = resource.spec
+    assert spec.secret_ref == SecretRef(name="hf", key="t")
+    assert spec.served_names == ("a", "b")
+    assert (spec.resources.cpu, spec.resources.memory, spec.resources.shared_memory) == ("2", "1Gi", "2Gi")
+    assert spec.resources.gpu.resource_name == "amd.com/gpu"
+    assert (spec.engine.max_model_len, spec.engine.max_num_seqs, spec.engine.dtype) == (4096, 8, "float16")
+    assert spec.engine.extra_args == ("--seed=1",)
+    assert (spec.replicas, spec.drain_timeout_s, spec.suspend) == (2, 60, True)
+    assert (spec.routing.max_held_requests, spec.routing.hold_timeout_s) == (5, 30)
+    assert spec.placement.topology_spread == "Hard"
+    assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"maxReplicas": 4}, Scaling(max_replicas=4)),
+        ({"maxReplicas": 4, "minReplicas": 0}, Scaling(max_replicas=4, min_replicas=0, idle_after_s=600)),
+        (
+            {"maxReplicas": 4, "minReplicas": 0, "idleAfter": "90s", "behavior": {"scaleUp": {"x": 1}}},
+            Scaling(max_replicas=4, min_replicas=0, idle_after_s=90, behavior={"scaleUp": {"x": 1}}),
+        ),
+    ],
+)
+def test_scaling_is_read_with_its_defaults(scaling: dict[str, Any], expected: Scaling) -> None:
+    assert a_resource(scaling=scaling).spec.scaling == expected
+
+
+def test_scaled_resource_starts_with_at_least_one_replica() -> None:
+    resource = a_resource(scaling={"minReplicas": 0, "maxReplicas": 4})
+
+    assert resource.wanted_replicas == 1
+    assert resource.most_replicas == 4
+    assert resource.may_sleep
+
+
+def test_replicas_beside_scaling_are_the_autoscalers() -> None:
+    assert a_resource(scaling={"maxReplicas": 4}, replicas=3).wanted_replicas == 3
+
+
+def test_person_may_not_give_both() -> None:
+    manifest = a_manifest(scaling={"maxReplicas": 4}, replicas=3)
+
+    with pytest.raises(SpecInvalidError, match=r"spec\.replicas: and spec\.scaling exclude each other"):
+        parse_model_deployment(manifest, creating=True)
+
+
+INVALID = {
+    "no model": ({"model": None}, "spec.model: is required"),
+    "unknown scheme": ({"model": "s3://bucket/x"}, "spec.model: 's3://bucket/x' must be hf://"),
+    "path with dots": ({"model": "file:///a/../b"}, "spec.model: must not contain '..'"),
+    "model is a number": ({"model": 5}, "spec.model: must be a string, not a number"),
+    "misspelt field": ({"servedName": ["x"]}, "spec.servedName: unknown field; did you mean 'servedNames'?"),
+    "strange field": ({"zzz": 1}, "spec.zzz: unknown field; known are "),
+    "secret without name": ({"source": {"secretRef": {}}}, "spec.source.secretRef.name: is required"),
+    "names twice": ({"servedNames": ["a", "a"]}, "spec.servedNames: holds a name twice"),
+    "bad served name": ({"servedNames": ["a b"]}, "spec.servedNames: 'a b' must begin"),
+    "too many names": ({"servedNames": [f"n{i}" for i in range(17)]}, "has 17 items, at most 16"),
+    "names are no list": ({"servedNames": "a"}, "spec.servedNames: must be a list of non-empty strings"),
+    "two GPUs": ({"resources": {"gpu": {"count": 2}}}, "spec.resources.gpu.count: is 2, must be from 0 to 1"),
+    "GPU count is true": ({"resources": {"gpu": {"count": True}}}, "must be a whole number, not a boolean"),
+    "GPU resource": ({"resources": {"gpu": {"resourceName": "gpu"}}}, "must be like nvidia.com/gpu"),
+    "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory: 'lots' is no quantity"),
+    "negative cpu": ({"resources": {"cpu": -1}}, "spec.resources.cpu: -1 is no quantity"),
+    "cpu is true": ({"resources": {"cpu": True}}, "spec.resources.cpu: True is no quantity"),
+    "resources are a list": ({"resources": []}, "spec.resources: must be an object, not a list"),
+    "utilization": ({"engine": {"gpuMemoryUtilization": "1.1"}}, "must be a string in (0, 1]"),
+    "dtype": ({"engine": {"dtype": "int3"}}, "spec.engine.dtype: is 'int3', must be one of auto"),
+    "prefix caching": ({"engine": {"prefixCaching": "yes"}}, "must be true or false, not a string"),
+    "reserved argument": ({"engine": {"extraArgs": ["--port=1"]}}, "may not set --port"),
+    "no maxReplicas": ({"scaling": {}}, "spec.scaling.maxReplicas: is required"),
+    "min over max": ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "3 is greater than maxReplicas 2"),
+    "idle without zero": ({"scaling": {"maxReplicas": 2, "idleAfter": "1m"}}, "needs minReplicas 0, which is 1"),
+    "idle is no duration": ({"scaling": {"maxReplicas": 2, "idleAfter": "soon"}}, "'soon' is no duration"),
+    "empty behavior": ({"scaling": {"maxReplicas": 2, "behavior": {}}}, "needs scaleUp or scaleDown"),
+    "zero pressure": ({"scaling": {"maxReplicas": 2, "targetPressure": "0"}}, "must be a string greater than 0"),
+    "tolerations": ({"placement": {"tolerations": ["x"]}}, "must be a list of objects"),
+    "node selector": ({"placement": {"nodeSelector": {"a": True}}}, "values must be strings"),
+    "affinity": ({"placement": {"affinity": "x"}}, "spec.placement.affinity: must be an object, not a string"),
+    "spread": ({"placement": {"topologySpread": "Maybe"}}, "must be one of Soft, Hard, None"),
+    "overlay without server": (
+        {"podTemplate": {"spec": {"containers": [{"name": "x"}]}}},
+        'must list the container "server"',
+    ),
+    "overlay containers": ({"podTemplate": {"spec": {"containers": "x"}}}, "spec.containers must be a list of objects"),
+    "overlay spec is a list": ({"podTemplate": {"spec": []}}, "spec.podTemplate: spec must be an object"),
+    "overlay sets command": (
+        {"podTemplate": {"spec": {"containers": [{"name": "server", "command": ["x"]}]}}},
+        'must not set the command of the container "server"',
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "sentence"), INVALID.values(), ids=INVALID.keys())
+def test_invalid_spec_is_refused_with_field_and_remedy(spec: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecInvalidError) as refused:
+        parse_model_deployment(a_manifest(**spec))
+
+    assert sentence in str(refused.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(SpecInvalidError) as refused:
+        parse_model_deployment({**a_manifest("Bad_Name", model="x"), "kind": "Deployment", "extra": 1})
+
+    assert [problem.path for problem in refused.value.problems] == [
+        "manifest.kind",
+        "metadata.name",
+        "spec.model",
+        "manifest.extra",
+    ]
+
+
+@pytest.mark.parametrize("manifest", [None, [], "x", {"spec": None}, {"metadata": "x"}])
+def test_nonsense_is_refused_without_a_crash(manifest: Any) -> None:
+    with pytest.raises(SpecInvalidError):
+        parse_model_deployment(manifest)
+
+
+def test_overlay_without_containers_is_taken() -> None:
+    overlay = {"metadata": {"annotations": {"a": "b"}}}
+
+    assert a_resource(podTemplate=overlay).spec.pod_template == overlay
+
+
+def test_empty_quantity_means_unset() -> None:
+    assert a_resource(resources={"cpu": "", "memory": None}).spec.resources.memory == ""

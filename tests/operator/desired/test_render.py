@@ -1,0 +1,214 @@
+"""The objects of a ModelDeployment, field by field where a user or the cluster relies on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo_operator.desired.deployment import revision_of
+from octavo_operator.desired.render import Desired
+from octavo_testing.control_plane import POD_SETTINGS, UID, a_desired, a_resource
+
+
+def objects(**spec: Any) -> dict[str, Any]:
+    return {manifest["kind"]: manifest for manifest in a_desired(a_resource(**spec)).objects}
+
+
+def pod_spec(**spec: Any) -> dict[str, Any]:
+    rendered: dict[str, Any] = objects(**spec)["Deployment"]["spec"]["template"]["spec"]
+    return rendered
+
+
+def server(**spec: Any) -> dict[str, Any]:
+    return next(container for container in pod_spec(**spec)["containers"] if container["name"] == "server")
+
+
+def test_one_field_gives_account_service_and_deployment_in_this_order() -> None:
+    desired = a_desired(a_resource(model="hf://org/name"))
+
+    assert [manifest["kind"] for manifest in desired.objects] == ["ServiceAccount", "Service", "Deployment"]
+
+
+def test_every_object_is_owned_labelled_and_stamped() -> None:
+    for manifest in a_desired(a_resource(scaling={"maxReplicas": 3})).objects:
+        metadata = manifest["metadata"]
+        owner = metadata["ownerReferences"][0]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("ModelDeployment", UID, True)
+        assert metadata["labels"]["octavo.dev/modeldeployment"] == "qwen"
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "octavo"
+        assert metadata["labels"]["app.kubernetes.io/component"] == "server"
+        assert metadata["annotations"]["octavo.dev/applied"]
+
+
+def test_deployment_is_named_after_its_revision_and_selects_only_it() -> None:
+    desired = a_desired()
+    deployment = desired.objects[2]
+
+    assert deployment["metadata"]["name"] == f"qwen-{desired.revision}"
+    assert deployment["spec"]["selector"]["matchLabels"]["octavo.dev/revision"] == desired.revision
+    assert deployment["spec"]["template"]["metadata"]["labels"]["octavo.dev/revision"] == desired.revision
+    assert desired.revision == revision_of(a_resource(), POD_SETTINGS)
+
+
+def test_revision_changes_with_the_template_and_with_nothing_else() -> None:
+    def revision(**spec: Any) -> str:
+        desired: Desired = a_desired(a_resource(**spec))
+        return desired.revision
+
+    assert revision(replicas=1) == revision(replicas=5) == revision(scaling={"maxReplicas": 3})
+    assert revision() == revision(routing={"maxHeldRequests": 1})
+    assert revision() != revision(engine={"maxModelLen": 100})
+
+
+def test_pod_is_restricted_and_has_no_token() -> None:
+    spec, container = pod_spec(), server()
+
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_grace_covers_sleep_drain_and_slack() -> None:
+    spec = pod_spec(drain={"timeout": "60s"})
+    sleep_s = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+
+    assert spec["terminationGracePeriodSeconds"] > sleep_s + 60
+    assert "--shutdown-timeout=60" in spec["containers"][0]["args"]
+
+
+def test_probes_ask_startup_health_and_ready() -> None:
+    container = server()
+    paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+
+    assert paths == {"startupProbe": "/startup", "livenessProbe": "/health", "readinessProbe": "/ready"}
+    assert (container["livenessProbe"]["timeoutSeconds"], container["livenessProbe"]["failureThreshold"]) == (5, 3)
+
+
+def test_gpu_pod_asks_for_its_gpu_and_keeps_its_root_writable() -> None:
+    container = server(resources={"gpu": {"resourceName": "amd.com/gpu"}, "memory": "8Gi", "cpu": "2"})
+
+    assert container["image"] == POD_SETTINGS.image
+    assert container["resources"] == {
+        "requests": {"cpu": "2", "memory": "8Gi", "amd.com/gpu": "1"},
+        "limits": {"memory": "8Gi", "amd.com/gpu": "1"},
+    }
+    assert container["securityContext"]["readOnlyRootFilesystem"] is False
+
+
+def test_cpu_pod_takes_the_cpu_image_and_a_read_only_root() -> None:
+    container = server(resources={"gpu": {"count": 0}})
+
+    assert container["image"] == POD_SETTINGS.image_cpu
+    assert container["resources"] == {}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/dev/shm", "/cache", "/tmp"}
+
+
+def test_shared_memory_is_sized() -> None:
+    volumes = {volume["name"]: volume for volume in pod_spec(resources={"sharedMemory": "4Gi"})["volumes"]}
+
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+
+
+def test_token_comes_from_the_secret_without_the_operator_reading_it() -> None:
+    env = {entry["name"]: entry for entry in server(source={"secretRef": {"name": "hf"}})["env"]}
+
+    assert env["HF_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
+
+
+def test_claim_is_mounted_read_only() -> None:
+    spec = pod_spec(model="pvc://weights/qwen")
+
+    assert {"name": "model", "persistentVolumeClaim": {"claimName": "weights"}} in spec["volumes"]
+    assert {"name": "model", "mountPath": "/mnt/model", "readOnly": True} in spec["containers"][0]["volumeMounts"]
+    assert spec["containers"][0]["args"][1] == "/mnt/model/qwen"
+
+
+def test_placement_goes_into_the_pod() -> None:
+    placement = {
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"x": []}},
+        "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
+        "topologySpread": "Hard",
+    }
+    spec = pod_spec(placement=placement)
+
+    assert {key: spec[key] for key in placement if key in spec} == {
+        key: value for key, value in placement.items() if key != "topologySpread"
+    }
+    assert spec["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "DoNotSchedule"
+    assert "topologySpreadConstraints" not in pod_spec(placement={"topologySpread": "None"})
+    assert pod_spec()["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert "nodeSelector" not in pod_spec()
+
+
+def test_overlay_changes_the_pod_but_never_the_labels_that_select_it() -> None:
+    overlay = {
+        "metadata": {"labels": {"team": "x", "octavo.dev/modeldeployment": "evil"}},
+        "spec": {"hostNetwork": False, "containers": [{"name": "server", "env": [{"name": "A", "value": "1"}]}]},
+    }
+    template = objects(podTemplate=overlay)["Deployment"]["spec"]["template"]
+
+    assert template["metadata"]["labels"]["octavo.dev/modeldeployment"] == "qwen"
+    assert template["metadata"]["labels"]["team"] == "x"
+    assert {"name": "A", "value": "1"} in template["spec"]["containers"][0]["env"]
+    assert template["spec"]["containers"][0]["command"] == ["octavo"]
+
+
+def test_service_leads_to_the_pods_of_all_revisions() -> None:
+    spec = objects()["Service"]["spec"]
+
+    assert spec["selector"] == {"app.kubernetes.io/managed-by": "octavo", "octavo.dev/modeldeployment": "qwen"}
+    assert (spec["ports"][0]["port"], spec["ports"][0]["targetPort"]) == (8000, "http")
+
+
+@pytest.mark.parametrize(
+    ("spec", "has_budget"),
+    [
+        ({}, False),
+        ({"replicas": 2}, True),
+        ({"scaling": {"maxReplicas": 1}}, False),
+        ({"scaling": {"maxReplicas": 2}}, True),
+    ],
+)
+def test_budget_exists_where_there_can_be_two_replicas(spec: dict[str, Any], has_budget: bool) -> None:
+    assert ("PodDisruptionBudget" in objects(**spec)) == has_budget
+
+
+def test_hpa_scales_the_resource_on_pressure_and_never_below_one() -> None:
+    spec = objects(scaling={"minReplicas": 0, "maxReplicas": 4})["HorizontalPodAutoscaler"]["spec"]
+
+    assert spec["scaleTargetRef"]["kind"] == "ModelDeployment"
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (1, 4)
+    pods = spec["metrics"][0]["pods"]
+    assert pods["metric"]["name"] == "octavo_kv_pressure_ratio"
+    assert pods["target"] == {"type": "AverageValue", "averageValue": "800m"}
+    assert spec["behavior"]["scaleUp"]["stabilizationWindowSeconds"] == 0
+    assert spec["behavior"]["scaleUp"]["policies"] == [{"type": "Percent", "value": 900, "periodSeconds": 15}]
+    assert spec["behavior"]["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
+
+
+def test_behavior_replaces_one_side_whole() -> None:
+    side = {"stabilizationWindowSeconds": 3}
+    spec = objects(scaling={"maxReplicas": 4, "behavior": {"scaleDown": side}})["HorizontalPodAutoscaler"]["spec"]
+
+    assert spec["behavior"]["scaleDown"] == side
+    assert spec["behavior"]["scaleUp"]["policies"]
+
+
+def test_stamp_changes_when_a_field_is_taken_out() -> None:
+    def stamp(**spec: Any) -> str:
+        return str(objects(**spec)["Service"]["metadata"]["annotations"]["octavo.dev/applied"])
+
+    assert stamp() == stamp(replicas=4)
+    hpa = [
+        objects(scaling={"maxReplicas": 4, "behavior": {"scaleUp": side}})["HorizontalPodAutoscaler"]
+        for side in ({"a": 1, "b": 2}, {"a": 1})
+    ]
+    assert hpa[0]["metadata"]["annotations"] != hpa[1]["metadata"]["annotations"]

@@ -1,0 +1,213 @@
+"""Why a pod does not serve: each real state of a pod with its reason and sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo_operator.api import reasons
+from octavo_operator.diagnosis import (
+    MAX_QUOTE,
+    SEVERITY,
+    Finding,
+    diagnose_deployment,
+    diagnose_pod,
+    last_words,
+    quote,
+    worst,
+)
+from octavo_operator.observed import Node, Pod, Startup
+from octavo_testing.control_plane import a_deployment, a_node, a_pod, ended, running, termination_log, waiting
+
+GPU = "nvidia.com/gpu"
+
+
+def found(pod: Pod, startup: Startup | None = None, nodes: tuple[Node, ...] | None = None) -> Finding:
+    finding = diagnose_pod(pod, startup, nodes, GPU)
+    assert finding is not None
+    return finding
+
+
+def test_serving_pod_has_no_finding() -> None:
+    assert diagnose_pod(a_pod(ready=True), None, None, GPU) is None
+
+
+SCHEDULER_WORDS = {
+    "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.": reasons.INSUFFICIENT_GPU,
+    "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) had untolerated taint {x: }": reasons.INSUFFICIENT_GPU,
+    "0/3 nodes are available: 3 Insufficient memory.": reasons.INSUFFICIENT_RESOURCES,
+    "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.": reasons.NODE_SELECTOR_MISMATCH,
+    "0/1 nodes are available: 1 node(s) had untolerated taint {gpu: true}.": reasons.TAINT_NOT_TOLERATED,
+    'persistentvolumeclaim "weights" not found': reasons.VOLUME_UNBOUND,
+    "pod has unbound immediate PersistentVolumeClaims": reasons.VOLUME_UNBOUND,
+    "0/1 nodes are available: 1 node(s) did something new.": reasons.UNSCHEDULABLE,
+}
+
+
+@pytest.mark.parametrize(("words", "reason"), SCHEDULER_WORDS.items())
+def test_schedulers_words_become_a_reason(words: str, reason: str) -> None:
+    finding = found(a_pod(unschedulable=words))
+
+    assert finding.reason == reason
+    assert "qwen-abc-1" in finding.sentence
+
+
+def test_want_of_gpus_is_told_in_numbers() -> None:
+    nodes = (
+        a_node("a", gpus=8),
+        a_node("b", gpus=8),
+        a_node("c", gpus=8, cordoned=True),
+        a_node("d", gpus=8, tainted=True),
+        a_node("cpu"),
+    )
+
+    finding = found(a_pod(unschedulable="0/5 nodes: 4 Insufficient nvidia.com/gpu"), nodes=nodes)
+
+    assert finding.sentence == (
+        "pod qwen-abc-1 needs 1 nvidia.com/gpu, 0 of 4 GPU nodes have one free (2 full, 1 cordoned, 1 tainted or full)"
+    )
+
+
+def test_cluster_without_gpus_is_told() -> None:
+    pod = a_pod(unschedulable="0/2 nodes: 2 Insufficient nvidia.com/gpu")
+
+    assert "none of 2 nodes offers nvidia.com/gpu" in found(pod, nodes=(a_node(), a_node("b"))).sentence
+    assert found(pod).sentence == "pod qwen-abc-1 needs 1 nvidia.com/gpu, no node has one free"
+
+
+STATES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "image": (
+        waiting("ImagePullBackOff", "not found"),
+        reasons.IMAGE_PULL_FAILED,
+        "cannot pull image registry.test/octavo:1",
+    ),
+    "image without words": (waiting("ErrImagePull"), reasons.IMAGE_PULL_FAILED, "ErrImagePull"),
+    "secret": (
+        waiting("CreateContainerConfigError", 'secret "hf" not found'),
+        reasons.SECRET_NOT_FOUND,
+        'secret "hf" not found',
+    ),
+    "entry of a secret": (
+        waiting("CreateContainerConfigError", "couldn't find key token in Secret default/hf"),
+        reasons.SECRET_NOT_FOUND,
+        "couldn't find key token",
+    ),
+    "other configuration": (waiting("CreateContainerError", "no such device"), reasons.POD_REFUSED, "no such device"),
+    "own words": (
+        waiting(
+            "CrashLoopBackOff",
+            restartCount=3,
+            lastState=ended(1, termination_log("ModelNotFound", "no model at /x; check model")),
+        ),
+        reasons.MODEL_NOT_FOUND,
+        "pod qwen-abc-1: no model at /x; check model (restart 3)",
+    ),
+    "out of memory": (
+        waiting("CrashLoopBackOff", restartCount=1, lastState=ended(137, reason="OOMKilled")),
+        reasons.HOST_OUT_OF_MEMORY,
+        "raise resources.memory (restart 1)",
+    ),
+    "crash": ({"state": ended(139, "Segmentation fault")}, reasons.ENGINE_CRASHED, "exit code 139: Segmentation fault"),
+    "crash without words": ({"state": ended(2)}, reasons.ENGINE_CRASHED, "the server ended with exit code 2"),
+    "crash that starts again": (
+        running(restartCount=1, lastState=ended(1, termination_log("GPUOutOfMemory", "too big"))),
+        reasons.GPU_OUT_OF_MEMORY,
+        "too big (restart 1)",
+    ),
+    "clean end": (waiting("ContainerCreating", lastState=ended(0)), reasons.STARTING, "is being made on node node0"),
+    "being made": (waiting("ContainerCreating"), reasons.STARTING, "is being made"),
+    "runs": (running(), reasons.STARTING, "pod qwen-abc-1 starts on node node0"),
+}
+
+
+@pytest.mark.parametrize(("server", "reason", "words"), STATES.values(), ids=STATES.keys())
+def test_containers_state_becomes_a_reason(server: dict[str, Any], reason: str, words: str) -> None:
+    finding = found(a_pod(server=server))
+
+    assert finding.reason == reason
+    assert words in finding.sentence
+
+
+STAGES = {
+    "starting": reasons.STARTING,
+    "downloading": reasons.DOWNLOADING,
+    "loading_weights": reasons.LOADING_WEIGHTS,
+    "warming_up": reasons.WARMING_UP,
+    "ready": reasons.PROBE_FAILED,
+    "failed": reasons.ENGINE_CRASHED,
+}
+
+
+@pytest.mark.parametrize(("stage", "reason"), STAGES.items())
+def test_stage_of_the_start_becomes_a_reason(stage: str, reason: str) -> None:
+    assert found(a_pod(server=running()), Startup(stage=stage)).reason == reason
+
+
+def test_progress_and_failure_are_told() -> None:
+    loading = Startup(stage="downloading", done_bytes=3_100_000_000, total_bytes=14_900_000_000)
+
+    assert ", 3.1 of 14.9 GB" in found(a_pod(server=running()), loading).sentence
+    assert found(a_pod(server=running()), Startup(stage="failed", message="why")).sentence.endswith("start: why")
+
+
+def test_old_crash_is_not_blamed_for_a_server_that_has_started() -> None:
+    pod = a_pod(server=running(lastState=ended(1)))
+
+    assert found(pod, Startup(stage="ready")).reason == reasons.PROBE_FAILED
+
+
+def test_pod_without_containers_is_being_made() -> None:
+    assert found(a_pod(node="")).sentence == "pod qwen-abc-1 is being made"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('pods "x" is forbidden: exceeded quota: gpus, requested: 1, used: 4, limited: 4', reasons.QUOTA_EXCEEDED),
+        ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', reasons.POD_REFUSED),
+    ],
+)
+def test_refused_pods_are_told(message: str, reason: str) -> None:
+    failure = {"type": "ReplicaFailure", "status": "True", "message": message}
+
+    finding = diagnose_deployment(a_deployment("old", conditions=[failure]))
+
+    assert finding is not None
+    assert finding.reason == reason
+    assert message in finding.sentence
+
+
+def test_deployment_without_failure_has_no_finding() -> None:
+    conditions = [{"type": "ReplicaFailure", "status": "False"}, {"type": "Available", "status": "True"}]
+
+    assert diagnose_deployment(a_deployment("old", conditions=conditions)) is None
+
+
+@pytest.mark.parametrize("text", ["", "Traceback", '{"reason": "MadeUp", "message": "x"}', "[1]", '"x"'])
+def test_termination_log_that_is_not_ours_is_no_reason(text: str) -> None:
+    assert last_words(text) is None
+
+
+def test_last_line_of_the_termination_log_wins() -> None:
+    text = "some noise\n" + termination_log("KVCacheTooSmall", "64 tokens fit") + "\n\n"
+
+    assert last_words(text) == Finding(reason="KVCacheTooSmall", sentence="64 tokens fit")
+
+
+def test_worst_is_what_a_person_can_act_on() -> None:
+    loading = Finding(reason=reasons.LOADING_WEIGHTS, sentence="a")
+    missing = Finding(reason=reasons.MODEL_NOT_FOUND, sentence="b")
+
+    assert worst([loading, missing]) == missing
+    assert worst([]) is None
+
+
+def test_every_reason_of_the_server_has_its_rank() -> None:
+    assert set(SEVERITY) >= reasons.SERVER_REASONS
+    assert len(set(SEVERITY)) == len(SEVERITY)
+
+
+def test_quotes_are_one_bounded_line() -> None:
+    assert quote("a\n  b") == "a b"
+    assert len(quote("x" * 1000)) == MAX_QUOTE

@@ -1,0 +1,99 @@
+"""The cache: newest version wins, everything is found by its owner, a list tells what vanished."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo_operator.object_cache import ObjectCache
+from octavo_testing.control_plane import a_manifest
+
+QWEN, LLAMA = ("default", "qwen"), ("default", "llama")
+
+
+def an_object(
+    name: str, *, owner: str = "qwen", version: str = "5", uid: str = "u", kind: str = "Pod"
+) -> dict[str, Any]:
+    labels = {"octavo.dev/modeldeployment": owner}
+    metadata = {"name": name, "namespace": "default", "uid": uid, "resourceVersion": version, "labels": labels}
+    return {"kind": kind, "metadata": metadata}
+
+
+def test_object_touches_its_owner() -> None:
+    cache = ObjectCache()
+
+    assert cache.put(an_object("a")) == {QWEN}
+    assert [obj["metadata"]["name"] for obj in cache.owned(QWEN)] == ["a"]
+    assert len(cache.pods()) == 1
+
+
+def test_older_or_equal_version_changes_nothing() -> None:
+    cache = ObjectCache()
+    cache.put(an_object("a", version="9"))
+
+    assert cache.put(an_object("a", version="9")) == frozenset()
+    assert cache.put(an_object("a", version="10")) == {QWEN}
+    assert cache.put(an_object("a", version="9")) == frozenset()
+
+
+def test_object_that_changes_hands_touches_both_owners() -> None:
+    cache = ObjectCache()
+    cache.put(an_object("a", owner="qwen", version="1"))
+
+    assert cache.put(an_object("a", owner="llama", version="2")) == {QWEN, LLAMA}
+    assert cache.owned(QWEN) == []
+
+
+def test_removal_of_an_object_that_was_replaced_is_ignored() -> None:
+    cache = ObjectCache()
+    cache.put(an_object("a", uid="new"))
+
+    assert cache.remove(an_object("a", uid="old")) == frozenset()
+    assert cache.remove(an_object("a", uid="new")) == {QWEN}
+    assert cache.remove(an_object("a", uid="new")) == frozenset()
+    assert cache.owned(QWEN) == []
+
+
+def test_list_tells_what_vanished_while_nobody_watched() -> None:
+    cache = ObjectCache()
+    for name in ("a", "b"):
+        cache.put(an_object(name))
+    cache.put(an_object("svc", kind="Service", owner="llama"))
+
+    touched = cache.replace_kind("Pod", "", [an_object("b"), an_object("c", owner="llama")])
+
+    assert touched == {QWEN, LLAMA}
+    assert [obj["metadata"]["name"] for obj in cache.owned(QWEN)] == ["b"]
+    assert {obj["metadata"]["name"] for obj in cache.owned(LLAMA)} == {"svc", "c"}
+
+
+def test_list_of_another_namespace_leaves_ours_alone() -> None:
+    cache = ObjectCache()
+    cache.put(an_object("a"))
+
+    assert cache.replace_kind("Pod", "other", []) == frozenset()
+    assert len(cache.owned(QWEN)) == 1
+
+
+def test_claimants_of_a_name_hear_of_each_other() -> None:
+    cache = ObjectCache()
+    cache.put(a_manifest("qwen", servedNames=["chat"]))
+
+    touched = cache.put(a_manifest("llama", servedNames=["chat"]))
+
+    assert touched == {QWEN, LLAMA}
+    assert [obj["metadata"]["name"] for obj in cache.claimants(["chat", "chat"])] == ["llama", "qwen"]
+    assert cache.remove(a_manifest("llama", servedNames=["chat"])) == {QWEN, LLAMA}
+    assert [obj["metadata"]["name"] for obj in cache.resources()] == ["qwen"]
+    assert cache.resource(LLAMA) is None
+
+
+def test_managed_fields_are_not_kept() -> None:
+    cache = ObjectCache()
+    obj = a_manifest("qwen")
+    obj["metadata"]["managedFields"] = [{"manager": "x"}]
+    cache.put(obj)
+
+    kept = cache.resource(QWEN)
+
+    assert kept is not None
+    assert "managedFields" not in kept["metadata"]

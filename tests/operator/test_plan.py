@@ -1,0 +1,190 @@
+"""What the operator does about each difference, and in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo_operator.observed import ZeroWish
+from octavo_operator.plan import Apply, Delete, Scale, WriteReplicas, admitted_revisions, make_plan
+from octavo_testing.control_plane import (
+    a_deployment,
+    a_desired,
+    a_manifest,
+    a_pod,
+    a_resource,
+    an_observed,
+    observed_as,
+)
+
+
+def test_everything_is_made_where_nothing_is() -> None:
+    resource = a_resource()
+
+    plan = make_plan(resource, a_desired(resource), an_observed())
+
+    kinds = [operation.manifest["kind"] for operation in plan if isinstance(operation, Apply) and operation.is_new]
+    assert kinds == ["ServiceAccount", "Service", "Deployment"]
+
+
+def test_nothing_is_done_where_all_is_as_it_should_be() -> None:
+    resource = a_resource(replicas=2)
+    desired = a_desired(resource)
+
+    assert make_plan(resource, desired, observed_as(desired)) == ()
+
+
+def test_hand_edit_is_restored() -> None:
+    resource = a_resource()
+    desired = a_desired(resource)
+    edited = [_edited(manifest) if manifest["kind"] == "Service" else manifest for manifest in desired.objects]
+
+    (operation,) = make_plan(resource, desired, an_observed(*edited))
+
+    assert isinstance(operation, Apply)
+    assert (operation.manifest["kind"], operation.is_new) == ("Service", False)
+
+
+def test_object_that_is_no_longer_wanted_is_deleted_once() -> None:
+    resource = a_resource()
+    desired = a_desired(resource)
+    budget = next(m for m in a_desired(a_resource(replicas=2)).objects if m["kind"] == "PodDisruptionBudget")
+    leaving = {**budget, "metadata": {**budget["metadata"], "deletionTimestamp": "now"}}
+
+    assert make_plan(resource, desired, an_observed(*desired.objects, budget)) == (
+        Delete(key=("PodDisruptionBudget", "qwen")),
+    )
+    assert make_plan(resource, desired, an_observed(*desired.objects, leaving)) == ()
+
+
+def test_suspended_resource_is_left_alone() -> None:
+    resource = a_resource(suspend=True)
+
+    assert make_plan(resource, a_desired(resource), an_observed()) == ()
+
+
+def test_operator_writes_the_first_number_before_anything_else() -> None:
+    resource = a_resource(scaling={"minReplicas": 2, "maxReplicas": 4})
+
+    (operation,) = make_plan(resource, a_desired(resource), an_observed())
+
+    assert operation == WriteReplicas(replicas=2, reason="first number of replicas")
+
+
+def test_zero_is_left_where_the_least_is_more() -> None:
+    resource = a_resource(scaling={"minReplicas": 2, "maxReplicas": 4}, replicas=0)
+
+    (operation,) = make_plan(resource, a_desired(resource), an_observed())
+
+    assert operation == WriteReplicas(replicas=2, reason="minReplicas is 2")
+
+
+def test_idle_model_goes_to_zero_once() -> None:
+    wish = ZeroWish(reason="no request for 600 s")
+    scaling = {"minReplicas": 0, "maxReplicas": 4}
+    busy, asleep = (a_resource(scaling=scaling, replicas=count) for count in (3, 0))
+
+    (operation,) = make_plan(busy, a_desired(busy), an_observed(zero_wish=wish))
+    desired = a_desired(asleep)
+
+    assert operation == WriteReplicas(replicas=0, reason=wish.reason)
+    assert make_plan(asleep, desired, observed_as(desired, zero_wish=wish)) == ()
+
+
+def test_number_of_the_autoscaler_is_not_fought_over() -> None:
+    resource = a_resource(scaling={"maxReplicas": 4}, replicas=3)
+    desired = a_desired(resource)
+
+    assert make_plan(resource, desired, observed_as(desired)) == ()
+    assert desired.objects[2]["spec"]["replicas"] == 3
+
+
+def test_old_revision_keeps_serving_until_the_new_one_is_whole() -> None:
+    resource = a_resource(replicas=2)
+    desired = a_desired(resource)
+    pods = (a_pod("new-1", revision=desired.revision, ready=True), a_pod("old-1", revision="old", ready=True))
+
+    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old", replicas=2), pods=pods))
+
+    assert plan == ()
+
+
+def test_old_revision_goes_to_zero_when_the_new_one_is_whole() -> None:
+    resource = a_resource(replicas=1)
+    desired = a_desired(resource)
+    pods = (a_pod("new-1", revision=desired.revision, ready=True), a_pod("old-1", revision="old", ready=True))
+
+    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old"), pods=pods))
+
+    assert plan == (Scale(deployment="qwen-old", replicas=0),)
+
+
+def test_old_revision_shrinks_with_what_is_wanted() -> None:
+    resource = a_resource(replicas=1)
+    desired = a_desired(resource)
+
+    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old", replicas=4)))
+
+    assert plan == (Scale(deployment="qwen-old", replicas=1),)
+
+
+def test_retired_revision_is_deleted_only_when_its_last_pod_has_gone() -> None:
+    resource = a_resource()
+    desired = a_desired(resource)
+    new = a_pod("new-1", revision=desired.revision, ready=True)
+    draining = a_pod("old-1", revision="old", terminating=True)
+    retired = a_deployment("old", replicas=0)
+
+    with_drain = make_plan(resource, desired, an_observed(*desired.objects, retired, pods=(new, draining)))
+    without = make_plan(resource, desired, an_observed(*desired.objects, retired, pods=(new,)))
+
+    assert with_drain == ()
+    assert without == (Delete(key=("Deployment", "qwen-old")),)
+
+
+def test_all_revisions_go_to_zero_with_the_resource() -> None:
+    resource = a_resource(replicas=0)
+    desired = a_desired(resource)
+
+    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old", replicas=2)))
+
+    assert plan == (Scale(deployment="qwen-old", replicas=0),)
+
+
+def test_first_revision_is_admitted_at_once() -> None:
+    desired = a_desired()
+
+    assert admitted_revisions(desired, observed_as(desired)) == (desired.revision,)
+
+
+def test_new_revision_is_admitted_with_its_first_ready_pod() -> None:
+    desired = a_desired(a_resource(replicas=2))
+    old_pod = a_pod("old-1", revision="old", ready=True)
+    new_pod = a_pod("new-1", revision=desired.revision, ready=True)
+
+    before = _observed_rollout(desired, pods=(old_pod,))
+    after = _observed_rollout(desired, pods=(old_pod, new_pod))
+
+    assert admitted_revisions(desired, before) == ("old",)
+    assert admitted_revisions(desired, after) == (desired.revision, "old")
+
+
+def test_retired_revision_is_no_longer_admitted() -> None:
+    desired = a_desired()
+
+    assert admitted_revisions(desired, _observed_rollout(desired, old_replicas=0)) == (desired.revision,)
+
+
+def test_revision_stays_admitted_while_it_has_no_ready_pod() -> None:
+    desired = a_desired()
+    resource = a_manifest(status={"rollout": {"admitted": [desired.revision]}})
+
+    assert admitted_revisions(desired, an_observed(resource=resource)) == (desired.revision,)
+
+
+def _observed_rollout(desired: Any, *, old_replicas: int = 2, **fields: Any) -> Any:
+    resource = a_manifest(status={"rollout": {"admitted": ["old"]}})
+    return an_observed(*desired.objects, a_deployment("old", replicas=old_replicas), resource=resource, **fields)
+
+
+def _edited(manifest: Any) -> Any:
+    return {**manifest, "spec": {**manifest["spec"], "selector": {"app": "mine"}}}
