@@ -1,0 +1,72 @@
+"""The real Helm, and the chart as it renders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHART = Path(__file__).parents[2] / "charts" / "octavo"
+TOOLS = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "tools"
+
+Manifest = dict[str, Any]
+Render = Callable[..., "Rendered"]
+
+
+class Rendered(list[Manifest]):
+    """All manifests of one `helm template`."""
+
+    def find(self, kind: str, name: str) -> Manifest:
+        """The one manifest of that kind and name."""
+        (found,) = [each for each in self if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+        return found
+
+    def of(self, kind: str) -> list[Manifest]:
+        return [each for each in self if each["kind"] == kind]
+
+    def container(self, component: str, *, release: str = "octavo") -> Manifest:
+        """The one container of the operator's or gateway's pods."""
+        (container,) = self.find("Deployment", f"{release}-{component}")["spec"]["template"]["spec"]["containers"]
+        return container
+
+
+@pytest.fixture(scope="session")
+def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs helm; its path is $OCTAVO_HELM, or what e2e built, or what the PATH has."""
+    built = sorted(TOOLS.glob("helm-*/helm"))
+    program = os.environ.get("OCTAVO_HELM") or (str(built[-1]) if built else shutil.which("helm"))
+    if program is None:
+        pytest.skip("no helm: set OCTAVO_HELM, or run `python -m e2e.cluster tools`, which needs Go")
+
+    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        if check and result.returncode:
+            pytest.fail(f"helm {' '.join(arguments)}: {result.stderr}")
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def render(helm, tmp_path_factory) -> Render:
+    """`render({"operator": {"replicas": 2}})`; values as a dictionary, kept for the session by their content."""
+    cache: dict[str, Rendered] = {}
+
+    def run(values: Manifest | None = None, *, release: str = "octavo", namespace: str = "sys") -> Rendered:
+        text = json.dumps(values or {})
+        key = f"{release}/{namespace}/{text}"
+        if key not in cache:
+            file = tmp_path_factory.mktemp("values") / "values.json"
+            file.write_text(text)
+            output = helm("template", release, str(CHART), "--namespace", namespace, "--values", str(file)).stdout
+            cache[key] = Rendered(each for each in yaml.safe_load_all(output) if each)
+        return cache[key]
+
+    return run
