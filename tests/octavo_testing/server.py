@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +150,14 @@ class Server:
     state: ServerState
     session: aiohttp.ClientSession
     fake: FakeParts | None = None
-    json_headers: dict[str, str] = field(default_factory=dict)
 
     async def post(self, path: str, body: Any, **kwargs: Any) -> Answer:
         async with self.session.post(self.url + path, json=body, **kwargs) as response:
-            return Answer(response.status, dict(response.headers), await response.read())
+            return Answer(response.status, response.headers, await response.read())
 
     async def get(self, path: str, **kwargs: Any) -> Answer:
         async with self.session.get(self.url + path, **kwargs) as response:
-            return Answer(response.status, dict(response.headers), await response.read())
+            return Answer(response.status, response.headers, await response.read())
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`."""
@@ -177,7 +176,8 @@ class Answer:
     """An HTTP answer that was read whole."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
+    """Whatever the case of their names."""
     body: bytes
 
     @property
@@ -241,7 +241,9 @@ async def real_server(model: Path, *, engine: dict[str, Any] | None = None, **co
 
 
 @asynccontextmanager
-async def fake_server(tokenizer_folder: Path, *, blocks: int = 200, seqs: int = 8, **config: Any) -> AsyncIterator[Server]:
+async def fake_server(
+    tokenizer_folder: Path, *, blocks: int = 200, seqs: int = 8, **config: Any
+) -> AsyncIterator[Server]:
     """The real engine over the fake model, whose steps a test can hold or break."""
     tokenizer = load_tokenizer(tokenizer_folder)
     made: list[ServerMetrics] = []

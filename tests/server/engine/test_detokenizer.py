@@ -113,7 +113,9 @@ def test_text_that_min_tokens_demands_does_not_stop() -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     texts=st.lists(st.text(alphabet="ab€🙂", min_size=1, max_size=4).map(str.encode), min_size=1, max_size=4),
-    tokens=st.lists(st.one_of(st.integers(256, 259), st.sampled_from([97, 98, 0xE2, 0x82, 0xAC, SPECIAL])), max_size=30),
+    tokens=st.lists(
+        st.one_of(st.integers(256, 259), st.sampled_from([97, 98, 0xE2, 0x82, 0xAC, SPECIAL])), max_size=30
+    ),
     stop=st.lists(st.text(alphabet="ab€", min_size=1, max_size=4), max_size=3),
     include=st.booleans(),
     min_tokens=st.integers(0, 4),

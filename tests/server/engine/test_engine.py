@@ -128,9 +128,7 @@ def test_a_stop_token_is_counted_and_shown_only_where_asked(parts: FakeParts, in
     stop_id = free[4]
     assert stop_id not in free[:4]
 
-    engine.add_request(
-        a_request("cut", max_tokens=20, stop_token_ids=(stop_id,), include_stop_str_in_output=include)
-    )
+    engine.add_request(a_request("cut", max_tokens=20, stop_token_ids=(stop_id,), include_stop_str_in_output=include))
     deltas = run(engine)
 
     assert free[:5] == ids_of(deltas, "cut")

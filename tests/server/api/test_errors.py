@@ -1,0 +1,233 @@
+"""Every error has the one shape, names the field, and hurts nobody; every unknown field is named in a header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo_server.api.schemas import NOT_SERVED_YET, WITHOUT_MEANING
+from octavo_testing.server import NAME, Server, a_chat, a_completion, fake_server
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture
+async def server(tokenizer_folder: Path) -> AsyncIterator[Server]:
+    async with fake_server(tokenizer_folder, max_request_bytes=20_000) as running:
+        yield running
+
+
+def check(answer: Any, status: int, param: str | None, *words: str) -> None:
+    error = answer.json["error"]
+    assert (status, {"message", "type", "param", "code"}) == (answer.status, set(error)), error
+    assert param == error["param"]
+    assert all(word in error["message"] for word in words), error["message"]
+    assert len(error["message"]) <= 1000
+    assert "Traceback" not in error["message"]
+    assert answer.headers["X-Request-Id"]
+
+
+MESSAGE = {"role": "user", "content": "hi"}
+CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
+    (CHAT, a_chat(messages=[]), "messages", ("non-empty",)),
+    (CHAT, a_chat(messages="hi"), "messages", ("array",)),
+    (CHAT, a_chat(messages=[5]), "messages[0]", ("object",)),
+    (CHAT, a_chat(messages=[{"role": "king", "content": "x"}]), "messages[0].role", ("king", "assistant")),
+    (CHAT, a_chat(messages=[MESSAGE, {"role": "user"}]), "messages[1].content", ("string",)),
+    (CHAT, a_chat(messages=[{"role": "user", "content": "\ud800"}]), "messages[0].content", ("surrogate",)),
+    (CHAT, a_chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content[0].type", ()),
+    (CHAT, a_chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].role", ("not supported yet",)),
+    (CHAT, a_chat(temperature=2.5), "temperature", ("2.5", "2")),
+    (CHAT, a_chat(temperature="hot"), "temperature", ("'hot'",)),
+    (CHAT, a_chat(temperature=True), "temperature", ("true",)),
+    (CHAT, a_chat(top_p=0), "top_p", ("above 0",)),
+    (CHAT, a_chat(top_p=1.1), "top_p", ("1.1",)),
+    (CHAT, a_chat(top_k=-2), "top_k", ("-2",)),
+    (CHAT, a_chat(min_p=-0.1), "min_p", ("-0.1",)),
+    (CHAT, a_chat(presence_penalty=3), "presence_penalty", ("3",)),
+    (CHAT, a_chat(repetition_penalty=0), "repetition_penalty", ("above 0",)),
+    (CHAT, a_chat(n=0), "n", ("from 1 to 128",)),
+    (CHAT, a_chat(n=129), "n", ("from 1 to 128",)),
+    (CHAT, a_chat(n=1.5), "n", ("1.5",)),
+    (CHAT, a_chat(seed=2**63), "seed", ()),
+    (CHAT, a_chat(max_tokens=0), "max_tokens", ()),
+    (CHAT, a_chat(max_tokens=-1), "max_tokens", ()),
+    (CHAT, a_chat(max_tokens=600), "max_tokens", ("600", "512")),
+    (CHAT, a_chat("long " * 400), "prompt", ("512", "--max-model-len")),
+    (CHAT, a_chat(min_tokens=9), "min_tokens", ("9", "8")),
+    (CHAT, a_chat(stop=["x"] * 17), "stop", ("16",)),
+    (CHAT, a_chat(stop="x" * 257), "stop", ("256",)),
+    (CHAT, a_chat(stop=[""]), "stop", ()),
+    (CHAT, a_chat(stop=[5]), "stop", ()),
+    (CHAT, a_chat(stop_token_ids=[600]), "stop_token_ids", ("600", "512")),
+    (CHAT, a_chat(logit_bias={"600": 1}), "logit_bias", ("600", "512")),
+    (CHAT, a_chat(logit_bias={"x": 1}), "logit_bias", ()),
+    (CHAT, a_chat(logit_bias={"5": 101}), "logit_bias", ("101",)),
+    (CHAT, a_chat(top_logprobs=2), "top_logprobs", ("logprobs: true",)),
+    (CHAT, a_chat(logprobs=True, top_logprobs=21), "top_logprobs", ("20",)),
+    (CHAT, a_chat(stream_options={"include_usage": True}), "stream_options", ("stream: true",)),
+    (CHAT, a_chat(stream="yes"), "stream", ()),
+    (CHAT, a_chat(stream=True, prompt_logprobs=1), "prompt_logprobs", ("stream",)),
+    (CHAT, a_chat(echo=True), "echo", ("not supported yet",)),
+    (CHAT, a_chat(continue_final_message=True, add_generation_prompt=True), "continue_final_message", ()),
+    (CHAT, a_chat(chat_template_kwargs=[1]), "chat_template_kwargs", ()),
+    (CHAT, a_chat(cache_salt=5), "cache_salt", ()),
+    (CHAT, a_chat(response_format={"type": "json_object"}), "response_format", ("not supported yet",)),
+    (CHAT, a_chat(tools=[{"type": "function"}]), "tools", ("not supported yet",)),
+    (CHAT, {"messages": [MESSAGE]}, "model", ("missing",)),
+    (COMPLETIONS, {"model": NAME}, "prompt", ()),
+    (COMPLETIONS, a_completion([]), "prompt", ()),
+    (COMPLETIONS, a_completion(""), "prompt", ("0 tokens",)),
+    (COMPLETIONS, a_completion([5, "x"]), "prompt", ()),
+    (COMPLETIONS, a_completion([[]]), "prompt", ()),
+    (COMPLETIONS, a_completion([5, 512]), "prompt", ("512",)),
+    (COMPLETIONS, a_completion([-1]), "prompt", ("-1",)),
+    (COMPLETIONS, a_completion([10**30]), "prompt", ()),
+    (COMPLETIONS, a_completion(suffix="x"), "suffix", ("not supported yet",)),
+    (COMPLETIONS, a_completion(best_of=2), "best_of", ("not supported yet",)),
+    (COMPLETIONS, a_completion(logprobs=21), "logprobs", ()),
+    (COMPLETIONS, a_completion(max_tokens=0), "max_tokens", ("echo",)),
+    (COMPLETIONS, a_completion(echo=True, logprobs=1, stream=True), "echo", ("stream",)),
+    ("/tokenize", {"prompt": 5}, "prompt", ()),
+    ("/detokenize", {"tokens": [512]}, "tokens", ("511",)),
+    ("/detokenize", {}, "tokens", ()),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "words"), CASES)
+async def test_a_bad_value_is_a_400_that_names_its_field(
+    server: Server, path: str, body: dict[str, Any], param: str, words: tuple[str, ...]
+) -> None:
+    check(await server.post(path, body), 400, param, *words)
+
+
+async def test_nothing_is_left_after_all_of_them(server: Server) -> None:
+    for path, body, _, _ in CASES:
+        await server.post(path, body)
+
+    assert 0 == server.state.engine.num_unfinished == server.state.num_active
+    assert 200 == (await server.get("/health")).status
+    assert 200 == (await server.post(CHAT, a_chat())).status
+    refused = sum(path in (CHAT, COMPLETIONS) for path, *_ in CASES)
+    assert refused == await server.metric("octavo_rejected_requests_total", reason="invalid_value")
+
+
+@pytest.mark.parametrize("field", sorted(set(NOT_SERVED_YET)))
+async def test_a_known_field_that_is_not_served_yet_is_named(server: Server, field: str) -> None:
+    check(await server.post(CHAT, a_chat(**{field: {"some": "value"}})), 400, field, "not supported yet")
+
+
+@pytest.mark.parametrize(("field", "value"), [(name, v) for name, values in NOT_SERVED_YET.items() for v in values])
+async def test_its_neutral_values_and_null_are_accepted_without_a_warning(
+    server: Server, field: str, value: Any
+) -> None:
+    for given in (value, None):
+        answer = await server.post(CHAT, a_chat(**{field: given}))
+        assert (200, None) == (answer.status, answer.headers.get("X-Octavo-Ignored")), answer.body
+
+
+@pytest.mark.parametrize("field", WITHOUT_MEANING)
+async def test_openais_bookkeeping_fields_are_accepted_without_a_warning(server: Server, field: str) -> None:
+    answer = await server.post(CHAT, a_chat(**{field: "x"}))
+
+    assert (200, None) == (answer.status, answer.headers.get("X-Octavo-Ignored"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_unknown_fields_are_ignored_and_named(server: Server, stream: bool) -> None:
+    answer = await server.post(CHAT, a_chat(zebra=1, apple=2, stream=stream))
+
+    assert (200, "apple, zebra") == (answer.status, answer.headers["X-Octavo-Ignored"])
+
+
+async def test_the_header_of_ignored_fields_is_bounded_and_safe(server: Server) -> None:
+    many = {f"field_{number:04}": 1 for number in range(500)}
+
+    answer = await server.post(CHAT, a_chat(**many, **{"new\r\nline": 1, "ünïcode": 1}))
+
+    assert answer.status == 200
+    assert len(answer.headers["X-Octavo-Ignored"]) <= 1024
+    assert answer.headers["X-Octavo-Ignored"].startswith("field_0000, field_0001")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'"x"',
+        b"\xff",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": 1' + b"0" * 5000 + b"}",
+        b'{"a":' * 3000,
+    ],
+)
+async def test_a_body_that_is_no_json_object_is_a_400(server: Server, raw: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+
+    async with server.session.post(server.url + CHAT, data=raw, headers=headers) as response:
+        error = json.loads(await response.read())["error"]
+
+    assert (400, "invalid_json") == (response.status, error["code"])
+
+
+async def test_another_content_type_is_a_415(server: Server) -> None:
+    async with server.session.post(server.url + CHAT, data=b"x", headers={"Content-Type": "text/plain"}) as response:
+        assert (415, "media_type") == (response.status, (await response.json())["error"]["code"])
+
+
+async def test_a_body_over_the_limit_is_a_413(server: Server) -> None:
+    check(await server.post(CHAT, a_chat("x" * 30_000)), 413, None, "--max-request-bytes")
+
+
+async def test_an_unknown_path_is_a_404_and_a_wrong_method_a_405(server: Server) -> None:
+    check(await server.get("/v1/nothing"), 404, None)
+    wrong = await server.get(CHAT)
+    check(wrong, 405, None, "POST")
+    assert "POST" == wrong.headers["Allow"]
+
+
+async def test_an_unknown_model_is_a_404_that_names_those_that_are_served(server: Server) -> None:
+    check(await server.post(CHAT, a_chat(model="gpt-5")), 404, "model", "gpt-5", NAME)
+    check(await server.get("/v1/models/gpt-5"), 404, "model", "gpt-5")
+
+
+async def test_keys_protect_what_generates_and_nothing_else(tokenizer_folder: Path) -> None:
+    async with fake_server(tokenizer_folder, api_key=("k1", "k2")) as server:
+        for path in ("/v1/models", CHAT, "/tokenize"):
+            check(await server.post(path, {}), 401, None, "Bearer")
+        for key in ("k", "k11", "", "Bearer k1"):
+            check(await server.get("/v1/models", headers={"Authorization": f"Bearer {key}"}), 401, None)
+        check(await server.get("/v1/models", headers={"Authorization": "Basic k1"}), 401, None)
+        for key in ("k1", "k2"):
+            assert 200 == (await server.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status
+        for path in ("/health", "/ready", "/startup", "/metrics", "/load"):
+            assert 200 == (await server.get(path)).status
+
+
+@pytest.mark.parametrize(("given", "echoed"), [("my-id_1", True), ("x" * 129, False), ("a b\tc", False), ("ä", False)])
+async def test_a_request_id_is_echoed_once_or_made(server: Server, given: str, echoed: bool) -> None:
+    async with server.session.get(server.url + "/health", headers={"X-Request-Id": given}) as response:
+        ids = response.headers.getall("X-Request-Id")
+
+    assert 1 == len(ids)
+    assert echoed == (ids[0] == given)
+
+
+async def test_a_failing_request_is_a_500_without_details_and_an_event_in_a_stream(server: Server) -> None:
+    from octavo_testing.server import POISON
+
+    whole = await server.post(COMPLETIONS, a_completion([POISON]))
+    streamed = await server.post(COMPLETIONS, a_completion([POISON], stream=True))
+
+    check(whole, 500, None, "log")
+    assert 200 == streamed.status
+    assert {"message", "type", "param", "code"} == set(streamed.events[-1]["error"])
+    assert "poison" not in whole.body.decode() + streamed.body.decode()

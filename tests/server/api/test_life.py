@@ -1,0 +1,278 @@
+"""Loading, draining, dying, full queues, clients that go away: on the real loop, with a model that the test holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from octavo_server.engine.async_engine import EngineState
+from octavo_server.engine.build import LoadedEngine
+from octavo_server.engine.engine import MAX_FAILED_STEPS
+from octavo_server.engine.startup import StartupProgress
+from octavo_server.errors import StartupError
+from octavo_server.tokenizer.tokenizer import load_tokenizer
+from octavo_testing.server import POISON, Server, a_chat, a_completion, fake_engine, fake_server, running
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture
+async def server(tokenizer_folder: Path) -> AsyncIterator[Server]:
+    async with fake_server(tokenizer_folder) as made:
+        yield made
+
+
+def runner_of(server: Server) -> Any:
+    assert server.fake is not None
+    return server.fake.runner
+
+
+async def test_while_loading_the_port_answers_and_generation_is_503(tokenizer_folder: Path) -> None:
+    gate = threading.Event()
+
+    def build(progress: StartupProgress) -> LoadedEngine:
+        progress.enter("loading_weights")
+        progress.add_bytes(5, 10)
+        assert gate.wait(30)
+        return fake_engine(load_tokenizer(tokenizer_folder)).loaded
+
+    async with running(build, wait=False) as server:
+        await server.until(lambda: server.state.engine.progress.bytes == 5)
+        startup = (await server.get("/startup")).json
+        codes = {
+            path: (await server.get(path)).status for path in ("/health", "/ready", "/load", "/metrics", "/version")
+        }
+        refused = await server.post(CHAT, a_chat())
+        gate.set()
+        await server.state.engine.wait_until(EngineState.READY)
+        later = (await server.get("/startup")).json
+        ready = (await server.get("/ready")).status
+
+    assert ("loading_weights", 5, 10) == (startup["stage"], startup["bytes"], startup["total_bytes"])
+    assert {"/health": 200, "/ready": 503, "/load": 200, "/metrics": 200, "/version": 200} == codes
+    assert (503, "loading", "5") == (refused.status, refused.json["error"]["code"], refused.headers["Retry-After"])
+    assert ("ready", 200) == (later["stage"], ready)
+    assert {"starting", "loading_weights"} == set(later["stage_seconds"])
+
+
+async def test_loading_without_progress_is_unhealthy(tokenizer_folder: Path) -> None:
+    gate = threading.Event()
+
+    def build(_: StartupProgress) -> LoadedEngine:
+        assert gate.wait(30)
+        return fake_engine(load_tokenizer(tokenizer_folder)).loaded
+
+    async with running(build, wait=False) as server:
+        server.state.engine.progress.moved_s -= 301
+        stuck = await server.get("/health")
+        gate.set()
+
+    assert (503, "loading_stuck") == (stuck.status, stuck.json["error"]["code"])
+
+
+async def test_a_model_that_cannot_be_loaded_is_told(tokenizer_folder: Path) -> None:
+    def build(_: StartupProgress) -> LoadedEngine:
+        raise StartupError("ModelNotFound", "there is no model at /x")
+
+    async with running(build, wait=False) as server:
+        await server.state.engine.wait_until(EngineState.DEAD)
+        startup = (await server.get("/startup")).json
+
+        assert ("failed", "there is no model at /x") == (startup["stage"], startup["message"])
+        assert 503 == (await server.get("/health")).status
+        assert "engine_dead" == (await server.post(CHAT, a_chat())).json["error"]["code"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stage", ["waiting", "running"])
+async def test_blocks_are_free_after_a_client_went_away(server: Server, stream: bool, stage: str) -> None:
+    runner = runner_of(server)
+    runner.gate.clear()
+    body = a_completion([5] * 100, stream=stream, ignore_eos=True, max_tokens=400)
+    request = asyncio.create_task(server.post(COMPLETIONS, body))
+    await server.until(lambda: server.state.engine.num_unfinished == 1)
+    if stage == "running":
+        runner.gate.set()
+        await server.until(lambda: server.state.engine.snapshot.kv_usage > 0)
+        runner.gate.clear()
+
+    request.cancel()
+    await server.until(lambda: server.state.engine.num_unfinished == 0, timeout_s=1)
+    runner.gate.set()
+    await server.until(lambda: server.state.num_active == 0, timeout_s=1)
+    await server.until(lambda: not server.fake.loaded.engine.has_work, timeout_s=1)  # type: ignore[union-attr]
+    # One more request makes the engine report, whatever it reported last.
+    await server.post(COMPLETIONS, a_completion())
+    await server.until(lambda: server.state.engine.snapshot.num_running == 0, timeout_s=1)
+
+    load = (await server.get("/load")).json
+    assert (0, 0, 0, 0) == (load["running"], load["waiting"], load["kv_usage"], load["pressure"])
+    assert 1 == await server.metric("vllm:request_success_total", finished_reason="abort")
+
+
+async def test_a_full_queue_is_a_429_with_retry_after(tokenizer_folder: Path) -> None:
+    async with fake_server(tokenizer_folder, seqs=1, max_num_queued_reqs=2) as server:
+        runner_of(server).gate.clear()
+        body = a_completion(ignore_eos=True)
+        tasks = [asyncio.create_task(server.post(COMPLETIONS, body)) for _ in range(3)]
+        await server.until(lambda: server.state.engine.num_unfinished == 3)
+
+        refused = await server.post(COMPLETIONS, body)
+        runner_of(server).gate.set()
+        answers = await asyncio.gather(*tasks)
+
+        assert (429, "1", "queue_full") == (
+            refused.status,
+            refused.headers["Retry-After"],
+            refused.json["error"]["code"],
+        )
+        assert [200] * 3 == [answer.status for answer in answers]
+        assert 200 == (await server.post(COMPLETIONS, body)).status
+        assert 1 == await server.metric("octavo_rejected_requests_total", reason="queue_full")
+
+
+async def test_a_stuck_engine_is_unhealthy_only_while_work_is_there(tokenizer_folder: Path) -> None:
+    async with fake_server(tokenizer_folder, stall_timeout=1) as server:
+        engine = server.state.engine
+        runner_of(server).gate.clear()
+        task = asyncio.create_task(server.post(COMPLETIONS, a_completion()))
+        await server.until(lambda: engine.num_unfinished == 1)
+        healthy_before = (await server.get("/health")).status
+        engine._beat_s -= 1.1
+
+        stuck = await server.get("/health")
+        runner_of(server).gate.set()
+        await task
+
+        assert (200, 503, "engine_stuck") == (healthy_before, stuck.status, stuck.json["error"]["code"])
+        engine._beat_s -= 100
+        assert 200 == (await server.get("/health")).status
+
+
+async def test_the_death_of_the_engine_ends_every_request_with_an_error(server: Server) -> None:
+    runner = runner_of(server)
+    runner.gate.clear()
+    long = a_completion(ignore_eos=True, max_tokens=300)
+    whole = asyncio.create_task(server.post(COMPLETIONS, long))
+    streamed = asyncio.create_task(server.post(COMPLETIONS, {**long, "stream": True}))
+    await server.until(lambda: server.state.engine.num_unfinished == 2)
+    engine = server.fake.loaded.engine  # type: ignore[union-attr]
+    engine.step = lambda: (_ for _ in ()).throw(RuntimeError("boom"))  # type: ignore[method-assign]
+    runner.gate.set()
+
+    answers = await asyncio.gather(whole, streamed)
+
+    # The step that was under way when the fault came may have ended first.
+    assert EngineState.DEAD is await server.state.engine.wait_until(EngineState.DEAD)
+    assert (503, "engine_dead") == (answers[0].status, answers[0].json["error"]["code"])
+    assert "engine_dead" == answers[1].events[-1]["error"]["code"]
+    assert 503 == (await server.get("/health")).status
+    assert 503 == (await server.get("/ready")).status
+    assert 0 == server.state.engine.num_unfinished
+
+
+async def test_an_engine_in_which_every_step_fails_dies_and_says_so(server: Server) -> None:
+    runner_of(server).breaks = True
+
+    statuses = [(await server.post(COMPLETIONS, a_completion())).status for _ in range(MAX_FAILED_STEPS + 1)]
+
+    assert [500] * (MAX_FAILED_STEPS - 1) == statuses[: MAX_FAILED_STEPS - 1]
+    assert 503 == statuses[-1]
+    assert EngineState.DEAD is server.state.engine.state
+
+
+async def test_a_poisoned_request_does_not_hurt_those_beside_it(server: Server) -> None:
+    alone = (await server.post(COMPLETIONS, a_completion([9, 8], seed=1))).json["choices"]
+
+    answers = await asyncio.gather(
+        server.post(COMPLETIONS, a_completion([9, 8], seed=1)),
+        server.post(COMPLETIONS, a_completion([POISON])),
+        server.post(COMPLETIONS, a_completion([9, 8], seed=1)),
+    )
+
+    assert [200, 500, 200] == [answer.status for answer in answers]
+    assert alone == answers[0].json["choices"] == answers[2].json["choices"]
+
+
+async def test_a_slow_reader_holds_nobody(server: Server) -> None:
+    """It reads nothing while others finish, then finds all of its text there."""
+    body = a_completion(ignore_eos=True, max_tokens=400, seed=1)
+    expected = (await server.post(COMPLETIONS, body)).json["choices"][0]["text"]
+    slow = await server.session.post(server.url + COMPLETIONS, json={**body, "stream": True})
+
+    answers = await asyncio.gather(*(server.post(COMPLETIONS, a_completion()) for _ in range(4)))
+
+    events = [json.loads(line[6:]) async for line in slow.content if line.startswith(b"data: {")]
+    slow.release()
+    assert [200] * 4 == [answer.status for answer in answers]
+    assert expected == "".join(event["choices"][0]["text"] for event in events)
+
+
+async def test_draining_refuses_what_is_new_and_finishes_what_runs(server: Server) -> None:
+    runner = runner_of(server)
+    runner.gate.clear()
+    running_one = asyncio.create_task(server.post(COMPLETIONS, a_completion(ignore_eos=True)))
+    await server.until(lambda: server.state.engine.num_unfinished == 1)
+    server.state.draining = True
+
+    refused = await server.post(CHAT, a_chat())
+    ready, health = (await server.get("/ready")).status, (await server.get("/health")).status
+    load = (await server.get("/load")).json
+    runner.gate.set()
+
+    assert (503, "draining", "close") == (
+        refused.status,
+        refused.json["error"]["code"],
+        refused.headers["Connection"].lower(),
+    )
+    assert (503, 200, True) == (ready, health, load["draining"])
+    assert 200 == (await running_one).status
+
+
+async def test_closing_ends_every_stream_with_an_error(tokenizer_folder: Path) -> None:
+    async with fake_server(tokenizer_folder) as server:
+        runner_of(server).gate.clear()
+        task = asyncio.create_task(server.post(COMPLETIONS, a_completion(stream=True, ignore_eos=True)))
+        await server.until(lambda: server.state.engine.num_unfinished == 1)
+
+        server.state.draining = True
+        server.state.engine.fail_all("the server is shutting down")
+        answer = await task
+        runner_of(server).gate.set()
+
+    assert ("the server is shutting down", "draining") == (
+        answer.events[-1]["error"]["message"],
+        answer.events[-1]["error"]["code"],
+    )
+
+
+async def test_half_sent_requests_and_hang_ups_leave_nothing(server: Server) -> None:
+    for data in (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+        b"GET /health",
+        b"\x00\xff\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        writer.write(data)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        del reader
+
+    assert 200 == (await server.post(COMPLETIONS, a_completion())).status
+    await server.until(lambda: server.state.num_active == 0, timeout_s=1)
+
+
+async def test_a_client_that_times_out_is_a_client_that_went_away(server: Server) -> None:
+    runner_of(server).gate.clear()
+    with pytest.raises(TimeoutError):
+        await server.post(COMPLETIONS, a_completion(), timeout=aiohttp.ClientTimeout(total=0.1))
+
+    await server.until(lambda: server.state.engine.num_unfinished == 0, timeout_s=1)
