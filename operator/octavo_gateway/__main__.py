@@ -13,7 +13,7 @@ from . import logs
 from .app import running_gateway
 from .config import GatewayConfig, parse_config
 from .endpoints import RoutingTable
-from .errors import KubeApiError
+from .errors import CannotListen, KubeApiError
 from .metrics import Metrics
 
 
@@ -22,10 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.configure(config.log_level, config.log_format)
     try:
         return asyncio.run(run(config))
-    except KubeApiError as error:
+    except (KubeApiError, CannotListen) as error:
         return _fail(str(error))
-    except OSError as error:
-        return _fail(f"cannot listen on {config.host}:{config.port} or :{config.internal_port}: {error.strerror}")
     except ModuleNotFoundError as error:
         return _fail(f"the package {error.name!r} is missing; pip install 'octavo[gateway]'")
 

@@ -20,7 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from .balancer import Balancer
 from .config import GatewayConfig
 from .endpoints import Model, RoutingTable
-from .errors import BadRequest, GatewayError, ModelNotFound, Unavailable
+from .errors import BadRequest, CannotListen, GatewayError, ModelNotFound, Unavailable
 from .headers import REQUEST_ID, request_id_of
 from .load_poller import LoadPoller
 from .metrics import Metrics
@@ -66,9 +66,8 @@ class Gateway:
         return self.router.table.is_complete and not self.proxy.is_draining
 
     async def listen(self, public: web.AppRunner, internal: web.AppRunner, config: GatewayConfig) -> None:
-        self._public_site = web.TCPSite(public, config.host or None, config.port, backlog=1024)
-        await self._public_site.start()
-        await web.TCPSite(internal, config.host or None, config.internal_port).start()
+        self._public_site = await _listen(public, config.host, config.port)
+        await _listen(internal, config.host, config.internal_port)
         self.port = public.addresses[0][1]
         self.internal_port = internal.addresses[0][1]
         logger.info("gateway listens", extra={"port": self.port, "internal_port": self.internal_port})
@@ -182,6 +181,15 @@ async def _survive(what: str, run: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             logger.exception("a loop of the gateway failed; it starts again", extra={"loop": what})
             await asyncio.sleep(RESTART_AFTER_S)
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> web.TCPSite:
+    site = web.TCPSite(runner, host or None, port, backlog=1024)
+    try:
+        await site.start()
+    except OSError as error:
+        raise CannotListen(host, port, error) from error
+    return site
 
 
 def _model_object(name: str, model: Model) -> dict[str, object]:

@@ -5,12 +5,14 @@ GatewayError
 ├── ModelNotFound          404
 ├── Unavailable            503 + Retry-After: nothing can serve this now
 └── UpstreamFailed         502: a replica broke before its first byte, twice
+CannotListen               a port is taken or not allowed; the process ends with it
 KubeApiError               the API server refused or could not be understood (never shown to clients)
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 
 MAX_MESSAGE_CHARS = 1000
@@ -68,6 +70,14 @@ class UpstreamFailed(GatewayError):
     status = 502
     type = "server_error"
     code = "upstream_failed"
+
+
+class CannotListen(Exception):
+    """A port cannot be listened on; the message says which and why."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"cannot listen on {host or '*'}:{port}: {why[:1].lower()}{why[1:]}")
 
 
 class KubeApiError(Exception):

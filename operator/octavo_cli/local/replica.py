@@ -92,7 +92,7 @@ class Replica:
         if self.launch.is_waiting_for_gpu:
             gpu = self.launch.resource.spec.resources.gpu.resource_name
             conditions.append({"type": "PodScheduled", "status": "False", "message": f"Insufficient {gpu}"})
-        state: dict[str, Any] = {"running": {}} if self._process is not None else {"waiting": {}}
+        state = {"running": {"startedAt": "then"}} if self._process is not None else {"waiting": {"reason": "BackOff"}}
         server = {
             "name": names.CONTAINER,
             "restartCount": self.restarts,

@@ -21,6 +21,7 @@ from octavo_cli.errors import CliError
 from octavo_gateway.app import Gateway, running_gateway
 from octavo_gateway.config import GatewayConfig
 from octavo_gateway.endpoints import RoutingTable
+from octavo_gateway.errors import CannotListen
 from octavo_gateway.metrics import Metrics
 from octavo_gateway.static_source import StaticSource
 from octavo_operator.api.types import ModelDeployment
@@ -47,12 +48,8 @@ def main(argv: Sequence[str]) -> int:
         raise CliError("`octavo up` needs the package 'torch'; pip install 'octavo[server]'")
     try:
         return asyncio.run(up(options, Console(), server_command=default_server_command()))
-    except OSError as error:
-        if error.errno is None or not error.strerror:
-            raise
-        raise CliError(
-            f"cannot listen on {options.host}:{options.port}: {error.strerror}; try another --port"
-        ) from error
+    except CannotListen as error:
+        raise CliError(f"{error}; try another --port") from error
 
 
 def parse(argv: Sequence[str]) -> UpOptions:
