@@ -1,7 +1,11 @@
-"""The real Helm, and the chart as it renders."""
+"""The real Helm, and the chart as it renders.
+
+Asked for the event loop, asyncio makes one that nobody closes, unless one was set before, if only None.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+asyncio.set_event_loop(None)
 
 CHART = Path(__file__).parents[2] / "charts" / "octavo"
 TOOLS = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "tools"

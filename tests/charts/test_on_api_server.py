@@ -1,0 +1,263 @@
+"""The chart's objects on a real kube-apiserver: accepted as they are, and enough for the adapter to be aggregated.
+
+The adapter runs in this process with the token of the chart's own service account, so every right that it lacks shows.
+No kubelet: the Service leads to this host by its name (ExternalName), as an API server without cluster network wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from octavo_operator.config import parse_config
+from octavo_operator.kube.adapter_access import KubeAdapterAccess
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.metrics_adapter.lifecycle import AdapterSettings, MetricsAdapter
+from octavo_operator.metrics_adapter.store import MetricsStore
+from octavo_testing import apiserver as real
+from octavo_testing.adapter import a_ca, a_client, a_load, a_pod
+from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer
+
+PATHS = {
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "Secret": "/api/v1/namespaces/{namespace}/secrets",
+    "Service": "/api/v1/namespaces/{namespace}/services",
+    "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+}
+METRIC = "octavo_kv_pressure_ratio"
+VALUES = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/" + METRIC
+SELECTOR = "?labelSelector=octavo.dev%2Fmodeldeployment%3Dqwen"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ApiServer]:
+    """An API server with a front proxy, which the operator's tests do without."""
+    try:
+        with aggregating_apiserver() as server:
+            for name, labels in {"sys": {}, "strict": {"pod-security.kubernetes.io/enforce": "restricted"}}.items():
+                server.request("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+            yield server
+    except real.BinariesMissingError as missing:
+        pytest.skip(f"no API server to test against: {missing}")
+
+
+@contextlib.contextmanager
+def aggregating_apiserver() -> Iterator[ApiServer]:
+    proxy_ca = a_ca("front-proxy-ca")
+    proxy = a_client("front-proxy-client", proxy_ca)
+
+    def command(binary: Path, folder: Path, etcd_port: int, port: int) -> list[str]:
+        (folder / "front-proxy-ca.crt").write_bytes(proxy_ca.cert_pem)
+        cert, key = proxy.write(folder, "front-proxy-client")
+        return [
+            *plain_command(binary, folder, etcd_port, port),
+            f"--requestheader-client-ca-file={folder}/front-proxy-ca.crt",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-username-headers=X-Remote-User",
+            f"--proxy-client-cert-file={cert}",
+            f"--proxy-client-key-file={key}",
+        ]
+
+    plain_command = real._apiserver_command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real, "_apiserver_command", command)
+        with real.running_apiserver() as server:
+            yield server
+
+
+def path_of(manifest: dict[str, Any], *, namespace: str = "") -> str:
+    return PATHS[manifest["kind"]].format(namespace=namespace or manifest["metadata"].get("namespace", ""))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"operator": {"replicas": 2}, "gateway": {"service": {"type": "NodePort", "nodePort": 30080}}},
+        {"namespaces": ["sys"], "images": {"gateway": {"repository": "x/y", "digest": "sha256:" + "a" * 64}}},
+    ],
+    ids=str,
+)
+def test_every_object_is_accepted_with_strict_field_validation(server, render, values):
+    for manifest in render(values):
+        answer = server.request("POST", path_of(manifest) + "?dryRun=All&fieldValidation=Strict", manifest)
+        assert answer.status == 201, f"{manifest['kind']} {manifest['metadata']['name']}: {answer.message}"
+
+
+def test_every_pod_is_admitted_where_pod_security_restricted_is_enforced(server, render):
+    rendered = render()
+    pods = [(each["metadata"]["name"], each["spec"]["template"]["spec"]) for each in rendered.of("Deployment")]
+    pods += [(each["metadata"]["name"], each["spec"]) for each in rendered.of("Pod")]
+
+    for name, spec in pods:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+        answer = server.request("POST", PATHS["Pod"].format(namespace="strict") + "?dryRun=All", pod)
+        assert answer.status == 201, answer.message
+
+
+@pytest.fixture(scope="module")
+def installed(server, render) -> ApiServer:
+    """The chart's rights, accounts and Secret are there; what needs a kubelet is not."""
+    kinds = ("ServiceAccount", "Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    for manifest in (each for each in render() if each["kind"] in kinds):
+        answer = server.request("POST", path_of(manifest), manifest)
+        assert answer.status == 201, answer.message
+    service = {"metadata": {"name": "octavo-metrics-adapter"}, "spec": {"type": "ExternalName"}}
+    service["spec"]["externalName"] = "localhost"
+    assert server.request("POST", PATHS["Service"].format(namespace="sys"), service).status == 201
+    for namespace, name in (("kube-system", "horizontal-pod-autoscaler"), ("default", "nobody"), ("default", "reader")):
+        server.request("POST", PATHS["ServiceAccount"].format(namespace=namespace), {"metadata": {"name": name}})
+    binding = {
+        "metadata": {"name": "reader"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "sys-octavo-metrics-reader",
+        },
+        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": "default"}],
+    }
+    assert server.request("POST", PATHS["RoleBinding"].format(namespace="default"), binding).status == 201
+    return server
+
+
+def token_of(server: ApiServer, namespace: str, name: str) -> str:
+    path = PATHS["ServiceAccount"].format(namespace=namespace) + f"/{name}/token"
+    answer = server.request(
+        "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    )
+    assert answer.status == 201, answer.message
+    return str(answer.body["status"]["token"])
+
+
+def kubeconfig_of(server: ApiServer, folder: Path, token: str) -> Path:
+    config = yaml.safe_load(server.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": token}
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    return folder / "kubeconfig"
+
+
+@contextlib.asynccontextmanager
+async def running_adapter(server: ApiServer, settings: AdapterSettings, folder: Path):
+    """The adapter as the operator runs it, with two pods of 3.2 and 0.85."""
+    import time
+
+    store, pods = MetricsStore(fresh_for_s=600), [a_pod("qwen-1"), a_pod("qwen-2")]
+    for pod, pressure in zip(pods, (3.2, 0.85), strict=True):
+        store.put(pod.uid, a_load(pressure, at=time.time()))
+    kubeconfig = kubeconfig_of(server, folder, token_of(server, "sys", "octavo-operator"))
+    async with KubeClient.connect(kubeconfig) as kube:
+        adapter = MetricsAdapter(settings, kube=KubeAdapterAccess(kube), store=store, list_pods=lambda: pods)
+        task = asyncio.create_task(adapter.run())
+        try:
+            await until(lambda: adapter.announcement == "ours" or adapter.troubles)
+            assert adapter.troubles == {}
+            yield adapter
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def until(is_so: Callable[[], Any], *, within_s: float = 60.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not await asyncio.to_thread(is_so):
+            await asyncio.sleep(0.2)
+
+
+def is_available(server: ApiServer, version: str) -> bool:
+    path = f"/apis/apiregistration.k8s.io/v1/apiservices/{version}.custom.metrics.k8s.io"
+    conditions = server.request("GET", path).body.get("status", {}).get("conditions", [])
+    return any(each["type"] == "Available" and each["status"] == "True" for each in conditions)
+
+
+async def test_the_adapter_is_aggregated_with_exactly_the_charts_rights(installed, render, tmp_path):
+    """From the chart's rights to what an HPA reads: certificate, announcement, discovery, values, refusals, revocation."""
+    server, (port,) = installed, real._free_ports(1)
+    settings = parse_config(render().container("operator")["args"], {}).adapter
+    settings = replace(settings, host="127.0.0.1", port=port, service=replace(settings.service, port=port))
+    hpa = token_of(server, "kube-system", "horizontal-pod-autoscaler")
+    nobody, reader = token_of(server, "default", "nobody"), token_of(server, "default", "reader")
+
+    async def ask(path: str, token: str) -> tuple[int, dict[str, Any]]:
+        answer = await asyncio.to_thread(server.request, "GET", path, token=token)
+        return answer.status, answer.body
+
+    async with running_adapter(server, settings, tmp_path), direct(port) as at_adapter:
+        for version in ("v1beta2", "v1beta1"):
+            await until(lambda version=version: is_available(server, version))
+
+        status, document = await ask(VALUES + SELECTOR, hpa)
+        assert (status, [item["value"] for item in document["items"]]) == (200, ["3200m", "850m"])
+        assert (await ask(VALUES.replace("beta2", "beta1"), hpa))[1]["items"][0]["metricName"] == METRIC
+        assert (await ask(VALUES, nobody))[0] == 403
+        status, document = await ask(VALUES.replace("%2A", "gone"), hpa)
+        assert (status, document["reason"]) == (404, "NotFound")
+
+        status, document = await ask("/apis/custom.metrics.k8s.io/v1beta2", nobody)
+        assert (status, len(document["resources"])) == (200, 2)
+        await until(lambda: "custom.metrics.k8s.io" in aggregated_groups(server))
+
+        # Past the API server: the adapter reviews tokens and rights itself.
+        assert await at_adapter(VALUES, hpa) == 200
+        assert await at_adapter(VALUES, reader) == 200
+        assert await at_adapter(VALUES.replace("default", "other"), reader) == 403
+        assert await at_adapter(VALUES, nobody) == 403
+        assert await at_adapter(VALUES, "forged") == 401
+        assert await at_adapter(VALUES, None, {"X-Remote-User": "admin", "X-Remote-Group": "system:masters"}) == 401
+
+        # The HPA controller has the right by a role of Kubernetes' own too, so another one loses it here.
+        server.request("DELETE", PATHS["RoleBinding"].format(namespace="default") + "/reader")
+        async with asyncio.timeout(12):
+            while await at_adapter(VALUES, reader) != 403:
+                await asyncio.sleep(0.5)
+
+
+@contextlib.asynccontextmanager
+async def direct(port: int):
+    """Asks the adapter itself, with a token or with headers that only a front proxy may send."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+
+        async def ask(path: str, token: str | None, headers: dict[str, str] | None = None) -> int:
+            sent = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
+            async with session.get(f"https://127.0.0.1:{port}{path}", headers=sent) as response:
+                return response.status
+
+        yield ask
+
+
+def aggregated_groups(server: ApiServer) -> set[str]:
+    """Groups with fresh resources in the discovery that kubectl and the HPA controller read."""
+    accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Accept": accept}
+    request = urllib.request.Request(f"{server.url}/apis", headers=headers)
+    context = ssl.create_default_context(cafile=str(server.ca_file))
+    with urllib.request.urlopen(request, context=context, timeout=10) as response:
+        groups = json.load(response)["items"]
+    return {
+        group["metadata"]["name"]
+        for group in groups
+        for version in group["versions"]
+        if version.get("freshness") == "Current" and version.get("resources")
+    }
