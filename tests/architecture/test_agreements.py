@@ -7,13 +7,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from octavo_gateway import kube_objects
 from octavo_gateway.config import GatewayConfig
 from octavo_operator.api import reasons
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling import gateway_held, scraper
 from octavo_operator.desired import engine_args, names
-
 from octavo_server import cli
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.flags import settings_of

@@ -1,0 +1,1 @@
+"""Where models come from before they are on this machine's disk."""

@@ -1,0 +1,116 @@
+"""Models by name from the Hugging Face hub: `ORG/NAME`, or `ORG/NAME/FILE.gguf`.
+
+The library keeps the files in its cache (`HF_HOME`), resumes what was cut off and needs no network for what is there;
+`HF_TOKEN` and `HF_ENDPOINT` are its own variables. Only what serving reads is fetched.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo_server.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    OnBytes = Callable[[int, int], None]
+
+_NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?P<file>/[\w./-]+\.gguf)?")
+_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether `model` can only mean the hub: it looks like a name there, and nothing on the disk is called so."""
+    return _NAME.fullmatch(model) is not None and not Path(model).exists()
+
+
+def fetch_model(model: str, *, revision: str | None, on_bytes: OnBytes, endpoint: str | None = None) -> Path:
+    """Downloads what is missing and gives the folder, or the .gguf file; `on_bytes(done, total)` counts what is fetched.
+
+    Raises:
+        StartupError: ModelNotFound, ModelAccessDenied, or DownloadStalled where the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    match = _NAME.fullmatch(model)
+    assert match is not None, model
+    repository, file = match["repository"], (match["file"] or "").removeprefix("/")
+    arguments: dict[str, Any] = {
+        "repo_id": repository,
+        "revision": revision or None,
+        "allow_patterns": [file] if file else list(_FILES),
+        "endpoint": endpoint,
+    }
+    try:
+        plan = _plan(arguments)
+        if file and plan is not None and not plan:
+            raise StartupError("ModelNotFound", f"{repository} on the hub has no file {file}")
+        total = sum(item.file_size or 0 for item in plan or () if item.will_download)
+        folder = Path(snapshot_download(**arguments, tqdm_class=_byte_counter(total, on_bytes)))
+    except LocalEntryNotFoundError as error:
+        raise StartupError(
+            "DownloadStalled",
+            f"the hub cannot be reached and {repository} is not in the cache; check the network, or give a local path",
+        ) from error
+    except Exception as error:
+        raise _explained(error, repository, revision) from error
+    return folder / file if file else folder
+
+
+def _plan(arguments: dict[str, Any]) -> Sequence[Any] | None:
+    """What would be downloaded; None without a network, when the cache decides."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        return snapshot_download(**arguments, dry_run=True, tqdm_class=_byte_counter(0, None))
+    except DryRunError:
+        return None
+
+
+def _explained(error: Exception, repository: str, revision: str | None) -> Exception:
+    """The library's error in our words; what it does not name is given back as it is."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return StartupError("ModelAccessDenied", f"{repository} is gated; accept its terms on the hub and set HF_TOKEN")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return StartupError(
+            "ModelNotFound", f"the hub has no model {repository}, or it is private; check the name, or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return StartupError("ModelNotFound", f"{repository} on the hub has no revision {revision}")
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return StartupError("ModelAccessDenied", f"the hub refuses {repository} (status {status}); set HF_TOKEN")
+        return StartupError("DownloadStalled", f"the hub answered {status} for {repository}; it is tried again")
+    return error
+
+
+def _byte_counter(total: int, on_bytes: OnBytes | None) -> Any:
+    """A progress bar that draws nothing and adds up the bytes of all files."""
+    from tqdm.auto import tqdm
+
+    lock = threading.Lock()
+    done = 0
+
+    class ByteCounter(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._counts_bytes = kwargs.get("unit") == "B" and on_bytes is not None
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal done
+            if self._counts_bytes and on_bytes is not None:
+                with lock:
+                    done = min(total, done + int(n or 0))
+                on_bytes(done, total)
+            return super().update(n)
+
+    return ByteCounter
