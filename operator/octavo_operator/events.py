@@ -36,7 +36,7 @@ def make_event(
     return {
         "apiVersion": EVENT.api_version,
         "kind": EVENT.name,
-        "metadata": {"namespace": metadata["namespace"], "generateName": f"{metadata['name']}."},
+        "metadata": {"namespace": metadata["namespace"], "generateName": f"{metadata['name']}-"},
         "eventTime": stamp,
         "type": "Normal" if new["status"] == "True" else "Warning",
         "reason": new["reason"],

@@ -80,7 +80,8 @@ class Reconciler:
         except OctavoOperatorError as error:
             failure = explain(error)
             await self._write(key, observed, make_failed_status(observed, failure, now=self._stamp()))
-            return Outcome(failure=failure, is_retryable=not isinstance(error, SpecInvalidError))
+            # An invalid spec waits for its edit, or for the next resync: asking again would say the same.
+            return Outcome(failure=failure, is_retryable=failure.reason != reasons.SPEC_INVALID)
         await self._write(key, observed, self._status(resource, desired, observed))
         return Outcome(look_again_s=0.0 if changed else _look_again_s(observed))
 
@@ -109,7 +110,7 @@ class Reconciler:
             await self._kube.create(EVENT.path(event["metadata"]["namespace"]), event)
         except ClusterError as error:
             # An event is a courtesy: the status says the same.
-            logger.debug("event not written", extra={"error": str(error)})
+            logger.warning("event not written", extra={"error": str(error)})
 
     def _stamp(self) -> str:
         return self._now().astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+
 from octavo_testing.apiserver import ApiServer, BinariesMissingError, running_apiserver
 
 asyncio.set_event_loop(None)

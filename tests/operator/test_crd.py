@@ -1,0 +1,204 @@
+"""The CRD on a real API server: what it takes, what it refuses and with which sentence, and its scale subresource."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from octavo_operator.api import reasons
+from octavo_operator.api.validation import parse_model_deployment
+from octavo_operator.errors import SpecInvalidError
+from octavo_testing.apiserver import CRD_PATH, Answer, ApiServer
+
+PATH = "/apis/octavo.dev/v1alpha1/namespaces/default/modeldeployments"
+MERGE = "application/merge-patch+json"
+MAX_CRD_BYTES = 200_000
+
+
+def manifest(name: str = "qwen", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "octavo.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": name},
+        "spec": {"model": "hf://org/name", **spec},
+    }
+
+
+def create(server: ApiServer, body: dict[str, Any]) -> Answer:
+    return server.request("POST", f"{PATH}?fieldValidation=Strict", body)
+
+
+@pytest.fixture
+def clean(apiserver: ApiServer) -> Iterator[ApiServer]:
+    yield apiserver
+    apiserver.request("DELETE", PATH)
+
+
+EVERYTHING = {
+    "model": "pvc://claim/path",
+    "source": {"secretRef": {"name": "hf"}},
+    "servedNames": ["a", "org/b:c"],
+    "resources": {"gpu": {"count": 0, "resourceName": "amd.com/gpu"}, "cpu": 2, "memory": "1Gi", "sharedMemory": "1Gi"},
+    "engine": {
+        "maxModelLen": 4096,
+        "maxNumSeqs": 8,
+        "gpuMemoryUtilization": "0.85",
+        "dtype": "float32",
+        "prefixCaching": False,
+        "extraArgs": ["--seed=1"],
+    },
+    "scaling": {
+        "minReplicas": 0,
+        "maxReplicas": 4,
+        "targetPressure": "1.5",
+        "idleAfter": "1h30m",
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}},
+    },
+    "drain": {"timeout": "30s"},
+    "routing": {"maxHeldRequests": 1, "holdTimeout": "1m"},
+    "placement": {
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}},
+        "topologySpread": "Hard",
+        "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
+    },
+    "podTemplate": {"spec": {"containers": [{"name": "server", "env": []}, {"name": "side", "command": ["x"]}]}},
+    "suspend": True,
+}
+
+
+def test_one_field_and_every_field_are_taken(clean: ApiServer) -> None:
+    assert create(clean, manifest("one")).status == 201
+    assert create(clean, manifest("all", **EVERYTHING)).status == 201
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown scheme": ({"model": "s3://bucket/x"}, "other sources are not served"),
+    "path with dots": ({"model": "file:///a/../b"}, "must not contain '..'"),
+    "both counts": ({"replicas": 1, "scaling": {"maxReplicas": 2}}, "replicas and scaling exclude each other"),
+    "min over max": ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "minReplicas is greater than maxReplicas"),
+    "idle without zero": ({"scaling": {"maxReplicas": 2, "idleAfter": "1m"}}, "needs minReplicas 0"),
+    "no maximum": ({"scaling": {"minReplicas": 1}}, "maxReplicas: Required value"),
+    "empty behavior": ({"scaling": {"maxReplicas": 2, "behavior": {}}}, "behavior needs scaleUp or scaleDown"),
+    "no pressure": ({"scaling": {"maxReplicas": 2, "targetPressure": "0"}}, "spec.scaling.targetPressure"),
+    "overlay without server": (
+        {"podTemplate": {"spec": {"containers": [{"name": "x"}]}}},
+        'must list the container "server"',
+    ),
+    "overlay sets command": (
+        {"podTemplate": {"spec": {"containers": [{"name": "server", "command": ["x"]}]}}},
+        'must not set the command of the container "server"',
+    ),
+    "reserved argument": ({"engine": {"extraArgs": ["--port=1"]}}, "extraArgs may not set --host"),
+    "two GPUs": ({"resources": {"gpu": {"count": 2}}}, "spec.resources.gpu.count"),
+    "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory"),
+    "duration": ({"drain": {"timeout": "soon"}}, "spec.drain.timeout"),
+    "utilization": ({"engine": {"gpuMemoryUtilization": "1.5"}}, "spec.engine.gpuMemoryUtilization"),
+    "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
+    "field of a later version": ({"cache": {"type": "PVC"}}, 'unknown field "spec.cache"'),
+}
+
+
+@pytest.mark.parametrize(("spec", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_api_server_refuses_with_a_sentence(clean: ApiServer, spec: dict[str, Any], words: str) -> None:
+    answer = create(clean, manifest(**spec))
+
+    assert answer.status in (400, 422)
+    assert words in answer.message
+
+
+@pytest.mark.parametrize("spec", [spec for spec, _ in REFUSED.values()], ids=REFUSED.keys())
+def test_local_mode_refuses_the_same(spec: dict[str, Any]) -> None:
+    with pytest.raises(SpecInvalidError):
+        parse_model_deployment(manifest(**spec), creating=True)
+
+
+@pytest.mark.parametrize("name", ["1model", "a.b", "a" * 53])
+def test_name_that_cannot_be_a_service_is_refused(clean: ApiServer, name: str) -> None:
+    assert create(clean, manifest(name)).status == 422
+
+
+def test_autoscaler_may_write_replicas_but_a_person_may_not_add_scaling_beside_them(clean: ApiServer) -> None:
+    create(clean, manifest("scaled", scaling={"maxReplicas": 2}))
+    create(clean, manifest("fixed", replicas=1))
+    scaling = {"spec": {"scaling": {"maxReplicas": 2}}}
+
+    written = clean.request("PATCH", f"{PATH}/scaled/scale", {"spec": {"replicas": 2}}, content_type=MERGE)
+    again = clean.request("PATCH", f"{PATH}/scaled", {"spec": {"replicas": 1}}, content_type=MERGE)
+    added = clean.request("PATCH", f"{PATH}/fixed", scaling, content_type=MERGE)
+    swapped = clean.request(
+        "PATCH", f"{PATH}/fixed", {"spec": {**scaling["spec"], "replicas": None}}, content_type=MERGE
+    )
+
+    assert (written.status, again.status, added.status, swapped.status) == (200, 200, 422, 200)
+
+
+def test_scale_subresource_has_the_selector_that_an_hpa_needs(clean: ApiServer) -> None:
+    create(clean, manifest(replicas=2))
+    status = {"status": {"replicas": 2, "selector": "a=b"}}
+    clean.request("PATCH", f"{PATH}/qwen/status", status, content_type=MERGE)
+
+    scale = clean.request("GET", f"{PATH}/qwen/scale").body
+
+    assert scale["spec"]["replicas"] == 2
+    assert scale["status"] == {"replicas": 2, "selector": "a=b"}
+
+
+def test_columns_are_those_that_people_ask_for(apiserver: ApiServer) -> None:
+    crd = yaml.safe_load(CRD_PATH.read_text())
+    (version,) = crd["spec"]["versions"]
+
+    columns = [(column["name"], column.get("priority", 0)) for column in version["additionalPrinterColumns"]]
+    installed = apiserver.request(
+        "GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
+    ).body
+
+    assert [name for name, priority in columns if not priority] == [
+        "Model",
+        "Ready",
+        "Replicas",
+        "Reason",
+        "Pressure",
+        "Age",
+    ]
+    assert [name for name, priority in columns if priority] == ["Endpoint", "Revision"]
+    assert "NonStructuralSchema" not in {each["type"] for each in installed["status"]["conditions"]}
+
+
+def test_every_field_is_described_and_every_list_bounded() -> None:
+    schema = yaml.safe_load(CRD_PATH.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+    problems = list(_problems(schema["properties"]["spec"], "spec")) + list(
+        _problems(schema["properties"]["status"], "status")
+    )
+
+    assert problems == []
+
+
+def test_crd_fits_into_a_plain_apply() -> None:
+    assert CRD_PATH.stat().st_size < MAX_CRD_BYTES
+
+
+def test_reasons_are_words_that_the_schema_takes() -> None:
+    words = [value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)]
+
+    assert len(words) == len(set(words)) > 30
+    assert all(word.isalnum() and word[0].isupper() for word in words)
+
+
+def _problems(schema: dict[str, Any], path: str) -> Iterator[str]:
+    if "description" not in schema:
+        yield f"{path} has no description"
+    if schema.get("type") == "array":
+        if "maxItems" not in schema or "x-kubernetes-list-type" not in schema:
+            yield f"{path} has no maxItems or list type"
+        items = schema["items"]
+        for name, below in items.get("properties", {}).items():
+            yield from _problems(below, f"{path}[].{name}")
+    for name, below in schema.get("properties", {}).items():
+        yield from _problems(below, f"{path}.{name}")

@@ -1,0 +1,272 @@
+"""The whole operator against a real API server: the objects, the status, repair, rollout, deletion, and its silence.
+
+There is no kubelet: the tests make the pods and say what became of them, as Deployments and kubelets would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo_testing.apiserver import ApiServer
+from octavo_testing.control_plane import ended, termination_log
+from octavo_testing.operator_process import Namespace, count_writes, running_operator, until
+
+READY = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+
+
+@pytest.fixture(scope="module")
+def operator_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("operator") / "operator.log"
+
+
+@pytest.fixture(scope="module")
+def cluster(apiserver: ApiServer, operator_log: Path) -> Iterator[ApiServer]:
+    """An API server with the operator at work."""
+    with running_operator(apiserver, operator_log):
+        yield apiserver
+
+
+@pytest.fixture
+def namespace(cluster: ApiServer, request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    """A namespace of its own; its resources go at the end, because served names are the whole cluster's."""
+    name = request.node.name.removeprefix("test_").replace("_", "-").split("[")[0]
+    made = Namespace(cluster, name[:60].rstrip("-"))
+    yield made
+    made.clear()
+
+
+def test_one_field_gives_deployment_service_and_account(namespace: Namespace) -> None:
+    resource = namespace.create("qwen")
+
+    deployment = namespace.deployment_of("qwen")
+
+    assert namespace.names("Service") == {"qwen"}
+    assert namespace.names("ServiceAccount") == {"qwen"}
+    assert namespace.names("PodDisruptionBudget") == namespace.names("HorizontalPodAutoscaler") == set()
+    owner = deployment["metadata"]["ownerReferences"][0]
+    assert (owner["uid"], owner["controller"]) == (resource["metadata"]["uid"], True)
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["args"][:2] == ["serve", "org/name"]
+    assert {entry["manager"] for entry in deployment["metadata"]["managedFields"]} == {"octavo-operator"}
+
+
+def test_resource_bears_no_finalizer_and_no_annotation(namespace: Namespace) -> None:
+    namespace.create("qwen")
+    namespace.deployment_of("qwen")
+
+    metadata = (namespace.get("ModelDeployment", "qwen") or {})["metadata"]
+
+    assert "finalizers" not in metadata
+    assert "annotations" not in metadata
+    namespace.delete("ModelDeployment", "qwen")
+    assert namespace.get("ModelDeployment", "qwen") is None
+
+
+def test_status_says_ready_and_scale_can_be_read(namespace: Namespace) -> None:
+    namespace.create("qwen", replicas=1)
+    namespace.add_pod(namespace.deployment_of("qwen"), "qwen-1", READY)
+
+    ready = until(lambda: namespace.condition("qwen"), lambda got: got.get("status") == "True")
+    status = (namespace.get("ModelDeployment", "qwen") or {})["status"]
+
+    assert (ready["reason"], ready["message"]) == ("AllReplicasReady", "1 of 1 replicas ready")
+    assert (status["replicas"], status["readyReplicas"], status["updatedReplicas"]) == (1, 1, 1)
+    assert status["observedGeneration"] == 1
+    assert status["endpoint"] == f"http://qwen.{namespace.name}.svc:8000/v1"
+    assert until(lambda: namespace.names("Event"), bool)
+
+
+def test_bad_model_gives_the_servers_own_words(namespace: Namespace) -> None:
+    namespace.create("qwen")
+    said = termination_log("ModelNotFound", "no model org/name on the hub; check spec.model")
+    crashed = {"name": "server", "image": "x", "imageID": "", "ready": False, "restartCount": 2}
+    crashed |= {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended(1, said)}
+
+    namespace.add_pod(namespace.deployment_of("qwen"), "qwen-1", {"phase": "Running", "containerStatuses": [crashed]})
+
+    ready = until(lambda: namespace.condition("qwen"), lambda got: got.get("reason") == "ModelNotFound")
+    assert ready["status"] == "False"
+    assert "no model org/name on the hub; check spec.model (restart 2)" in ready["message"]
+    events = until(lambda: _notes(namespace), lambda notes: any("no model org/name" in note for note in notes))
+    assert len(events) == 1
+
+
+def test_want_of_gpus_is_told_with_the_nodes(namespace: Namespace) -> None:
+    namespace.server.request(
+        "POST", "/api/v1/nodes", {"metadata": {"name": "gpu-node"}, "spec": {"unschedulable": True}}
+    )
+    capacity = {"status": {"capacity": {"nvidia.com/gpu": "1"}, "allocatable": {"nvidia.com/gpu": "1"}}}
+    merge = "application/merge-patch+json"
+    namespace.server.request("PATCH", "/api/v1/nodes/gpu-node/status", capacity, content_type=merge)
+    namespace.create("qwen")
+    pending = {
+        "phase": "Pending",
+        "conditions": [
+            {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+            }
+        ],
+    }
+
+    namespace.add_pod(namespace.deployment_of("qwen"), "qwen-1", pending)
+
+    ready = until(lambda: namespace.condition("qwen"), lambda got: got.get("reason") == "InsufficientGPU")
+    assert ready["message"] == (
+        "0 of 1 replicas ready; pod qwen-1 needs 1 nvidia.com/gpu, 0 of 1 GPU nodes have one free (1 cordoned)"
+    )
+    assert namespace.condition("qwen", "Scheduled")["status"] == "False"
+
+
+def test_hand_edits_are_restored_and_foreign_annotations_stay(namespace: Namespace) -> None:
+    namespace.create("qwen", replicas=1)
+    name = namespace.deployment_of("qwen")["metadata"]["name"]
+
+    namespace.patch("Deployment", name, {"spec": {"replicas": 7}, "metadata": {"annotations": {"mine": "yes"}}})
+    namespace.delete("Service", "qwen")
+
+    restored = until(lambda: namespace.get("Deployment", name) or {}, lambda got: got["spec"]["replicas"] == 1)
+    until(lambda: namespace.names("Service"), lambda names: names == {"qwen"})
+    assert restored["metadata"]["annotations"]["mine"] == "yes"
+
+
+def test_scaled_resource_gets_its_first_number_and_a_scaler(namespace: Namespace) -> None:
+    namespace.create("qwen", scaling={"minReplicas": 2, "maxReplicas": 4})
+
+    deployment = namespace.deployment_of("qwen")
+    resource = namespace.get("ModelDeployment", "qwen") or {}
+
+    assert deployment["spec"]["replicas"] == resource["spec"]["replicas"] == 2
+    until(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: names == {"qwen"})
+    assert namespace.names("PodDisruptionBudget") == {"qwen"}
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"replicas": 4}}, subresource="scale")
+    name = deployment["metadata"]["name"]
+    until(lambda: namespace.get("Deployment", name) or {}, lambda got: got["spec"]["replicas"] == 4)
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"scaling": None, "replicas": 1}})
+    until(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: names == set())
+    until(lambda: namespace.names("PodDisruptionBudget"), lambda names: names == set())
+
+
+def test_new_revision_takes_over_when_it_is_ready(namespace: Namespace) -> None:
+    namespace.create("qwen", replicas=1)
+    old = namespace.deployment_of("qwen")
+    namespace.add_pod(old, "old-1", READY)
+    until(lambda: namespace.condition("qwen"), lambda got: got.get("status") == "True")
+
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"engine": {"maxNumSeqs": 4}}})
+    until(lambda: namespace.names("Deployment"), lambda names: len(names) == 2)
+    until(lambda: namespace.condition("qwen", "Progressing"), lambda got: got.get("reason") == "RollingOut")
+    new = namespace.deployment_of("qwen")
+    assert new["metadata"]["name"] != old["metadata"]["name"]
+    assert (namespace.get("Deployment", old["metadata"]["name"]) or {})["spec"]["replicas"] == 1
+    assert _admitted(namespace) == [old["metadata"]["labels"]["octavo.dev/revision"]]
+
+    namespace.add_pod(new, "new-1", READY)
+    revision = new["metadata"]["labels"]["octavo.dev/revision"]
+    until(lambda: _admitted(namespace), lambda admitted: admitted == [revision])
+    until(lambda: namespace.get("Deployment", old["metadata"]["name"]) or {}, lambda got: got["spec"]["replicas"] == 0)
+    namespace.delete("Pod", "old-1")
+    until(lambda: namespace.names("Deployment"), lambda names: names == {new["metadata"]["name"]})
+    until(lambda: namespace.condition("qwen", "Progressing"), lambda got: got.get("reason") == "RolledOut")
+
+
+def test_somebody_elses_service_is_left_alone_and_named(namespace: Namespace) -> None:
+    foreign = {"metadata": {"name": "qwen"}, "spec": {"selector": {"app": "mine"}, "ports": [{"port": 80}]}}
+    namespace.post("Service", foreign)
+
+    namespace.create("qwen")
+
+    ready = until(lambda: namespace.condition("qwen"), lambda got: got.get("reason") == "NameTaken")
+    assert "Service qwen exists and does not belong to this ModelDeployment" in ready["message"]
+    assert (namespace.get("Service", "qwen") or {})["spec"]["selector"] == {"app": "mine"}
+    namespace.delete("Service", "qwen")
+    namespace.deployment_of("qwen")
+
+
+def test_overlay_that_the_api_refuses_is_told_and_others_go_on(namespace: Namespace) -> None:
+    namespace.create("bad", podTemplate={"spec": {"containers": [{"name": "server", "imagePullPolicy": "Sometimes"}]}})
+    namespace.create("good")
+
+    bad = until(lambda: namespace.condition("bad"), lambda got: got.get("reason") == "SpecInvalid")
+    namespace.deployment_of("good")
+
+    assert "Sometimes" in bad["message"]
+    assert (namespace.get("ModelDeployment", "bad") or {})["status"]["observedGeneration"] == 1
+
+
+def test_served_name_belongs_to_the_oldest_and_passes_on(namespace: Namespace) -> None:
+    namespace.create("first", servedNames=["chat-of-the-test"])
+    until(lambda: namespace.condition("first"), bool)
+    time.sleep(1.1)
+    namespace.create("second", servedNames=["chat-of-the-test"])
+
+    conflict = until(lambda: namespace.condition("second"), lambda got: got.get("reason") == "ServedNameConflict")
+    assert f"{namespace.name}/first" in conflict["message"]
+    namespace.delete("ModelDeployment", "first")
+    until(lambda: namespace.condition("second"), lambda got: got.get("reason") != "ServedNameConflict")
+
+
+def test_suspended_resource_is_not_touched(namespace: Namespace) -> None:
+    namespace.create("qwen", replicas=1)
+    name = namespace.deployment_of("qwen")["metadata"]["name"]
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"suspend": True}})
+    until(lambda: namespace.condition("qwen", "Progressing"), lambda got: got.get("reason") == "Suspended")
+
+    namespace.patch("Deployment", name, {"spec": {"replicas": 5}})
+    time.sleep(1)
+    assert (namespace.get("Deployment", name) or {})["spec"]["replicas"] == 5
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"suspend": False}})
+    until(lambda: namespace.get("Deployment", name) or {}, lambda got: got["spec"]["replicas"] == 1)
+
+
+def test_change_is_applied_within_a_second_and_then_there_is_silence(namespace: Namespace) -> None:
+    namespace.create("qwen", replicas=1)
+    name = namespace.deployment_of("qwen")["metadata"]["name"]
+    time.sleep(3)
+
+    changed_at = time.monotonic()
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"replicas": 3}})
+    until(lambda: namespace.get("Deployment", name) or {}, lambda got: got["spec"]["replicas"] == 3)
+    took_s = time.monotonic() - changed_at
+    time.sleep(3)
+    before = count_writes(namespace.server)
+    time.sleep(6)
+
+    assert took_s < 1
+    assert count_writes(namespace.server) == before
+
+
+def test_restarted_operator_finds_all_as_it_should_be(
+    apiserver: ApiServer, tmp_path: Path, operator_log: Path, cluster: ApiServer
+) -> None:
+    """A second operator waits for the lease; as leader it writes nothing where nothing is amiss."""
+    namespace = Namespace(cluster, "restarted")
+    namespace.create("qwen", replicas=2, resources={"cpu": "1000m", "memory": "1024Mi"})
+    namespace.deployment_of("qwen")
+    time.sleep(2)
+
+    with running_operator(apiserver, tmp_path / "second.log", "--lease-name=another"):
+        until(lambda: (tmp_path / "second.log").read_text(), lambda log: "is_leader=True" in log)
+        time.sleep(2)
+        before = count_writes(apiserver)
+        namespace.patch("Service", "qwen", {"metadata": {"annotations": {"mine": "1"}}})
+        time.sleep(3)
+
+    assert count_writes(apiserver) == before + 1
+
+
+def _notes(namespace: Namespace) -> list[str]:
+    path = f"/apis/events.k8s.io/v1/namespaces/{namespace.name}/events"
+    return [item["note"] for item in namespace.server.request("GET", path).body["items"]]
+
+
+def _admitted(namespace: Namespace) -> list[str]:
+    resource: dict[str, Any] = namespace.get("ModelDeployment", "qwen") or {}
+    admitted: list[str] = resource.get("status", {}).get("rollout", {}).get("admitted", [])
+    return admitted
