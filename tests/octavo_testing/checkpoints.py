@@ -92,17 +92,3 @@ def oracle_logprobs(model: Any, token_ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         logits = model(torch.tensor([token_ids]), use_cache=False).logits[0]
     return logits.float().log_softmax(dim=-1)
-
-
-def oracle_greedy(model: Any, token_ids: list[int], max_new_tokens: int) -> list[int]:
-    """Greedy continuation without any stop."""
-    with torch.inference_mode():
-        result = model.generate(
-            torch.tensor([token_ids]),
-            attention_mask=torch.ones(1, len(token_ids), dtype=torch.int64),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=max_new_tokens,
-            pad_token_id=0,
-        )
-    return result[0, len(token_ids) :].tolist()

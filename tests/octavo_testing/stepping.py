@@ -56,34 +56,38 @@ class Stepper:
             eos_token_ids=frozenset(loaded.config.eos_token_ids),
         )
         self.scheduler = Scheduler(config, self.kv)
-        self._num_sequences = 0
+        self._found: dict[SequenceId, Generated] = {}
 
     def add(self, prompt: Items[int], *, seed: int = 0, cache_salt: str = "", **params: Any) -> Sequence:
         """Queues one sequence; `params` are fields of SamplingParams, greedy without end unless said otherwise."""
-        self._num_sequences += 1
+        number = len(self._found) + 1
         values = {"temperature": 0.0, "ignore_eos": True, **params}
         request = Request(
-            request_id=f"request-{self._num_sequences}",
+            request_id=f"request-{number}",
             prompt_token_ids=tuple(prompt),
             params=SamplingParams(**values),
             arrival_s=0.0,
             cache_salt=cache_salt,
         )
-        sequence = Sequence(sequence_id=SequenceId(self._num_sequences), request=request, seed=seed)
+        sequence = Sequence(sequence_id=SequenceId(number), request=request, seed=seed)
+        self._found[sequence.sequence_id] = Generated(sequence)
         self.scheduler.add(sequence)
         return sequence
 
+    def step(self) -> None:
+        """One step; what it gave is kept for `run`."""
+        output = self.scheduler.schedule(0.0)
+        for item in self.scheduler.update(output, self.runner.execute(output), 0.0):
+            entry = self._found[item.sequence.sequence_id]
+            entry.tokens += item.tokens
+            entry.prompt_logprobs += item.prompt_logprobs
+        self.scheduler.check_integrity()
+
     def run(self, sequences: Items[Sequence]) -> list[Generated]:
-        """Steps until nothing is left to do."""
-        found = {sequence.sequence_id: Generated(sequence) for sequence in sequences}
+        """Steps until nothing is left to do; all that `sequences` gave since they were added."""
         while self.scheduler.has_work:
-            output = self.scheduler.schedule(0.0)
-            for item in self.scheduler.update(output, self.runner.execute(output), 0.0):
-                entry = found[item.sequence.sequence_id]
-                entry.tokens += item.tokens
-                entry.prompt_logprobs += item.prompt_logprobs
-            self.scheduler.check_integrity()
-        return list(found.values())
+            self.step()
+        return [self._found[sequence.sequence_id] for sequence in sequences]
 
     def generate(self, prompts: Items[Items[int]], **params: Any) -> list[Generated]:
         """All prompts at once, each with the same parameters."""
