@@ -65,6 +65,8 @@ def run(name: str, command: Command, rest: Sequence[str]) -> int:
     try:
         module = importlib.import_module(command.module)
         status = module.main([*command.prefix, *rest])
+        # A closed pipe is felt here, where it can be answered, and not at the interpreter's end.
+        sys.stdout.flush()
     except ModuleNotFoundError as error:
         if not command.extra or error.name is None or error.name.split(".")[0] in OURS:
             raise

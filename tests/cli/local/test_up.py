@@ -232,13 +232,14 @@ async def test_a_port_in_use_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(600)
 async def test_the_real_model_answers_survives_a_kill_and_leaves_nothing(tmp_path: Path, smollm2_path: Path) -> None:
     """up → ready → a streamed answer → the server is killed → it is back → Ctrl-C → nothing is left."""
     quickstart = Path(__file__).parents[3] / "examples" / "quickstart.yaml"
     mount = f"/models={smollm2_path.parent}"
     question = [{"role": "user", "content": "What is the capital of France?"}]
     async with running_up(WITH_REAL_SERVER, tmp_path, str(quickstart), "--mount", mount) as up:
-        await up.until_ready("smollm2", within_s=120)
+        await up.until_ready("smollm2", within_s=240)
         async with openai.AsyncOpenAI(base_url=f"{up.url}/v1", api_key="none") as client:
 
             async def answer() -> str:

@@ -1,0 +1,69 @@
+"""Files of manifests: all problems at once, by the operator's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from octavo_cli.errors import CliError
+from octavo_cli.local.manifests import load_manifests
+from octavo_testing.local_mode import a_manifest, write_manifests
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_valid(path: Path) -> None:
+    assert load_manifests([str(path)])
+
+
+def test_all_documents_of_all_files_are_read(tmp_path: Path) -> None:
+    one = write_manifests(tmp_path / "one.yaml", a_manifest("a"), a_manifest("b"))
+    two = write_manifests(tmp_path / "two.yaml", a_manifest("c"))
+
+    assert [each.key for each in load_manifests([str(one), str(two)])] == ["default/a", "default/b", "default/c"]
+
+
+def test_every_problem_is_told_with_its_place(tmp_path: Path) -> None:
+    path = write_manifests(
+        tmp_path / "m.yaml", a_manifest("a", replicas=-1), a_manifest("b", model="ftp://x"), a_manifest("c", zzz=1)
+    )
+
+    with pytest.raises(CliError) as refused:
+        load_manifests([str(path)])
+
+    lines = str(refused.value).splitlines()
+    assert ["document 1" in lines[0], "document 2" in lines[1], "document 3" in lines[2]] == [True] * 3
+    assert "spec.replicas" in lines[0]
+    assert "spec.model" in lines[1]
+    assert "spec.zzz" in lines[2]
+
+
+def test_a_name_or_served_name_twice_is_refused(tmp_path: Path) -> None:
+    path = write_manifests(
+        tmp_path / "m.yaml", a_manifest("a"), a_manifest("a"), a_manifest("b", servedNames=["a", "x"])
+    )
+
+    with pytest.raises(CliError) as refused:
+        load_manifests([str(path)])
+
+    assert "default/a is there twice" in str(refused.value)
+    assert "'a' is claimed by default/a and by default/b" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no ModelDeployment in there"),
+        ("{a: [", "is not YAML"),
+        ("kind: Service\napiVersion: v1\n", "must be ModelDeployment"),
+        ("just words", "document 1"),
+    ],
+)
+def test_other_content_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+
+    with pytest.raises(CliError, match=said):
+        load_manifests([str(path)])

@@ -1,0 +1,120 @@
+"""The chat client against a small OpenAI-compatible server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from octavo_cli import chat
+from octavo_cli.errors import CliError
+from octavo_testing.local_mode import a_free_port
+
+
+def chunk(text: str) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n"
+
+
+@contextlib.asynccontextmanager
+async def a_service(
+    *events: bytes, models: tuple[str, ...] = ("m",), port: int = 0
+) -> AsyncIterator[tuple[str, list[Any]]]:
+    """Its address, and the bodies that it was sent; every answer is the given events."""
+    bodies: list[Any] = []
+
+    async def list_models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in models]})
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        bodies.append({**await request.json(), "key": request.headers.get("Authorization")})
+        if not events:
+            return web.json_response({"error": {"message": "the model is not ready"}}, status=503)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for each in events:
+            await response.write(each)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_post("/v1/chat/completions", complete)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", bodies
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_answer_is_printed_as_it_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    events = (b": heartbeat\n\n", chunk("Pa"), chunk("ris"), chunk("."), b"data: [DONE]\n\n")
+    async with a_service(*events) as (url, bodies):
+        arguments = ["--url", url, "--system", "be brief", "--api-key", "k", "--max-tokens", "9", "--temperature", "0"]
+        status = await chat.run(chat.parse([*arguments, "capital", "of", "France?"]))
+
+    assert (status, capsys.readouterr().out) == (0, "Paris.\n")
+    (body,) = bodies
+    assert (body["model"], body["stream"], body["max_tokens"], body["temperature"]) == ("m", True, 9, 0)
+    assert [message["content"] for message in body["messages"]] == ["be brief", "capital of France?"]
+    assert body["key"] == "Bearer k"
+
+
+async def test_a_conversation_remembers_its_turns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = iter(["one", "two", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(questions))
+    async with a_service(chunk("yes"), b"data: [DONE]\n\n") as (url, bodies):
+        status = await chat.run(chat.parse(["--url", url + "/v1"]))
+
+    assert status == 0
+    assert [message["content"] for message in bodies[1]["messages"]] == ["one", "yes", "two"]
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ((), "503: the model is not ready"),
+        ((chunk("a"), b'data: {"error": {"message": "it broke"}}\n\n', b"data: [DONE]\n\n"), "it broke"),
+        ((chunk("a"),), "the stream ended before its end was said"),
+    ],
+)
+async def test_errors_are_one_sentence(events: tuple[bytes, ...], said: str) -> None:
+    async with a_service(*events) as (url, _):
+        with pytest.raises(CliError, match=said):
+            await chat.run(chat.parse(["--url", url, "hi"]))
+
+
+@pytest.mark.parametrize(
+    ("models", "arguments", "said"),
+    [
+        (("a", "b"), [], "has a, b; choose one with --model"),
+        ((), [], "has no models; choose one"),
+        (("a",), ["--model", "c"], "has no model 'c'; it has a"),
+    ],
+)
+async def test_which_model_must_be_clear(models: tuple[str, ...], arguments: list[str], said: str) -> None:
+    async with a_service(b"data: [DONE]\n\n", models=models) as (url, _):
+        with pytest.raises(CliError, match=said):
+            await chat.run(chat.parse(["--url", url, *arguments, "hi"]))
+
+
+async def test_it_waits_for_an_address_that_does_not_answer_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    port = a_free_port()
+    asking = asyncio.create_task(chat.run(chat.parse(["--url", f"http://127.0.0.1:{port}", "--wait", "20", "hi"])))
+    await asyncio.sleep(0.2)
+    async with a_service(chunk("here"), b"data: [DONE]\n\n", port=port):
+        assert await asking == 0
+
+    assert capsys.readouterr().out == "here\n"
+
+
+async def test_without_waiting_an_address_that_does_not_answer_is_an_error() -> None:
+    with pytest.raises(CliError, match="does not answer"):
+        await chat.run(chat.parse(["--url", f"http://127.0.0.1:{a_free_port()}", "hi"]))
