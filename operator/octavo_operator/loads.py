@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
+import aiohttp
+
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling.gateway_held import GatewayHeld, GatewayPod
@@ -92,9 +94,13 @@ class Loads:
                 if any(
                     resource is not None and resource.may_sleep for resource in map(_parse, self._cache.resources())
                 ):
-                    await self._list_gateways(kube, namespace)
-                    await self._held.read_once(session)
+                    await self.ask_gateways(kube, namespace, session)
                 await asyncio.sleep(GATEWAYS_EVERY_S)
+
+    async def ask_gateways(self, kube: KubeClient, namespace: str, session: aiohttp.ClientSession) -> None:
+        """One round: who they are, and what they hold."""
+        await self._list_gateways(kube, namespace)
+        await self._held.read_once(session)
 
     async def _list_gateways(self, kube: KubeClient, namespace: str) -> None:
         try:

@@ -1,0 +1,155 @@
+"""The client over a real socket: what it sends, and that every failure is one kind of error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from octavo_operator.errors import ClusterError
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.kube.kinds import POD, SERVICE
+
+
+class FakeApi:
+    """Answers from a list and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, Any]] = []
+        self.requests: list[dict[str, Any]] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        asked = {"method": request.method, "path": request.path, "query": dict(request.query)}
+        self.requests.append({**asked, "headers": request.headers, "body": await request.text()})
+        status, body = self.answers.pop(0)
+        return (
+            web.Response(status=status, text=body) if isinstance(body, str) else web.json_response(body, status=status)
+        )
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture
+async def kube(api: FakeApi, tmp_path: Path) -> AsyncIterator[KubeClient]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", api.handle)
+    async with TestServer(app) as server:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.port}"}}],
+            "users": [{"name": "u", "user": {"token": "secret"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        path = tmp_path / "kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        async with KubeClient.connect(path) as client:
+            yield client
+
+
+async def test_list_reads_all_pages_and_names_the_kind(kube: KubeClient, api: FakeApi) -> None:
+    api.answers = [
+        (200, {"metadata": {"continue": "next"}, "items": [{"metadata": {"name": "a"}}]}),
+        (200, {"metadata": {}, "items": [{"metadata": {"name": "b"}}]}),
+    ]
+
+    items = await kube.list_kind(POD, "ns", "a=b")
+
+    assert [(item["kind"], item["metadata"]["name"]) for item in items] == [("Pod", "a"), ("Pod", "b")]
+    assert api.requests[0]["path"] == "/api/v1/namespaces/ns/pods"
+    assert api.requests[0]["query"]["labelSelector"] == "a=b"
+    assert api.requests[1]["query"]["continue"] == "next"
+    assert api.requests[0]["headers"]["Authorization"] == "Bearer secret"
+
+
+async def test_apply_is_server_side_with_one_field_manager(kube: KubeClient, api: FakeApi) -> None:
+    api.answers = [(200, {"ok": True})]
+    manifest = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "qwen", "namespace": "ns"}}
+
+    assert await kube.apply(SERVICE, manifest, force=True) == {"ok": True}
+
+    request = api.requests[0]
+    assert (request["method"], request["path"]) == ("PATCH", "/api/v1/namespaces/ns/services/qwen")
+    assert request["query"] == {"fieldManager": "octavo-operator", "force": "true", "fieldValidation": "Strict"}
+    assert request["headers"]["Content-Type"] == "application/apply-patch+yaml"
+
+
+async def test_absent_object_is_none(kube: KubeClient, api: FakeApi) -> None:
+    api.answers = [(404, {"reason": "NotFound", "message": "no"}), (200, {"items": []})]
+
+    assert await kube.get_path("/x") is None
+    assert await kube.find(SERVICE, "ns", "qwen") is None
+    assert api.requests[1]["query"] == {"fieldSelector": "metadata.name=qwen"}
+
+
+async def test_deletion_of_what_has_gone_is_done(kube: KubeClient, api: FakeApi) -> None:
+    api.answers = [(404, {"message": "gone"}), (409, {"message": "another uid"}), (403, {"message": "no right"})]
+
+    await kube.delete(SERVICE, "ns", "qwen", uid="u1")
+    await kube.delete(SERVICE, "ns", "qwen", uid="u1")
+    with pytest.raises(ClusterError, match="no right"):
+        await kube.delete(SERVICE, "ns", "qwen", uid="u1")
+
+    assert '"uid": "u1"' in api.requests[0]["body"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (422, {"reason": "Invalid", "message": "bad field"}, "422 Invalid: bad field"),
+        (500, "<html>oops</html>", "<html>oops</html>"),
+        (200, "[1]", None),
+    ],
+)
+async def test_refusal_is_a_cluster_error(
+    kube: KubeClient, api: FakeApi, status: int, body: Any, said: str | None
+) -> None:
+    api.answers = [(status, body)]
+    if said is None:
+        assert await kube.get_path("/x") == {"message": "[1]"}
+        return
+
+    with pytest.raises(ClusterError) as refused:
+        await kube.get_path("/x")
+
+    assert refused.value.status == status
+    assert said in str(refused.value)
+
+
+async def test_unreachable_server_is_a_cluster_error(tmp_path: Path) -> None:
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+
+    async with KubeClient.connect(path) as client:
+        with pytest.raises(ClusterError) as refused:
+            await client.get_path("/x")
+
+    assert refused.value.status == 0
+
+
+async def test_missing_kubeconfig_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="no way to the API server"):
+        async with KubeClient.connect(tmp_path / "absent"):
+            pass
+
+
+async def test_watches_get_the_same_credentials(kube: KubeClient) -> None:
+    credentials = await kube.credentials()
+
+    assert credentials.token == "secret"
+    assert credentials.server.startswith("http://127.0.0.1:")

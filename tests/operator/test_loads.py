@@ -1,0 +1,150 @@
+"""From scraped loads to the status's pressure and to the wish for zero replicas."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import aiohttp
+import pytest
+
+from octavo_operator.errors import ClusterError
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.loads import Loads
+from octavo_operator.metrics_adapter.store import MetricsStore, PodLoad
+from octavo_operator.object_cache import ObjectCache, ResourceKey
+from octavo_testing.control_plane import a_manifest, a_pod
+
+QWEN: ResourceKey = ("default", "qwen")
+SLEEPY = {"scaling": {"minReplicas": 0, "maxReplicas": 2, "idleAfter": "60s"}, "replicas": 1}
+
+
+class World:
+    """A cache with one ready pod of qwen, a clock, and what was enqueued."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.now = 1000.0
+        self.enqueued: list[ResourceKey] = []
+        self.cache = ObjectCache()
+        self.store = MetricsStore()
+        self.loads = Loads(cache=self.cache, store=self.store, enqueue=self.enqueued.append, now=lambda: self.now)
+        self.put(a_manifest(**spec))
+        self.pod = a_pod(revision="r", ready=True)
+        self.put(dict(self.pod.raw))
+
+    def put(self, obj: Mapping[str, Any]) -> None:
+        self.now += 0.001
+        newer = copy.deepcopy(dict(obj))
+        newer["metadata"]["resourceVersion"] = str(int(self.now * 1000))
+        self.cache.put(newer)
+
+    def round(self, *, pressure: float = 0.0, requests: int = 0, running: int = 0) -> None:
+        self.store.put(
+            self.pod.uid,
+            PodLoad(
+                pressure=pressure,
+                running=running,
+                waiting=0,
+                draining=False,
+                requests_total=requests,
+                kv_usage=0.0,
+                at=self.now,
+            ),
+        )
+        self.loads.on_round()
+
+    def wait(self, seconds: int, **load: Any) -> None:
+        """Rounds every two seconds."""
+        for _ in range(seconds // 2):
+            self.now += 2
+            self.round(**load)
+
+
+class FakeGateways:
+    """The list of gateway pods as the API server gives it; `error` makes the list fail."""
+
+    def __init__(self, *, error: ClusterError | None = None) -> None:
+        self.error = error
+
+    async def list_kind(self, kind: Any, namespace: str, selector: str) -> list[dict[str, Any]]:
+        assert "app.kubernetes.io/component=gateway" in selector
+        if self.error is not None:
+            raise self.error
+        return []
+
+
+async def hear_gateways(world: World, gateways: FakeGateways) -> None:
+    """One round of asking, without the endless loop around it."""
+    await world.loads.ask_gateways(cast(KubeClient, gateways), "", cast(aiohttp.ClientSession, None))
+
+
+def test_pressure_is_the_mean_of_fresh_loads() -> None:
+    world = World()
+    assert world.loads.pressure(QWEN) is None
+
+    world.round(pressure=0.5)
+    assert world.loads.pressure(QWEN) == 0.5
+    world.now += 60
+    assert world.loads.pressure(QWEN) is None
+
+
+def test_resource_is_looked_at_only_when_its_rounded_pressure_changes() -> None:
+    world = World()
+    world.round(pressure=0.5)
+    assert world.enqueued == [QWEN]
+
+    world.put(a_manifest(status={"scaling": {"pressure": "0.5"}}))
+    world.enqueued.clear()
+    world.round(pressure=0.51)
+    assert world.enqueued == []
+    world.round(pressure=0.58)
+    assert world.enqueued == [QWEN]
+
+
+async def test_idle_model_wishes_for_zero_after_its_time() -> None:
+    world = World(**SLEEPY)
+    await hear_gateways(world, FakeGateways())
+
+    world.wait(50)
+    assert world.loads.zero_wish(QWEN) is None
+    world.wait(20)
+    wish = world.loads.zero_wish(QWEN)
+    assert wish is not None
+    assert "no request for 60 s" in wish.reason
+
+
+async def test_request_starts_the_clock_anew() -> None:
+    world = World(**SLEEPY)
+    await hear_gateways(world, FakeGateways())
+    world.wait(50)
+
+    world.wait(2, requests=1)
+    world.wait(50, requests=1)
+
+    assert world.loads.zero_wish(QWEN) is None
+
+
+@pytest.mark.parametrize("error", [None, ClusterError(403, "Forbidden", "no")])
+async def test_nothing_goes_to_zero_while_gateways_are_unknown(error: ClusterError | None) -> None:
+    world = World(**SLEEPY)
+    if error is not None:
+        await hear_gateways(world, FakeGateways(error=error))
+
+    world.wait(100)
+
+    assert world.loads.zero_wish(QWEN) is None
+
+
+async def test_fixed_or_invalid_resource_never_wishes_for_zero() -> None:
+    for spec in ({"replicas": 1}, {"model": "nonsense"}):
+        world = World(**spec)
+        await hear_gateways(world, FakeGateways())
+        world.wait(100)
+        assert world.loads.zero_wish(QWEN) is None
+
+
+def test_pods_are_told_to_scraper_and_adapter() -> None:
+    (pod,) = World().loads.list_pods()
+
+    assert (pod.model, pod.ip, pod.is_serving) == ("qwen", "10.0.0.7", True)
