@@ -10,12 +10,15 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from octavo_testing.apiserver import ApiServer, BinariesMissingError
+from octavo_testing.chart import aggregating_apiserver
 
 asyncio.set_event_loop(None)
 
@@ -76,3 +79,15 @@ def render(helm, tmp_path_factory) -> Render:
         return cache[key]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ApiServer]:
+    """A real API server with our CRD, a front proxy and the release's namespace `sys`."""
+    try:
+        with aggregating_apiserver() as server:
+            server.request("POST", "/api/v1/namespaces", {"metadata": {"name": "sys"}})
+            server.apply_crd()
+            yield server
+    except BinariesMissingError as missing:
+        pytest.skip(f"no API server to test against: {missing}")

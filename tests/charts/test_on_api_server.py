@@ -1,7 +1,7 @@
 """The chart's objects on a real kube-apiserver: accepted as they are, and enough for the adapter to be aggregated.
 
 The adapter runs in this process with the token of the chart's own service account, so every right that it lacks shows.
-No kubelet: the Service leads to this host by its name (ExternalName), as an API server without cluster network wants.
+No kubelet: its Service leads to this host by name (ExternalName), as an API server without a cluster network wants.
 """
 
 from __future__ import annotations
@@ -10,83 +10,28 @@ import asyncio
 import contextlib
 import json
 import ssl
+import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import yaml
 
 from octavo_operator.config import parse_config
 from octavo_operator.kube.adapter_access import KubeAdapterAccess
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics_adapter.lifecycle import AdapterSettings, MetricsAdapter
 from octavo_operator.metrics_adapter.store import MetricsStore
-from octavo_testing import apiserver as real
-from octavo_testing.adapter import a_ca, a_client, a_load, a_pod
-from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer
+from octavo_testing.adapter import a_load, a_pod
+from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer, _free_ports
+from octavo_testing.chart import PATHS, add_account, install_rights, kubeconfig_of, path_of, token_of
 
-PATHS = {
-    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
-    "Secret": "/api/v1/namespaces/{namespace}/secrets",
-    "Service": "/api/v1/namespaces/{namespace}/services",
-    "Pod": "/api/v1/namespaces/{namespace}/pods",
-    "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
-    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
-    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
-    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-}
 METRIC = "octavo_kv_pressure_ratio"
 VALUES = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/" + METRIC
 SELECTOR = "?labelSelector=octavo.dev%2Fmodeldeployment%3Dqwen"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
-    """An API server with a front proxy, which the operator's tests do without."""
-    try:
-        with aggregating_apiserver() as server:
-            for name, labels in {"sys": {}, "strict": {"pod-security.kubernetes.io/enforce": "restricted"}}.items():
-                server.request("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
-            yield server
-    except real.BinariesMissingError as missing:
-        pytest.skip(f"no API server to test against: {missing}")
-
-
-@contextlib.contextmanager
-def aggregating_apiserver() -> Iterator[ApiServer]:
-    proxy_ca = a_ca("front-proxy-ca")
-    proxy = a_client("front-proxy-client", proxy_ca)
-
-    def command(binary: Path, folder: Path, etcd_port: int, port: int) -> list[str]:
-        (folder / "front-proxy-ca.crt").write_bytes(proxy_ca.cert_pem)
-        cert, key = proxy.write(folder, "front-proxy-client")
-        return [
-            *plain_command(binary, folder, etcd_port, port),
-            f"--requestheader-client-ca-file={folder}/front-proxy-ca.crt",
-            "--requestheader-allowed-names=front-proxy-client",
-            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-            "--requestheader-group-headers=X-Remote-Group",
-            "--requestheader-username-headers=X-Remote-User",
-            f"--proxy-client-cert-file={cert}",
-            f"--proxy-client-key-file={key}",
-        ]
-
-    plain_command = real._apiserver_command
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real, "_apiserver_command", command)
-        with real.running_apiserver() as server:
-            yield server
-
-
-def path_of(manifest: dict[str, Any], *, namespace: str = "") -> str:
-    return PATHS[manifest["kind"]].format(namespace=namespace or manifest["metadata"].get("namespace", ""))
 
 
 @pytest.mark.parametrize(
@@ -99,12 +44,16 @@ def path_of(manifest: dict[str, Any], *, namespace: str = "") -> str:
     ids=str,
 )
 def test_every_object_is_accepted_with_strict_field_validation(server, render, values):
-    for manifest in render(values):
-        answer = server.request("POST", path_of(manifest) + "?dryRun=All&fieldValidation=Strict", manifest)
-        assert answer.status == 201, f"{manifest['kind']} {manifest['metadata']['name']}: {answer.message}"
+    for manifest in render(values, release="dry"):
+        path = f"{path_of(manifest)}/{manifest['metadata']['name']}"
+        query = "?dryRun=All&fieldValidation=Strict&fieldManager=helm&force=true"
+        answer = server.request("PATCH", path + query, manifest, content_type="application/apply-patch+yaml")
+        assert answer.status in (200, 201), f"{manifest['kind']} {manifest['metadata']['name']}: {answer.message}"
 
 
 def test_every_pod_is_admitted_where_pod_security_restricted_is_enforced(server, render):
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    server.request("POST", "/api/v1/namespaces", {"metadata": {"name": "strict", "labels": labels}})
     rendered = render()
     pods = [(each["metadata"]["name"], each["spec"]["template"]["spec"]) for each in rendered.of("Deployment")]
     pods += [(each["metadata"]["name"], each["spec"]) for each in rendered.of("Pod")]
@@ -115,18 +64,15 @@ def test_every_pod_is_admitted_where_pod_security_restricted_is_enforced(server,
         assert answer.status == 201, answer.message
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def installed(server, render) -> ApiServer:
-    """The chart's rights, accounts and Secret are there; what needs a kubelet is not."""
-    kinds = ("ServiceAccount", "Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
-    for manifest in (each for each in render() if each["kind"] in kinds):
-        answer = server.request("POST", path_of(manifest), manifest)
-        assert answer.status == 201, answer.message
-    service = {"metadata": {"name": "octavo-metrics-adapter"}, "spec": {"type": "ExternalName"}}
-    service["spec"]["externalName"] = "localhost"
+    """The chart's rights in place, and three accounts that ask for metrics."""
+    install_rights(server, render())
+    service = {"metadata": {"name": "octavo-metrics-adapter"}}
+    service["spec"] = {"type": "ExternalName", "externalName": "localhost"}
     assert server.request("POST", PATHS["Service"].format(namespace="sys"), service).status == 201
     for namespace, name in (("kube-system", "horizontal-pod-autoscaler"), ("default", "nobody"), ("default", "reader")):
-        server.request("POST", PATHS["ServiceAccount"].format(namespace=namespace), {"metadata": {"name": name}})
+        add_account(server, namespace, name)
     binding = {
         "metadata": {"name": "reader"},
         "roleRef": {
@@ -140,32 +86,13 @@ def installed(server, render) -> ApiServer:
     return server
 
 
-def token_of(server: ApiServer, namespace: str, name: str) -> str:
-    path = PATHS["ServiceAccount"].format(namespace=namespace) + f"/{name}/token"
-    answer = server.request(
-        "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    )
-    assert answer.status == 201, answer.message
-    return str(answer.body["status"]["token"])
-
-
-def kubeconfig_of(server: ApiServer, folder: Path, token: str) -> Path:
-    config = yaml.safe_load(server.kubeconfig.read_text())
-    config["users"][0]["user"] = {"token": token}
-    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
-    return folder / "kubeconfig"
-
-
 @contextlib.asynccontextmanager
 async def running_adapter(server: ApiServer, settings: AdapterSettings, folder: Path):
     """The adapter as the operator runs it, with two pods of 3.2 and 0.85."""
-    import time
-
     store, pods = MetricsStore(fresh_for_s=600), [a_pod("qwen-1"), a_pod("qwen-2")]
     for pod, pressure in zip(pods, (3.2, 0.85), strict=True):
         store.put(pod.uid, a_load(pressure, at=time.time()))
-    kubeconfig = kubeconfig_of(server, folder, token_of(server, "sys", "octavo-operator"))
-    async with KubeClient.connect(kubeconfig) as kube:
+    async with KubeClient.connect(kubeconfig_of(server, folder, "sys", "octavo-operator")) as kube:
         adapter = MetricsAdapter(settings, kube=KubeAdapterAccess(kube), store=store, list_pods=lambda: pods)
         task = asyncio.create_task(adapter.run())
         try:
@@ -192,7 +119,7 @@ def is_available(server: ApiServer, version: str) -> bool:
 
 async def test_the_adapter_is_aggregated_with_exactly_the_charts_rights(installed, render, tmp_path):
     """From the chart's rights to what an HPA reads: certificate, announcement, discovery, values, refusals, revocation."""
-    server, (port,) = installed, real._free_ports(1)
+    server, (port,) = installed, _free_ports(1)
     settings = parse_config(render().container("operator")["args"], {}).adapter
     settings = replace(settings, host="127.0.0.1", port=port, service=replace(settings.service, port=port))
     hpa = token_of(server, "kube-system", "horizontal-pod-autoscaler")

@@ -134,9 +134,9 @@ class MetricsAdapter:
             self._troubles.pop(step, None)
 
     async def _refresh_certificate(self) -> None:
-        files = self._settings.cert_file, self._settings.key_file
-        if files[0] is not None and files[1] is not None:
-            cert_pem, key_pem = await asyncio.to_thread(_read_files, *files)
+        cert_file, key_file = self._settings.cert_file, self._settings.key_file
+        if cert_file is not None and key_file is not None:
+            cert_pem, key_pem = await asyncio.to_thread(_read_files, cert_file, key_file)
             self._tls.load_certificate(cert_pem, key_pem)
             return
         certificate = await self._ensure_secret()

@@ -1,0 +1,147 @@
+"""The operator and the gateway as processes, each with nothing but the rights that the chart gives it.
+
+Whatever they lack shows as a 403 of a real kube-apiserver in their logs, or as a resource that never comes to be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octavo_testing.apiserver import ApiServer, _free_ports
+from octavo_testing.chart import install_rights, kubeconfig_of
+from octavo_testing.operator_process import OPERATOR_PATH, Namespace
+from octavo_testing.operator_process import until as await_that
+
+NO_RIGHT = ("403", "orbidden", "cannot list", "cannot watch", "cannot patch")
+
+UNSCHEDULABLE = {
+    "phase": "Pending",
+    "conditions": [
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+        }
+    ],
+}
+
+
+@contextlib.contextmanager
+def running(module: str, log: Path, *arguments: str) -> Iterator[None]:
+    """`python -m module` until the block ends; it must then end by itself after SIGTERM."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env={**os.environ, "PYTHONPATH": str(OPERATOR_PATH)},
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        yield
+        assert process.poll() is None, log.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(params=[(), ("team-limited",)], ids=["everywhere", "one-namespace"])
+def release(request, server, render, tmp_path):
+    """(rendered chart, a watched namespace, a namespace that is watched only where all are)."""
+    name = "limited" if request.param else "wide"
+    rendered = render({"namespaces": list(request.param)}, release=f"octavo-{name}")
+    watched = Namespace(server, f"team-{name}")
+    install_rights(server, rendered)
+    node = {"metadata": {"name": "gpu-node"}}
+    server.request("POST", "/api/v1/nodes", node)
+    gpus = {"status": {"capacity": {"nvidia.com/gpu": "1"}, "allocatable": {"nvidia.com/gpu": "1"}}}
+    server.request("PATCH", "/api/v1/nodes/gpu-node/status", gpus, content_type="application/merge-patch+json")
+    return rendered, watched, f"octavo-{name}"
+
+
+def test_a_models_whole_life_needs_no_other_right(server: ApiServer, release, tmp_path):
+    """Applied, scaled to zero, woken by a request, changed, deleted: operator and gateway with the chart's own flags."""
+    rendered, namespace, name = release
+    port, internal = _free_ports(2)
+    logs = {component: tmp_path / f"{component}.log" for component in ("operator", "gateway")}
+    flags = {
+        component: [
+            *rendered.container(component, release=name)["args"],
+            f"--kubeconfig={kubeconfig_of(server, tmp_path, 'sys', f'{name}-{component}')}",
+        ]
+        for component in logs
+    }
+    operator = [*flags["operator"], "--port=0", "--metrics-adapter=false"]
+    gateway = [*flags["gateway"], f"--port={port}", f"--internal-port={internal}", "--drain-delay-s=0"]
+
+    with (
+        running("octavo_operator", logs["operator"], *operator),
+        running("octavo_gateway", logs["gateway"], *gateway, "--shutdown-timeout-s=1"),
+    ):
+        namespace.create("steady", replicas=2)
+        namespace.create("scaled", scaling={"minReplicas": 0, "maxReplicas": 3, "idleAfter": "10m"})
+        for kind in ("Service", "ServiceAccount"):
+            await_that(lambda kind=kind: namespace.names(kind), lambda names: {"steady", "scaled"} <= names)
+        await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" in names)
+        await_that(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: "scaled" in names)
+        assert namespace.deployment_of("steady")["spec"]["replicas"] == 2
+        await_that(lambda: namespace.condition("scaled"), bool)
+
+        namespace.patch("ModelDeployment", "scaled", {"spec": {"replicas": 0}}, subresource="scale")
+        await_that(lambda: namespace.deployment_of("scaled")["spec"]["replicas"], lambda replicas: replicas == 0)
+        await_that(lambda: namespace.names("Event"), bool)
+        await_that(lambda: is_ready(internal), bool)
+        with asking(port, "scaled"):
+            await_that(
+                lambda: (namespace.get("ModelDeployment", "scaled") or {})["spec"]["replicas"],
+                lambda replicas: replicas == 1,
+                within_s=30,
+            )
+
+        namespace.add_pod(namespace.deployment_of("steady"), "steady-1", UNSCHEDULABLE)
+        await_that(lambda: namespace.condition("steady"), lambda ready: "0 of 1 GPU nodes" in ready.get("message", ""))
+
+        namespace.patch("ModelDeployment", "steady", {"spec": {"replicas": 1}})
+        await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" not in names)
+        namespace.delete("ModelDeployment", "steady")
+
+    for log in logs.values():
+        refused = [line for line in log.read_text().splitlines() if any(word in line for word in NO_RIGHT)]
+        assert refused == []
+
+
+def is_ready(internal_port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{internal_port}/readyz", timeout=5):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def asking(port: int, model: str) -> Iterator[None]:
+    """A chat request that the gateway holds, since no replica will ever come; its answer does not matter."""
+
+    def ask() -> None:
+        body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "hi"}}]}}'.encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
+        )
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=30):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    yield

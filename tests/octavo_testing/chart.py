@@ -1,0 +1,93 @@
+"""A rendered chart on a real kube-apiserver, without a kubelet: its rights and accounts become real, its pods do not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from octavo_testing import apiserver as real
+from octavo_testing.adapter import a_ca, a_client
+from octavo_testing.apiserver import ApiServer
+
+Manifest = dict[str, Any]
+
+PATHS = {
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "Secret": "/api/v1/namespaces/{namespace}/secrets",
+    "Service": "/api/v1/namespaces/{namespace}/services",
+    "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+}
+RIGHTS = ("ServiceAccount", "Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+
+
+def path_of(manifest: Manifest) -> str:
+    """Where an object of this kind is created."""
+    return PATHS[manifest["kind"]].format(namespace=manifest["metadata"].get("namespace", ""))
+
+
+def install_rights(server: ApiServer, manifests: Iterable[Manifest]) -> None:
+    """Accounts, roles, bindings and the empty Secret; nothing that would need a kubelet."""
+    for manifest in (each for each in manifests if each["kind"] in RIGHTS):
+        answer = server.request("POST", path_of(manifest), manifest)
+        assert answer.status == 201, answer.message
+
+
+def add_account(server: ApiServer, namespace: str, name: str) -> None:
+    server.request("POST", PATHS["ServiceAccount"].format(namespace=namespace), {"metadata": {"name": name}})
+
+
+def token_of(server: ApiServer, namespace: str, name: str) -> str:
+    """A token of a service account, as its pod would have."""
+    path = PATHS["ServiceAccount"].format(namespace=namespace) + f"/{name}/token"
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    answer = server.request("POST", path, body)
+    assert answer.status == 201, answer.message
+    return str(answer.body["status"]["token"])
+
+
+def kubeconfig_of(server: ApiServer, folder: Path, namespace: str, name: str) -> Path:
+    """A kubeconfig with nothing but the rights of a service account."""
+    config = yaml.safe_load(server.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": token_of(server, namespace, name)}
+    path = folder / f"{name}.kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@contextlib.contextmanager
+def aggregating_apiserver() -> Iterator[ApiServer]:
+    """An API server with a front proxy of its own, which the operator's tests do without."""
+    proxy_ca = a_ca("front-proxy-ca")
+    proxy = a_client("front-proxy-client", proxy_ca)
+    plain_command = real._apiserver_command
+
+    def command(binary: Path, folder: Path, etcd_port: int, port: int) -> list[str]:
+        (folder / "front-proxy-ca.crt").write_bytes(proxy_ca.cert_pem)
+        cert, key = proxy.write(folder, "front-proxy-client")
+        return [
+            *plain_command(binary, folder, etcd_port, port),
+            f"--requestheader-client-ca-file={folder}/front-proxy-ca.crt",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-username-headers=X-Remote-User",
+            f"--proxy-client-cert-file={cert}",
+            f"--proxy-client-key-file={key}",
+        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real, "_apiserver_command", command)
+        with real.running_apiserver() as server:
+            yield server
