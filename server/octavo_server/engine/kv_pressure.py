@@ -3,12 +3,14 @@
     pressure = max((blocks held + blocks the waiting still need) / all blocks, (running + waiting) / max_num_seqs)
 
 Not capped at 1, so that one look says how many replicas are needed. A waiting sequence needs the blocks of its prompt
-and of the output to be expected of it, less its prefix hits. The sum is kept up to date as sequences come and go, so
-that reading it is O(1); what drifts (hits, the expectation) is counted anew now and then.
+and of the output to be expected of it, less its prefix hits. The sum is kept up to date as sequences come and go; what
+drifts meanwhile (hits, the expectation) is counted anew for a few at each reading, so that a long queue costs no more
+than a short one.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 OUTPUT_TOKENS_UNTIL_KNOWN = 64
 """Expected of an output until enough have finished."""
 OUTPUTS_TO_KNOW = 10
-STEPS_BETWEEN_RECOUNTS = 64
-"""A second or so of decoding: hits of what waits change with every block that is published."""
+RECOUNTS_PER_READING = 32
+"""Waiting sequences counted anew at each reading, in turn: a shorter queue is always exact."""
 
 
 class OutputLengths:
@@ -48,10 +50,9 @@ class WaitingDemand:
     def __init__(self, kv: KVCacheManager, lengths: OutputLengths) -> None:
         self._kv = kv
         self._lengths = lengths
-        self._waiting: dict[SequenceId, tuple[Sequence, int]] = {}
+        # The longest not counted first
+        self._waiting: OrderedDict[SequenceId, tuple[Sequence, int]] = OrderedDict()
         self._blocks = 0
-        self._counted_with = lengths.expected
-        self._counted_at_step = 0
 
     def add(self, sequence: Sequence) -> None:
         """The sequence waits from now on."""
@@ -63,17 +64,16 @@ class WaitingDemand:
         """The sequence was admitted or aborted."""
         self._blocks -= self._waiting.pop(sequence.sequence_id)[1]
 
-    def blocks(self, step: int) -> int:
-        """The demand at the given step of the scheduler."""
-        if self._lengths.expected != self._counted_with or step - self._counted_at_step >= STEPS_BETWEEN_RECOUNTS:
-            self._counted_with = self._lengths.expected
-            self._counted_at_step = step
-            self._waiting = {i: (seq, self._blocks_of(seq)) for i, (seq, _) in self._waiting.items()}
-            self._blocks = sum(blocks for _, blocks in self._waiting.values())
+    def blocks(self) -> int:
+        """The demand now."""
+        for _ in range(min(RECOUNTS_PER_READING, len(self._waiting))):
+            sequence, _ = next(iter(self._waiting.values()))
+            self.remove(sequence)
+            self.add(sequence)
         return self._blocks
 
     def _blocks_of(self, sequence: Sequence) -> int:
         # A preempted sequence may already have more output than was expected of it
-        output = max(min(self._counted_with, sequence.max_output_tokens), sequence.num_output_tokens)
+        output = max(min(self._lengths.expected, sequence.max_output_tokens), sequence.num_output_tokens)
         hits = len(self._kv.match_prefix(sequence))
         return self._kv.blocks_for(sequence.num_prompt_tokens + output) - hits

@@ -119,7 +119,6 @@ class Scheduler:
         self._finished: list[Sequence] = []
         self._lengths = OutputLengths()
         self._demand = WaitingDemand(kv, self._lengths)
-        self._num_steps = 0
         self._num_preemptions = 0
         self._prefix_queries = 0
         self._prefix_hits = 0
@@ -168,7 +167,6 @@ class Scheduler:
 
     def schedule(self, now: float) -> SchedulerOutput:
         """Decides the next step; while there is work it is never empty."""
-        self._num_steps += 1
         plan = _StepPlan(self.config.max_num_batched_tokens)
         # A prompt that is alone stalls nobody
         share = self._prefill_share if len(self._sequences) > 1 else plan.budget
@@ -208,7 +206,7 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         """What to report now."""
         running, waiting = len(self._running), len(self._waiting)
-        blocks = self.kv.num_used_blocks + self._demand.blocks(self._num_steps)
+        blocks = self.kv.num_used_blocks + self._demand.blocks()
         return SchedulerStats(
             running=running,
             waiting=waiting,
@@ -240,11 +238,11 @@ class Scheduler:
                 self._schedule_tokens(sequence, min(sequence.num_uncomputed_tokens, share, plan.budget), plan)
 
     def _schedule_waiting(self, plan: _StepPlan, share: int, now: float) -> None:
-        if not self._waiting:
+        if not self._has_room(plan):
             return
         promised = sum(self._blocks_to_come(sequence) for sequence in self._running.values())
         in_the_making = {_next_hash(sequence, sequence.num_published_blocks) for sequence in self._running.values()}
-        while self._waiting and plan.budget > 0 and len(self._running) < self.config.max_num_seqs:
+        while self._has_room(plan):
             sequence = self._waiting.peek()
             hits = self.kv.match_prefix(sequence)
             next_hash = _next_hash(sequence, len(hits))
@@ -259,6 +257,10 @@ class Scheduler:
             self._schedule_tokens(sequence, min(sequence.num_uncomputed_tokens, share, plan.budget), plan)
             promised += self._blocks_to_come(sequence)
             in_the_making.add(next_hash)
+
+    def _has_room(self, plan: _StepPlan) -> bool:
+        """Whether one more sequence may enter, memory aside."""
+        return len(self._waiting) > 0 and plan.budget > 0 and len(self._running) < self.config.max_num_seqs
 
     def _schedule_tokens(self, sequence: Sequence, num_tokens: int, plan: _StepPlan) -> None:
         end = sequence.num_computed_tokens + num_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo_server.engine.kv_pressure import STEPS_BETWEEN_RECOUNTS, OutputLengths
+from octavo_server.engine.kv_pressure import RECOUNTS_PER_READING, OutputLengths
 from octavo_server.engine.request import FinishReason, SamplingParams
 from octavo_server.engine.scheduler import Scheduler
 from octavo_server.engine.waiting_queue import SchedulingPolicy
@@ -70,12 +70,12 @@ def test_the_expected_output_is_the_mean_of_finished_ones_for_those_too_that_alr
     scheduler.add(a_sequence(4, params=LONG))
     a_step(scheduler)
     assert scheduler.stats().pressure == 3
-    assert scheduler._demand.blocks(scheduler._num_steps) == 3 + 17
+    assert scheduler._demand.blocks() == 3 + 17
 
     while scheduler.stats().waiting == 2:
         a_step(scheduler)
 
-    assert scheduler._demand.blocks(scheduler._num_steps) == 3
+    assert scheduler._demand.blocks() == 3
 
 
 def test_aborted_and_failed_outputs_do_not_count_as_finished() -> None:
@@ -110,17 +110,19 @@ def test_prefix_hits_of_a_waiting_request_are_deducted() -> None:
     assert scheduler.stats().pressure == (3 - 2) / 20
 
 
-def test_hits_that_come_up_while_waiting_are_seen_within_64_steps() -> None:
-    scheduler = a_scheduler(blocks=100, seqs=1, context=300)
+def test_hits_that_come_up_while_waiting_are_seen_at_the_next_readings_of_a_bounded_number() -> None:
+    """Each of 40 needs 3 blocks until 2 of them are a hit; a reading looks at 32, the longest not looked at first."""
+    scheduler = a_scheduler(blocks=200, seqs=1)
     first = a_sequence(9, params=SamplingParams(max_tokens=200))
     scheduler.add(first)
-    scheduler.add(a_sequence([*first.request.prompt_token_ids, 1], params=SamplingParams(max_tokens=2)))
+    for _ in range(40):
+        scheduler.add(a_sequence([*first.request.prompt_token_ids, 1], params=SamplingParams(max_tokens=2)))
+
     a_step(scheduler)
 
-    for _ in range(STEPS_BETWEEN_RECOUNTS):
-        a_step(scheduler)
-
-    assert scheduler._demand.blocks(scheduler._num_steps) == 3 - 2
+    assert RECOUNTS_PER_READING == 32
+    assert scheduler._demand.blocks() == 32 * 1 + 8 * 3
+    assert scheduler._demand.blocks() == 40 * 1
 
 
 def test_sequences_over_max_num_seqs_is_pressure_too() -> None:
@@ -145,7 +147,7 @@ def test_a_preempted_request_needs_at_least_the_output_that_it_has() -> None:
     (sequence,) = scheduler._waiting
     assert preempted == (sequence.sequence_id,)
     assert sequence.num_output_tokens == 5
-    assert scheduler._demand.blocks(scheduler._num_steps) == 3
+    assert scheduler._demand.blocks() == 3
 
 
 @pytest.mark.parametrize("policy", list(SchedulingPolicy))
