@@ -6,6 +6,7 @@ namespace, its folder in command lines and mount points, its cgroup. Nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -43,13 +44,30 @@ def remove_cluster(lab: Path, network: Network, processes: Processes) -> None:
 
 
 def make_cgroups(name: str) -> None:
-    """Make the cluster's top cgroup in every hierarchy: the kubelet uses but does not make its root."""
-    if (_CGROUPS / "cgroup.controllers").exists():
+    """Make the cluster's top cgroup in every hierarchy: the kubelet uses but does not make its root.
+
+    Its pods together weigh as much as one busy program for each processor; the default, as much as one program, starves
+    them beside a build.
+    """
+    num_processors = os.cpu_count() or 1
+    controllers = _CGROUPS / "cgroup.controllers"
+    if controllers.exists():
+        for controller in controllers.read_text().split():
+            _write_if_there(_CGROUPS / "cgroup.subtree_control", f"+{controller}")
         (_CGROUPS / name).mkdir(exist_ok=True)
+        _write_if_there(_CGROUPS / name / "cpu.weight", str(100 * num_processors))
         return
     for hierarchy in _CGROUPS.iterdir():
         if (hierarchy / "cgroup.procs").exists():
             (hierarchy / name).mkdir(exist_ok=True)
+            _write_if_there(hierarchy / name / "cpu.shares", str(1024 * num_processors))
+
+
+def _write_if_there(file: Path, text: str) -> None:
+    """What may not be set here keeps its default; the kubelet names a controller that it misses."""
+    if file.exists():
+        with contextlib.suppress(OSError):
+            file.write_text(text)
 
 
 def leftovers(lab: Path, network: Network) -> list[str]:

@@ -41,8 +41,9 @@ class Kubectl:
 
     def apply(self, documents: Sequence[dict[str, Any]], *, namespace: str | None = None) -> str:
         """Apply objects in one call."""
-        bundle = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
-        return self("apply", *_in(namespace), "--filename=-", stdin=json.dumps(bundle))
+        # Documents, not a List: of a List kubectl checks the fields by itself and the API server is never asked.
+        stream = "\n---\n".join(json.dumps(document) for document in documents)
+        return self("apply", *_in(namespace), "--filename=-", stdin=stream)
 
     def patch_status(self, kind: str, name: str, patch: dict[str, Any]) -> str:
         """Merge-patch the status subresource."""

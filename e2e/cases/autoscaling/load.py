@@ -51,7 +51,7 @@ class Load:
             while number < self._wanted and time.monotonic() < deadline:
                 message = {"role": "user", "content": f"Client {number}: tell a story about the number {number}."}
                 try:
-                    client.chat.completions.create(model=self.model, messages=[message], max_tokens=64)
+                    client.chat.completions.create(model=self.model, messages=[message], max_tokens=32)
                 except openai.OpenAIError as error:
                     with self._lock:
                         self.errors.append(f"client {number}: {error!r}")

@@ -13,9 +13,9 @@ from e2e.cluster.waiting import wait_until
 pytestmark = pytest.mark.e2e
 
 NUM_CLIENTS = 8
-REQUESTS_PER_CLIENT = 3
+REQUESTS_PER_CLIENT = 2
 # Longer than several blocks of 16 tokens, and the same for all: the prefix that the cache shares.
-SYSTEM = "You are a careful assistant who answers in one short sentence and never repeats the question. " * 4
+SYSTEM = "You are a careful assistant who answers in one short sentence and never repeats the question. " * 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _converse(model: str, client: openai.OpenAI, number: int) -> list[Answer]:
                 {"role": "system", "content": SYSTEM},
                 {"role": "user", "content": f"Client {number}, question {turn}: name a colour and an animal."},
             ],
-            "max_tokens": 24,
+            "max_tokens": 16,
             "seed": number,
         }
         if number % 2:
