@@ -114,12 +114,15 @@ class Controller:
 
     async def _watch(self) -> None:
         namespaces = self._config.namespaces
+        # kopf would ask for the user's name, and the image's user has no line in /etc/passwd. Its type is not exported.
+        identity: Any = self._config.identity
         await kopf.operator(
             registry=build_registry(self._on_event, self._kube.credentials, self._stop_parts),
             settings=build_settings(),
             clusterwide=not namespaces,
             namespaces=namespaces,
             stop_flag=self._stop,
+            identity=identity,
         )
 
     async def _stop_parts(self) -> None:

@@ -79,7 +79,8 @@ class KubeClient:
             server=configuration.host,
             ca_path=configuration.ssl_ca_cert,
             verify=configuration.verify_ssl,
-            token=header.removeprefix("Bearer ") or None,
+            # The pod's own account comes as "bearer TOKEN", a kubeconfig's as "Bearer TOKEN".
+            token=header.rpartition(" ")[2] or None,
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
         )
