@@ -285,3 +285,16 @@ def test_the_test_pod_asks_the_gateways_service(render):
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert pod["spec"]["containers"][0]["command"][-1] == "http://octavo-gateway.sys.svc:80"
     compile(pod["spec"]["containers"][0]["command"][2], "test-gateway", "exec")
+
+
+def test_the_notes_give_the_next_commands_with_this_releases_names(helm):
+    settings = ["--namespace=sys", "--set=gateway.service.port=80", "--set=namespaces={team-a}"]
+
+    output = helm("install", "octavo", str(CHART), "--dry-run=client", *settings).stdout
+    notes = output.partition("NOTES:")[2]
+
+    assert "kubectl apply -n team-a -f -" in notes
+    assert "kubectl port-forward -n sys service/octavo-gateway 8080:80" in notes
+    manifest = yaml.safe_load(notes.partition("<<EOF")[2].partition("EOF")[0])
+    assert (manifest["apiVersion"], manifest["kind"]) == ("octavo.dev/v1alpha1", "ModelDeployment")
+    assert "http://octavo-gateway.sys.svc:80/v1" in notes

@@ -16,7 +16,7 @@ _KEY = re.compile(rf"(?:[a-z0-9](?:[-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}")
 _VALUE = re.compile(rf"(?:{_NAME})?")
 _SPACE = re.compile(r"\s*")
 _WORD = re.compile(r"[^\s,()=!<>]+")
-MAX_SELECTOR_CHARS = 8192
+MAX_SELECTOR_CHARS = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

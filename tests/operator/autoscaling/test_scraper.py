@@ -145,7 +145,6 @@ async def test_a_pod_that_is_gone_is_forgotten(pods):
         web.Response(status=404),
         web.Response(text="not json"),
         web.Response(text="[1]"),
-        web.Response(status=302, headers={"Location": "http://127.0.0.1:1/load"}),
         web.Response(body=b" " * (MAX_ANSWER_BYTES + 1)),
         {**LOAD, "pressure": "1"},
         {**LOAD, "pressure": True},
@@ -162,6 +161,18 @@ async def test_an_answer_that_is_not_a_load_is_left_out(pods, answer):
 
     await scrape(a_scraper(pods, [pod], store))
 
+    assert len(store) == 0
+
+
+async def test_a_redirect_is_not_followed(pods):
+    """A pod must not make the operator ask elsewhere in its name."""
+    store, pod = MetricsStore(), a_pod(ip="127.0.0.1")
+    location = {"Location": f"http://127.0.0.2:{pods.port}/load"}
+    pods.answers = {"127.0.0.1": web.Response(status=302, headers=location), "127.0.0.2": LOAD}
+
+    await scrape(a_scraper(pods, [pod], store))
+
+    assert pods.asked == ["127.0.0.1"]
     assert len(store) == 0
 
 
