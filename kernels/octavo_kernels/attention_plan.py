@@ -22,7 +22,7 @@ from octavo_kernels.backend import AttentionBatch
 from octavo_kernels.launch import ceil_div
 
 CONTEXT_TILE = 64
-"""Context tokens that a decode program loads at once."""
+"""Tokens in which a context is dealt to decode programs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,7 @@ def attend_tile(
     b_max,
     b_sum,
     scale_log2,
+    PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     IS_VECTOR: tl.constexpr,
 ):
@@ -66,7 +67,7 @@ def attend_tile(
     if IS_VECTOR:
         b_score = tl.sum(b_q.to(tl.float32)[:, None, :] * b_k.to(tl.float32)[None, :, :], axis=2) * scale_log2
     else:
-        b_score = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2
+        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
     if not IS_WHOLE:
         b_score = tl.where(is_seen, b_score, float("-inf"))
     b_new_max = tl.maximum(b_max, tl.max(b_score, axis=1))
@@ -77,5 +78,5 @@ def attend_tile(
     if IS_VECTOR:
         b_acc += tl.sum(b_weight[:, :, None] * b_v.to(tl.float32)[None, :, :], axis=1)
     else:
-        b_acc = tl.dot(b_weight.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
+        b_acc = tl.dot(b_weight.to(b_v.dtype), b_v, b_acc, input_precision=PRECISION)
     return b_acc, b_new_max, b_sum

@@ -20,7 +20,7 @@ import triton.language as tl
 from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
 from octavo_kernels.checks import check_attention, check_caches
 from octavo_kernels.context_tile import attend_tile, load_tile
-from octavo_kernels.launch import LOG2_E, MIN_DOT, is_interpreted, next_power_of_2
+from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 _SPLITS = 16
 """Splits that the combine pass joins at once."""
@@ -59,6 +59,8 @@ def decode_attention_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
 ):
     i_item = (tl.program_id(0) // num_kv_heads).to(tl.int64)
@@ -92,8 +94,10 @@ def decode_attention_kernel(
     p_table = p_block_tables + i_sequence * stride_table
     p_key = p_key_cache + i_kv_head * stride_key_head
     p_value = p_value_cache + i_kv_head * stride_value_head
-    for i_tile in range(num_tiles * i_split // num_splits, num_tiles * (i_split + 1) // num_splits):
-        o_position = i_tile * TILE + tl.arange(0, TILE)
+    i_first = num_tiles * i_split // num_splits * TILE
+    i_last = num_tiles * (i_split + 1) // num_splits * TILE
+    for i_position in range(i_first, i_last, STEP):
+        o_position = i_position + tl.arange(0, STEP)
         m_position = o_position < seq_len
         b_k, b_v = load_tile(
             p_key,
@@ -112,7 +116,7 @@ def decode_attention_kernel(
             IS_WIDENED,
         )
         b_acc, b_max, b_sum = attend_tile(
-            b_q, b_k, b_v, m_position[None, :], b_acc, b_max, b_sum, scale_log2, False, GROUP == 1
+            b_q, b_k, b_v, m_position[None, :], b_acc, b_max, b_sum, scale_log2, PRECISION, False, GROUP == 1
         )
 
     b_out = b_acc / b_sum[:, None]
@@ -170,6 +174,12 @@ def combine_splits_kernel(
     tl.store(p_row, (b_acc / b_sum).to(p_out.dtype.element_ty), mask=m_dim)
 
 
+def decode_step(group: int, block_dim: int, dtype: torch.dtype) -> int:
+    """Context tokens a program loads at once, a divisor of CONTEXT_TILE: what fits into its registers."""
+    is_wide = dtype == torch.float32 or block_dim > 128 or group == 1 or is_amd()
+    return CONTEXT_TILE // 2 if is_wide else CONTEXT_TILE
+
+
 def decode_attention(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -222,9 +232,11 @@ def decode_attention(
         BLOCK_DIM=block_dim,
         BLOCK_SIZE=block_size,
         TILE=CONTEXT_TILE,
-        IS_WIDENED=is_interpreted(decode_attention_kernel),
+        STEP=decode_step(group, block_dim, q.dtype),
+        PRECISION=dot_precision(q.dtype, decode_attention_kernel),
+        IS_WIDENED=q.dtype == torch.bfloat16 and is_interpreted(decode_attention_kernel),
         num_warps=4,
-        num_stages=2,
+        num_stages=2 if is_amd() else 3,
     )
     combine_splits_kernel[(batch.seq_lens.shape[0] * plan.num_heads,)](
         p_partial_out=work.partial_out,

@@ -21,7 +21,7 @@ import triton.language as tl
 from octavo_kernels.attention_plan import PagedAttentionPlan
 from octavo_kernels.checks import check_attention, check_caches
 from octavo_kernels.context_tile import attend_tile, load_tile
-from octavo_kernels.launch import LOG2_E, MIN_DOT, is_interpreted, next_power_of_2
+from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 
 @triton.jit
@@ -56,6 +56,7 @@ def extend_attention_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
 ):
     i_tile = tl.program_id(0) // num_kv_heads
@@ -110,7 +111,7 @@ def extend_attention_kernel(
             True,
             IS_WIDENED,
         )
-        b_acc, b_max, b_sum = attend_tile(b_q, b_k, b_v, None, b_acc, b_max, b_sum, scale_log2, True, False)
+        b_acc, b_max, b_sum = attend_tile(b_q, b_k, b_v, None, b_acc, b_max, b_sum, scale_log2, PRECISION, True, False)
     for i_column in range(whole, end, COLUMNS):
         o_position = i_column + tl.arange(0, COLUMNS)
         is_seen = o_position[None, :] <= (prefix_len + o_query)[:, None]
@@ -130,7 +131,9 @@ def extend_attention_kernel(
             False,
             IS_WIDENED,
         )
-        b_acc, b_max, b_sum = attend_tile(b_q, b_k, b_v, is_seen, b_acc, b_max, b_sum, scale_log2, False, False)
+        b_acc, b_max, b_sum = attend_tile(
+            b_q, b_k, b_v, is_seen, b_acc, b_max, b_sum, scale_log2, PRECISION, False, False
+        )
 
     b_out = (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty)
     tl.store(p_out + o_token * stride_out_token + o_head * stride_out_head + o_dim[None, :], b_out, mask=m_q)
@@ -147,11 +150,18 @@ class ExtendTiling:
 
 
 def extend_tiling(group: int, head_dim: int, dtype: torch.dtype) -> ExtendTiling:
-    """128 rows and 64 columns where the tensor cores and their shared memory take it, less for wide elements."""
-    is_wide = dtype == torch.float32 or head_dim > 128
-    rows = max(64 if is_wide else 128, next_power_of_2(group))
+    """The largest tiles of each kind that stay in registers on the chips of tests/kernels/test_compile.py."""
+    block_dim = next_power_of_2(head_dim)
+    if dtype == torch.float32:
+        rows, columns, num_warps = (32, 32, 4) if block_dim <= 64 else (32, 16, 8)
+    elif block_dim > 128:
+        rows, columns, num_warps = 64, 32, 8
+    else:
+        rows, columns, num_warps = 128, 64, 8
+    rows = max(rows, next_power_of_2(group))
+    # a wavefront of AMD's has 64 lanes, so half as many hold as much
     return ExtendTiling(
-        rows=rows, columns=32 if is_wide else 64, query_tile=rows // group, num_warps=4 if is_wide else 8
+        rows=rows, columns=columns, query_tile=rows // group, num_warps=num_warps // 2 if is_amd() else num_warps
     )
 
 
@@ -206,7 +216,8 @@ def extend_attention(
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(next_power_of_2(head_dim), MIN_DOT),
         BLOCK_SIZE=block_size,
-        IS_WIDENED=is_interpreted(extend_attention_kernel),
+        PRECISION=dot_precision(q.dtype, extend_attention_kernel),
+        IS_WIDENED=q.dtype == torch.bfloat16 and is_interpreted(extend_attention_kernel),
         num_warps=tiling.num_warps,
-        num_stages=2,
+        num_stages=2 if is_amd() else 3,
     )

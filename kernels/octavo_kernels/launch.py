@@ -1,6 +1,8 @@
-"""Arithmetic of launches, and the one fact about Triton that wrappers must know: whether it interprets."""
+"""Arithmetic of launches, and the facts about Triton and the chip that wrappers must know."""
 
 from __future__ import annotations
+
+import torch
 
 MIN_DOT = 16
 """tl.dot takes no dimension smaller than this."""
@@ -20,6 +22,19 @@ def next_power_of_2(value: int) -> int:
 def is_interpreted(kernel: object) -> bool:
     """True when TRITON_INTERPRET was set as the kernel was decorated.
 
-    The interpreter multiplies bfloat16 matrices by their bits, silently: kernels with tl.dot widen to float32 then.
+    The interpreter multiplies bfloat16 matrices by their bits, silently: kernels with tl.dot widen those to float32 then.
     """
     return type(kernel).__name__ == "InterpretedFunction"
+
+
+def is_amd() -> bool:
+    return torch.version.hip is not None
+
+
+def dot_precision(dtype: torch.dtype, kernel: object) -> str:
+    """How tl.dot multiplies float32; other dtypes do not look at it.
+
+    NVIDIA's matrix units have no float32: three products in tf32 lose about as little, while "ieee" unrolls into scalar
+    operations and spills hundreds of registers. AMD's have it.
+    """
+    return "tf32x3" if dtype == torch.float32 and not is_amd() and not is_interpreted(kernel) else "ieee"

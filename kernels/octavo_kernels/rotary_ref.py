@@ -22,7 +22,7 @@ def rotary(q: torch.Tensor, k: torch.Tensor, cos_sin: torch.Tensor, positions: t
     # cos, sin: [num_tokens, 1, rotary_dim / 2] fp32
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
     for x in (q, k):
-        low = x[..., :half].float()
-        high = x[..., half : 2 * half].float()
-        x[..., :half] = (low * cos - high * sin).to(x.dtype)
-        x[..., half : 2 * half] = (high * cos + low * sin).to(x.dtype)
+        low, high = x[..., :half].float(), x[..., half : 2 * half].float()
+        # both before either is written: low and high are views when x is float32
+        turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+        x[..., : 2 * half] = turned.to(x.dtype)

@@ -1,0 +1,241 @@
+"""Attention over the paged cache: the references against torch on contiguous K and V, everything else against them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from octavo_kernels import decode_attention, decode_attention_ref, extend_attention, extend_attention_ref
+from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
+from octavo_kernels.backend import KVCacheSpec
+from octavo_kernels.extend_attention import extend_tiling
+from octavo_kernels.torch_backend import TorchBackend
+from octavo_testing.kernels import PagedCase, Shape, a_paged_case, assert_close
+
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+"""16 bits: weights are rounded to them before they meet V."""
+
+SHAPES = [
+    Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=16),
+    Shape(num_heads=4, num_kv_heads=4, head_dim=80, block_size=5),
+    Shape(num_heads=8, num_kv_heads=1, head_dim=64, block_size=32),
+]
+
+MIXED = ([1, 7, 1, 40, 1], [33, 7, 1, 81, 190])
+"""Query lengths and contexts: decodes around extends, with and without a prefix, over block and tile edges."""
+
+
+def a_plan(case: PagedCase, *, target_items: int = 16, query_tile: int | None = None) -> PagedAttentionPlan:
+    num_heads, head_dim = case.q.shape[1:]
+    num_kv_heads = case.key_cache.shape[1]
+    return plan_paged_attention(
+        case.batch,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        query_tile=query_tile or extend_tiling(num_heads // num_kv_heads, head_dim, case.q.dtype).query_tile,
+        target_items=target_items,
+    )
+
+
+def by_reference(case: PagedCase) -> torch.Tensor:
+    out = torch.full_like(case.q, torch.nan)
+    plan = a_plan(case)
+    for attend in (decode_attention_ref.decode_attention, extend_attention_ref.extend_attention):
+        attend(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
+    return out
+
+
+def by_triton(case: PagedCase, **how: int) -> torch.Tensor:
+    out = torch.full_like(case.q, torch.nan)
+    plan = a_plan(case, **how)
+    for attend in (decode_attention.decode_attention, extend_attention.extend_attention):
+        attend(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
+    return out
+
+
+def by_torch(case: PagedCase) -> torch.Tensor:
+    backend = TorchBackend(torch.device("cpu"))
+    num_blocks, num_kv_heads, block_size, head_dim = case.key_cache.shape
+    cache = backend.allocate_kv_cache(
+        KVCacheSpec(
+            num_layers=1,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            dtype=case.q.dtype,
+        )
+    )
+    cache.keys[0].copy_(case.key_cache)
+    cache.values[0].copy_(case.value_cache)
+    plan = backend.plan_attention(case.batch, cache, case.q.shape[1])
+    return backend.attention(case.q, cache, 0, plan, case.scale)
+
+
+def by_torchs_own(case: PagedCase) -> torch.Tensor:
+    """scaled_dot_product_attention, a sequence at a time, on K and V that were never paged."""
+    rows = []
+    for i, (k, v) in enumerate(case.contexts):
+        start, end = case.batch.query_start_loc[i : i + 2].tolist()
+        mask = torch.ones(end - start, len(k), dtype=torch.bool).tril(len(k) - (end - start))
+        heads_first = (x.transpose(0, 1)[None] for x in (case.q[start:end], k, v))
+        out = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=case.scale, enable_gqa=True)
+        rows.append(out[0].transpose(0, 1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reference_equals_torchs_own_attention(shape: Shape) -> None:
+    case = a_paged_case(*MIXED, shape=shape)
+
+    assert_close(by_reference(case), by_torchs_own(case), 5e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_triton_equals_the_reference_on_a_mixed_batch(shape: Shape, dtype: torch.dtype, device: str) -> None:
+    case = a_paged_case(*MIXED, shape=shape, dtype=dtype, device=device)
+
+    assert_close(by_triton(case), by_reference(case), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_torch_backend_equals_the_reference_on_a_mixed_batch(shape: Shape, dtype: torch.dtype) -> None:
+    case = a_paged_case(*MIXED, shape=shape, dtype=dtype)
+
+    assert_close(by_torch(case), by_reference(case), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("implementation", [by_triton, by_torch], ids=["triton", "torch"])
+@pytest.mark.parametrize("seq_len", [1, 7, 15, 16, 17, 63, 64, 65, 130])
+def test_one_decode_over_block_and_tile_edges(implementation: object, seq_len: int) -> None:
+    case = a_paged_case([1], [seq_len], shape=SHAPES[0])
+
+    assert_close(implementation(case), by_reference(case), 5e-6)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("implementation", [by_triton, by_torch], ids=["triton", "torch"])
+@pytest.mark.parametrize(("query_len", "seq_len"), [(2, 2), (7, 7), (63, 63), (63, 64), (2, 130), (64, 128), (65, 129)])
+def test_one_extend_over_block_and_tile_edges(implementation: object, query_len: int, seq_len: int) -> None:
+    case = a_paged_case([query_len], [seq_len], shape=SHAPES[0])
+
+    assert_close(implementation(case), by_reference(case), 5e-6)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("target_items", [1, 7, 64])
+def test_splits_of_a_context_join_to_the_same_result(target_items: int, device: str) -> None:
+    """One long decode among short ones, cut into one item, a few, and one a tile."""
+    case = a_paged_case([1, 1, 1], [20, 700, 65], shape=Shape(num_heads=4, num_kv_heads=2, head_dim=32), device=device)
+
+    assert_close(by_triton(case, target_items=target_items), by_reference(case), 5e-6)
+
+
+def test_query_tiles_smaller_than_a_tile_of_rows(device: str) -> None:
+    case = a_paged_case([11, 1, 5], [30, 9, 5], device=device)
+
+    assert_close(by_triton(case, query_tile=3), by_reference(case), 5e-6)
+
+
+def test_more_heads_in_a_group_than_rows_in_a_tile(device: str) -> None:
+    case = a_paged_case([1, 3], [9, 20], shape=Shape(num_heads=71, num_kv_heads=1, head_dim=64), device=device)
+
+    assert_close(by_triton(case), by_reference(case), 5e-6)
+
+
+def test_each_kernel_leaves_the_others_rows_alone(device: str) -> None:
+    case = a_paged_case(*MIXED, device=device)
+    decoded, extended = torch.full_like(case.q, 7), torch.full_like(case.q, 7)
+
+    decode_attention.decode_attention(case.q, case.key_cache, case.value_cache, a_plan(case), case.scale, decoded)
+    extend_attention.extend_attention(case.q, case.key_cache, case.value_cache, a_plan(case), case.scale, extended)
+
+    rows_of_decodes = [0, 8, 49]
+    is_decode = torch.zeros(50, dtype=torch.bool).index_fill(0, torch.tensor(rows_of_decodes), True)
+    assert torch.all(decoded[~is_decode] == 7)
+    assert torch.all(extended[is_decode] == 7)
+    assert not torch.any(decoded[is_decode] == 7)
+    assert not torch.any(extended[~is_decode] == 7)
+
+
+@pytest.mark.parametrize("implementation", [by_triton, by_torch], ids=["triton", "torch"])
+def test_a_row_does_not_depend_on_its_batch_mates(implementation: object) -> None:
+    shape = Shape(num_heads=4, num_kv_heads=2, head_dim=32)
+    together = a_paged_case(*MIXED, shape=shape)
+    # the builder draws sequences in order, so the first is the same alone
+    alone = a_paged_case([MIXED[0][0]], [MIXED[1][0]], shape=shape)
+    q = together.q.clone()
+    q[:1] = alone.q
+    for side in ("key_cache", "value_cache"):
+        blocks = alone.batch.block_tables[0].long()
+        getattr(together, side)[together.batch.block_tables[0, : len(blocks)].long()] = getattr(alone, side)[blocks]
+    together = PagedCase(
+        q=q,
+        key_cache=together.key_cache,
+        value_cache=together.value_cache,
+        batch=together.batch,
+        contexts=together.contexts,
+    )
+
+    difference = implementation(together)[:1] - implementation(alone)  # type: ignore[operator]
+
+    assert difference.abs().max() < 1e-6
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_batch_on_the_torch_backend(data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([*SHAPES, Shape(num_heads=2, num_kv_heads=2, head_dim=8, block_size=1)]))
+    lengths = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from([1, 1, 1, 2, 5, 33]), st.sampled_from([0, 1, 16, 50, 300, 700])),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    case = a_paged_case([n for n, _ in lengths], [n + prefix for n, prefix in lengths], shape=shape)
+
+    assert_close(by_torch(case), by_reference(case), 1e-5)
+
+
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_any_batch_on_triton(data: st.DataObject) -> None:
+    lengths = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from([1, 1, 2, 5, 33]), st.sampled_from([0, 1, 16, 50, 140])), min_size=1, max_size=4
+        )
+    )
+    case = a_paged_case(
+        [n for n, _ in lengths],
+        [n + prefix for n, prefix in lengths],
+        shape=Shape(num_heads=2, num_kv_heads=1, head_dim=24, block_size=5),
+    )
+    target_items = data.draw(st.sampled_from([1, 3, 20]))
+
+    assert_close(by_triton(case, target_items=target_items), by_reference(case), 5e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(num_heads=32, num_kv_heads=8, head_dim=128),
+        Shape(num_heads=9, num_kv_heads=3, head_dim=64),
+        Shape(num_heads=16, num_kv_heads=16, head_dim=96, block_size=32),
+    ],
+    ids=str,
+)
+def test_real_sizes_on_a_gpu(shape: Shape, dtype: torch.dtype) -> None:
+    query_lens = [1] * 30 + [700, 300]
+    seq_lens = [17 * (i + 1) for i in range(29)] + [4000, 700, 1500]
+    case = a_paged_case(query_lens, seq_lens, shape=shape, dtype=dtype, device="cuda")
+
+    # tf32x3 is a little wider than float32
+    tolerance = {torch.float32: 2e-5}.get(dtype, TOLERANCE[dtype])
+    assert_close(by_triton(case, target_items=528), by_reference(case), tolerance)

@@ -1,0 +1,90 @@
+"""Every Triton kernel compiles for GPUs that are not here, stays in registers and uses the tensor cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = "elementwise-8b-bf16,caches-8b-bf16,sample-128k,attention-8b-bf16"
+MORE_CASES = (
+    "elementwise-70b-bf16,elementwise-smollm2-f32,caches-odd-f32,sample-49k,attention-smollm2-f16,"
+    "attention-8b-f16-block-32,attention-smollm2-f32,attention-mha-96-bf16,attention-group-1-f32,attention-256-bf16,"
+    "attention-mqa-71-bf16,attention-odd-f16"
+)
+
+SHARED_BYTES_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
+"""Of one block on the chip."""
+
+KERNELS = {
+    "rms_norm_kernel",
+    "rotary_kernel",
+    "silu_and_mul_kernel",
+    "store_kv_kernel",
+    "copy_blocks_kernel",
+    "keep_threshold_kernel",
+    "gumbel_argmax_kernel",
+    "decode_attention_kernel",
+    "combine_splits_kernel",
+    "extend_attention_kernel",
+}
+
+WITHOUT_DOT = {
+    ("attention-mha-96-bf16", "decode_attention_kernel"),
+    ("attention-group-1-f32", "decode_attention_kernel"),
+}
+"""One query head a key/value head: a row of a tensor core's 16 would be used."""
+
+
+def compiled(cases: str, cache: Path) -> list[dict[str, str | int]]:
+    """The compiler runs in a process of its own, for this one interprets."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TRITON_CACHE_DIR": str(cache),
+        # what Triton did until 3.9 without being told, and warns about since
+        "TRITON_DEFAULT_FP_FUSION": "1",
+    }
+    command = [sys.executable, "-m", "octavo_testing.kernel_compiler", cases, ",".join(SHARED_BYTES_LIMIT)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def results(pytestconfig: pytest.Config) -> list[dict[str, str | int]]:
+    return compiled(CASES, pytestconfig.cache.mkdir("triton"))
+
+
+def assert_fits(results: list[dict[str, str | int]]) -> None:
+    assert [r for r in results if r["spilled_bytes"] != 0] == []
+    assert [r for r in results if int(r["shared_bytes"]) > SHARED_BYTES_LIMIT[str(r["target"])]] == []
+    with_dot = [
+        r
+        for r in results
+        if r["kernel"] in ("decode_attention_kernel", "extend_attention_kernel")
+        and (r["case"], r["kernel"]) not in WITHOUT_DOT
+    ]
+    assert [r for r in with_dot if r["tensor_core_instructions"] == 0] == []
+
+
+def test_every_kernel_is_compiled_for_every_chip(results: list[dict[str, str | int]]) -> None:
+    expected = {(kernel, target) for kernel in KERNELS for target in SHARED_BYTES_LIMIT}
+
+    assert {(r["kernel"], r["target"]) for r in results} == expected
+
+
+def test_nothing_spills_and_shared_memory_and_tensor_cores_are_as_the_chip_has_them(
+    results: list[dict[str, str | int]],
+) -> None:
+    assert_fits(results)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1600)
+def test_more_shapes(pytestconfig: pytest.Config) -> None:
+    assert_fits(compiled(MORE_CASES, pytestconfig.cache.mkdir("triton")))

@@ -1,0 +1,96 @@
+"""Launches that stand for the shapes people run, as thunks over CPU tensors. Used by kernel_compiler.py alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from octavo_kernels.attention_plan import plan_paged_attention
+from octavo_kernels.copy_blocks import copy_blocks
+from octavo_kernels.decode_attention import decode_attention
+from octavo_kernels.extend_attention import extend_attention, extend_tiling
+from octavo_kernels.rms_norm import add_rms_norm, rms_norm
+from octavo_kernels.rotary import rotary
+from octavo_kernels.sample import sample
+from octavo_kernels.silu_and_mul import silu_and_mul
+from octavo_kernels.store_kv import store_kv
+from octavo_testing.kernels import Shape, a_paged_case, a_sampling_batch
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def _norms(hidden: int, dtype: torch.dtype) -> None:
+    x = torch.zeros(4, hidden, dtype=dtype)
+    weight = torch.zeros(hidden, dtype=dtype)
+    rms_norm(x, weight, 1e-5)
+    add_rms_norm(x, x.clone(), weight, 1e-5)
+
+
+def _rotary(num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    q = torch.zeros(4, num_heads, head_dim, dtype=dtype)
+    k = torch.zeros(4, num_kv_heads, head_dim, dtype=dtype)
+    rotary(q, k, torch.zeros(32, head_dim), torch.arange(4))
+
+
+def _caches(shape: Shape, dtype: torch.dtype) -> None:
+    keys = torch.zeros(2, 8, shape.num_kv_heads, shape.block_size, shape.head_dim, dtype=dtype)
+    values = torch.zeros_like(keys)
+    k = torch.zeros(4, shape.num_kv_heads, shape.head_dim, dtype=dtype)
+    store_kv(k, k.clone(), keys[0], values[0], torch.arange(4))
+    copy_blocks(keys, values, torch.tensor([1, 2]), torch.tensor([3, 4]))
+
+
+def _attention(shape: Shape, dtype: torch.dtype) -> None:
+    case = a_paged_case([1, 20], [70, 90], shape=shape, dtype=dtype)
+    tiling = extend_tiling(shape.num_heads // shape.num_kv_heads, shape.head_dim, dtype)
+    plan = plan_paged_attention(
+        case.batch,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        query_tile=tiling.query_tile,
+        target_items=528,
+    )
+    out = torch.empty_like(case.q)
+    decode_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
+    extend_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
+
+
+def _sample(vocab: int) -> None:
+    sample(torch.zeros(2, vocab), a_sampling_batch(2, top_k=5, top_p=0.9, min_p=0.1))
+
+
+def _silu(width: int, dtype: torch.dtype) -> None:
+    silu_and_mul(torch.zeros(4, 2 * width, dtype=dtype))
+
+
+_LLAMA_8B = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
+_SMOLLM2 = Shape(num_heads=9, num_kv_heads=3, head_dim=64)
+
+CASES: dict[str, Callable[[], None]] = {
+    "elementwise-8b-bf16": lambda: (_norms(4096, BF16), _rotary(32, 8, 128, BF16), _silu(14336, BF16), None)[-1],
+    "caches-8b-bf16": partial(_caches, _LLAMA_8B, BF16),
+    "sample-128k": partial(_sample, 128256),
+    "attention-8b-bf16": partial(_attention, _LLAMA_8B, BF16),
+    "attention-smollm2-f16": partial(_attention, _SMOLLM2, F16),
+}
+"""The ordinary tests compile these."""
+
+MORE_CASES: dict[str, Callable[[], None]] = {
+    "elementwise-70b-bf16": lambda: (_norms(8192, BF16), _rotary(64, 8, 128, BF16), _silu(28672, BF16), None)[-1],
+    "elementwise-smollm2-f32": lambda: (_norms(576, F32), _rotary(9, 3, 64, F32), _silu(1536, F32), None)[-1],
+    "caches-odd-f32": partial(_caches, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F32),
+    "sample-49k": partial(_sample, 49152),
+    "attention-8b-f16-block-32": partial(
+        _attention, Shape(num_heads=32, num_kv_heads=8, head_dim=128, block_size=32), F16
+    ),
+    "attention-smollm2-f32": partial(_attention, _SMOLLM2, F32),
+    "attention-mha-96-bf16": partial(_attention, Shape(num_heads=32, num_kv_heads=32, head_dim=96), BF16),
+    "attention-group-1-f32": partial(_attention, Shape(num_heads=4, num_kv_heads=4, head_dim=80), F32),
+    "attention-256-bf16": partial(_attention, Shape(num_heads=8, num_kv_heads=4, head_dim=256), BF16),
+    "attention-mqa-71-bf16": partial(_attention, Shape(num_heads=71, num_kv_heads=1, head_dim=64), BF16),
+    "attention-odd-f16": partial(_attention, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F16),
+}
+"""The long proof compiles these too."""
