@@ -180,8 +180,8 @@ class KernelBackend(Protocol):
 
 def select_backend(device: str) -> KernelBackend:
     """Torch on "cpu", Triton on "cuda" or "hip" ("cuda:1" for the second GPU); imports no other than the chosen one."""
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "hip") or (index and not index.isdecimal()):
+    kind, colon, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "hip") or (colon and (kind == "cpu" or not index.isdecimal())):
         raise KernelError(f'device is {device!r}, must be "cpu", "cuda" or "hip", or a GPU by number as in "cuda:1"')
     import torch
 
