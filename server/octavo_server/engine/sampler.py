@@ -61,13 +61,12 @@ class Sampler:
             ends = [token for token in (*self._eos_token_ids, *params.stop_token_ids) if token < logits.shape[0]]
             logits[ends] = -torch.inf
         if params.repetition_penalty != 1.0:
-            seen = torch.tensor(sequence.token_ids, dtype=torch.int64, device=logits.device).unique()
+            seen, _ = _token_counts(sequence.token_ids, logits.device)
             values = logits[seen]
             penalty = params.repetition_penalty
             logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
         if params.presence_penalty or params.frequency_penalty:
-            output = torch.tensor(sequence.output_token_ids, dtype=torch.int64, device=logits.device)
-            seen, counts = output.unique(return_counts=True)
+            seen, counts = _token_counts(sequence.output_token_ids, logits.device)
             logits[seen] -= params.presence_penalty + params.frequency_penalty * counts
 
 
@@ -107,6 +106,12 @@ def unservable(params: SamplingParams, vocab_size: int) -> str | None:
         if not 0 <= token_id < vocab_size:
             return f"logit_bias names token {token_id}, the vocabulary has {vocab_size} tokens"
     return None
+
+
+def _token_counts(token_ids: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct ids and how often each occurs, both int64; counted on the host, where the list is."""
+    ids, counts = np.unique(np.array(token_ids, dtype=np.int64), return_counts=True)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device)
 
 
 def _sampling_batch(items: Items[ScheduledSequence], device: torch.device) -> SamplingBatch:

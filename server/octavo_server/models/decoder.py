@@ -27,7 +27,6 @@ class Decoder:
         self.backend = backend
         self._scale = config.head_dim**-0.5
         self._q_size = config.num_heads * config.head_dim
-        self._kv_size = config.num_kv_heads * config.head_dim
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,10 +86,9 @@ class Decoder:
         num_tokens = x.shape[0]
         # qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], model dtype; q, k, v are views of it
         qkv = backend.linear(x, layer.qkv)
-        q, k, v = qkv.split((self._q_size, self._kv_size, self._kv_size), dim=-1)
-        q = q.view(num_tokens, config.num_heads, config.head_dim)
-        k = k.view(num_tokens, config.num_kv_heads, config.head_dim)
-        v = v.view(num_tokens, config.num_kv_heads, config.head_dim)
+        heads = qkv.view(num_tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim)
+        q, k = heads[:, : config.num_heads], heads[:, config.num_heads : -config.num_kv_heads]
+        v = heads[:, -config.num_kv_heads :]
         if layer.q_norm is not None and layer.k_norm is not None:
             q = backend.rms_norm(q, layer.q_norm, config.rms_norm_eps)
             k = backend.rms_norm(k, layer.k_norm, config.rms_norm_eps)

@@ -21,6 +21,8 @@ TOOL_TEMPLATE = "tool_use"
 """Name of the template that is preferred where a checkpoint has several and tools are given."""
 
 _CONTINUATION_MARK = "OCTAVO_CONTINUES_HERE "
+# What a template's expressions may raise on messages that they do not expect.
+_TEMPLATE_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -77,7 +79,7 @@ class ChatTemplate:
                 documents=documents,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
             )
-        except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        except (TemplateError, *_TEMPLATE_FAULTS) as error:
             raise InvalidRequestError(f"the chat template refuses these messages: {error}", param="messages") from error
         return _cut_at_mark(text) if continue_final_message else text
 

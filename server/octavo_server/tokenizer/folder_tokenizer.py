@@ -1,5 +1,6 @@
 """Loads the tokenizer of a Hugging Face folder: tokenizer.json with what tokenizer_config.json adds to it.
 
+Which tokens stand around a text is tokenizer.json's word: like transformers 5, we do not read `add_bos_token` beside it.
 A folder without tokenizer.json (SentencePiece's own format) is left to transformers, which takes longer to import than
 the rest takes to load.
 """
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import StartupError
 from octavo_server.models.location import read_json
-from octavo_server.tokenizer.parts import NAMED_TOKENS, TokenizerParts, set_added_ends
+from octavo_server.tokenizer.parts import NAMED_TOKENS, TokenizerParts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,10 +31,6 @@ def load_folder_tokenizer(folder: Path) -> TokenizerParts:
     if (folder / "tokenizer.json").is_file():
         backend = _from_json(folder / "tokenizer.json")
         _add_tokens(backend, config, special_tokens, folder)
-        if "add_bos_token" in config or "add_eos_token" in config:
-            bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
-            eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
-            set_added_ends(backend, bos, eos)
     else:
         backend, special_tokens = _by_transformers(folder)
     return TokenizerParts(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import StartupError
-from octavo_server.tokenizer.parts import TokenizerParts, set_added_ends
+from octavo_server.tokenizer.parts import TokenizerParts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -106,7 +106,7 @@ def _byte_level(file: GGUFFile, special_tokens: dict[str, str]) -> Tokenizer:
     backend.add_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _USER_DEFINED])
     bos = special_tokens.get("bos_token") if value("add_bos_token", pre in _WHOLE_PIECES) else None
     eos = special_tokens.get("eos_token") if value("add_eos_token", False) else None
-    set_added_ends(backend, bos, eos)
+    _set_added_ends(backend, bos, eos)
     return backend
 
 
@@ -116,6 +116,19 @@ def _pre_tokenizer(patterns: tuple[str, ...]) -> PreTokenizer:
 
     splits: list[PreTokenizer] = [Split(Regex(pattern), behavior="isolated") for pattern in patterns]
     return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _set_added_ends(backend: Tokenizer, bos: str | None, eos: str | None) -> None:
+    """Makes `encode` put these tokens around a text when special tokens are asked for; None: none."""
+    from tokenizers.processors import TemplateProcessing
+
+    names = [name for name in (bos, eos) if name is not None]
+    single = " ".join([*([bos] if bos else []), "$A", *([eos] if eos else [])])
+    backend.post_processor = TemplateProcessing(
+        single=single,
+        pair=f"{single} $B",
+        special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys(names)],
+    )
 
 
 def _by_transformers(file: GGUFFile) -> Tokenizer:

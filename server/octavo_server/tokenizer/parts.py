@@ -23,16 +23,3 @@ class TokenizerParts:
     """Name -> Jinja source; empty where the model has none."""
     origin: str
     """The folder or file, for messages."""
-
-
-def set_added_ends(backend: Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Makes `encode` put these tokens around a text when special tokens are asked for; None: none."""
-    from tokenizers.processors import TemplateProcessing
-
-    names = [name for name in (bos, eos) if name is not None]
-    single = " ".join([*([bos] if bos else []), "$A", *([eos] if eos else [])])
-    backend.post_processor = TemplateProcessing(
-        single=single,
-        pair=f"{single} $B",
-        special_tokens=[(name, backend.token_to_id(name)) for name in dict.fromkeys(names)],
-    )

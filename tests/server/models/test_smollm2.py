@@ -77,7 +77,7 @@ def test_logprobs_are_transformers_alone(loaded: LoadedModel, tokenizer: Tokeniz
 
 def test_logprobs_are_transformers_in_a_full_batch(loaded: LoadedModel, tokenizer: Tokenizer, oracle: Any) -> None:
     """Chunks of prompts, decodes and preemptions share steps."""
-    stepper = Stepper(loaded, num_blocks=32, max_num_batched_tokens=64)
+    stepper = Stepper(loaded, num_blocks=24, max_num_batched_tokens=64)
     prompts = [chat(tokenizer, question) for question in (QUESTION, *OTHERS)]
 
     results = stepper.generate(prompts, max_tokens=16, logprobs=5, prompt_logprobs=0)
