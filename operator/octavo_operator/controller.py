@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 import logging
 import random
 import time
@@ -39,7 +40,8 @@ from octavo_operator.work_queue import WorkQueue
 logger = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 300.0
-CRD_RETRY_S = 2.0
+CRD_RETRY_S = 1.0
+SECOND_SYNC_S = 15.0
 
 
 class Controller:
@@ -139,20 +141,31 @@ class Controller:
             self._queue.add(key)
 
     async def _resync(self) -> None:
-        """Lists everything, again and again: heals what a watch never told, and looks at every resource anew."""
-        while True:
-            try:
-                for kind in WATCHED:
-                    for namespace in self._config.namespaces or ("",):
-                        listed = await self._kube.list_kind(kind, namespace, kind.selector)
-                        self._cache.replace_kind(kind.name, namespace, listed)
-            except ClusterError as error:
-                logger.warning("lists cannot be read", extra={"error": str(error)})
+        """Lists everything, again and again: heals what a watch never told, and looks at every resource anew.
+
+        The second time soon after the first, because a watch may have begun after its first list.
+        """
+        pauses = itertools.chain((min(SECOND_SYNC_S, self._config.resync_s),), itertools.repeat(self._config.resync_s))
+        for pause_s in pauses:
+            while not await self._sync():
                 await asyncio.sleep(CRD_RETRY_S)
-                continue
             self._is_synced = True
             self._enqueue_all()
-            await asyncio.sleep(self._config.resync_s)
+            await asyncio.sleep(pause_s)
+
+    async def _sync(self) -> bool:
+        """One list of every kind into the cache; False where the API server does not give it."""
+        try:
+            for kind in WATCHED:
+                for namespace in self._config.namespaces or ("",):
+                    listed = await self._kube.list_kind(kind, namespace, kind.selector)
+                    missed = self._cache.replace_kind(kind.name, namespace, listed)
+                    if missed and self._is_synced:
+                        logger.info("a list told what no watch did", extra={"kind": kind.name, "count": len(missed)})
+        except ClusterError as error:
+            logger.warning("lists cannot be read", extra={"error": str(error)})
+            return False
+        return True
 
     async def _work(self) -> None:
         while True:
@@ -203,12 +216,11 @@ class Controller:
             self._queue.add(key)
 
     async def _await_crd(self) -> None:
-        """Kopf looks for the resource once only; an operator that comes before its CRD waits for it."""
-        path = f"/apis/{MODEL_DEPLOYMENT.api_version}"
+        """Kopf looks once only for the resources to watch; an operator that comes before its CRD waits for it."""
         said = ""
         while True:
             try:
-                if await self._kube.get_path(path) is not None:
+                if await self._is_crd_served():
                     return
                 trouble = "the CRD modeldeployments.octavo.dev is not installed"
             except ClusterError as error:
@@ -217,6 +229,14 @@ class Controller:
                 logger.warning("waiting for the API", extra={"why": trouble})
                 said = trouble
             await asyncio.sleep(CRD_RETRY_S)
+
+    async def _is_crd_served(self) -> bool:
+        """The list of groups comes from another part of the API server and lags behind the group itself."""
+        groups = (await self._kube.get_path("/apis") or {}).get("groups", ())
+        if MODEL_DEPLOYMENT.group not in [group["name"] for group in groups]:
+            return False
+        found = await self._kube.get_path(f"/apis/{MODEL_DEPLOYMENT.api_version}") or {}
+        return MODEL_DEPLOYMENT.plural in [resource["name"] for resource in found.get("resources", ())]
 
     def _trouble(self) -> str:
         still_s = time.monotonic() - self._moved_at

@@ -35,8 +35,22 @@ class Backoffs:
             yield 10
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """kopf would copy every object of every event several times to find changes that nobody asks it for."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise AssertionError("kopf must not write to objects")
+
+
 def build_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = NoDiffs()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True

@@ -59,14 +59,15 @@ class Loads:
         return mean_pressure(self._pods(key), self._store, self._now())
 
     def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
-        raw = self._cache.resource(key)
-        resource = None if raw is None else _parse(raw)
+        raw, snapshot = self._cache.resource(key), self._held.snapshot
         activity = self._tracker.activity("/".join(key))
-        if resource is None or activity is None or not resource.may_sleep or resource.spec.scaling is None:
+        if raw is None or activity is None or not _may_sleep(raw):
             return None
-        snapshot = self._held.snapshot
         if self._gateways is None or snapshot is None:
             # What gateways hold is unknown: a request may be waiting.
+            return None
+        resource = _parse(raw)
+        if resource is None or resource.spec.scaling is None:
             return None
         decision = decide_zero(
             min_replicas=0,
@@ -81,8 +82,9 @@ class Loads:
         keys = []
         for raw in self._cache.resources():
             key = (str(raw["metadata"]["namespace"]), str(raw["metadata"]["name"]))
-            keys.append("/".join(key))
-            self._observe(key, raw)
+            if _may_sleep(raw):
+                keys.append("/".join(key))
+                self._observe(key, raw)
             if self._pressure_changed(key, raw) or self.zero_wish(key) is not None:
                 self._enqueue(key)
         self._tracker.retain(keys)
@@ -133,6 +135,12 @@ class Loads:
 
     def _pods(self, key: ResourceKey) -> Iterable[ServerPod]:
         return (_server_pod(Pod(raw=obj)) for obj in self._cache.owned(key) if obj["kind"] == "Pod")
+
+
+def _may_sleep(raw: JsonObject) -> bool:
+    """The cheap look at a raw spec: all resources are asked every other second, and few ever sleep."""
+    scaling = raw["spec"].get("scaling")
+    return isinstance(scaling, dict) and scaling.get("minReplicas") == 0
 
 
 def _parse(raw: object) -> ModelDeployment | None:
