@@ -131,6 +131,7 @@ def pytest_runtest_makereport(
     if report.failed and call.when != "teardown" and found is not None:
         folder = artifacts_dir() / re.sub(r"[^\w.-]+", "_", item.nodeid)
         report.sections.append(("cluster", collect(found.kubectl, folder)))
+        (folder / "failure.txt").write_text(report.longreprtext)
         if found.lab is not None:
             found.lab.save_logs(folder / "node")
     return report

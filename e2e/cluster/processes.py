@@ -52,8 +52,9 @@ class Processes:
         found = {}
         for file in sorted(self.records.glob("*.json")):
             record = json.loads(file.read_text() or "{}")
-            process_id = record.get("pid", 0)
-            if process_id and record["started"] == start_time(process_id):
+            process_id, began = record.get("pid", 0), record.get("started")
+            # Null where the program had ended before it could be looked at.
+            if began is not None and began == start_time(process_id):
                 found[file.stem] = process_id
         return found
 
