@@ -32,7 +32,7 @@ NAME = "tiny"
 VOCABULARY = 512
 CONTEXT = 512
 POISON = 77
-"""A token that makes a `GatedRunner`'s step raise."""
+"""A prompt of nothing but this token makes a `GatedRunner`'s step raise."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -46,13 +46,57 @@ _CORPUS = [
 
 
 def a_tiny_model(folder: Path) -> Path:
-    """A random Llama (vocabulary 512, context 512) with a byte-level tokenizer and a chat template; made once."""
+    """A random Llama (vocabulary 512, context 512) with a byte-level tokenizer and a chat template; made once.
+
+    Written by hand, since importing transformers takes longer than most tests here; that the architecture is computed
+    rightly is not theirs to say.
+    """
     if (folder / "tokenizer_config.json").exists():
         return folder
-    from octavo_testing.checkpoints import a_checkpoint
+    import torch
+    from safetensors.torch import save_file
 
+    hidden, inner, layers, heads, kv_heads, head_dim = 64, 128, 2, 4, 2, 16
+    generator = torch.Generator().manual_seed(7)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (VOCABULARY, hidden),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes |= {
+            f"{prefix}.input_layernorm.weight": (hidden,),
+            f"{prefix}.post_attention_layernorm.weight": (hidden,),
+            f"{prefix}.self_attn.q_proj.weight": (heads * head_dim, hidden),
+            f"{prefix}.self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
+            f"{prefix}.self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
+            f"{prefix}.self_attn.o_proj.weight": (hidden, heads * head_dim),
+            f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
+            f"{prefix}.mlp.up_proj.weight": (inner, hidden),
+            f"{prefix}.mlp.down_proj.weight": (hidden, inner),
+        }
     folder.mkdir(parents=True, exist_ok=True)
-    a_checkpoint(folder, bos_token_id=0, eos_token_id=1)
+    save_file(
+        {name: (len(shape) == 1) + 0.25 * torch.randn(shape, generator=generator) for name, shape in shapes.items()},
+        folder / "model.safetensors",
+    )
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": VOCABULARY,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     return folder
 
@@ -88,7 +132,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 class GatedRunner:
-    """A fake model whose steps wait for `gate`, and raise where a prompt holds POISON. Counts what it was given."""
+    """A fake model whose steps wait for `gate`, and raise for a prompt of POISON. Counts what it was given."""
 
     def __init__(self, inner: ModelRunner) -> None:
         self.gate = threading.Event()
@@ -101,7 +145,7 @@ class GatedRunner:
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         assert self.gate.wait(timeout=60), "a test left the gate closed"
         self.num_steps += 1
-        if self.breaks or any(POISON in item.sequence.request.prompt_token_ids for item in output.scheduled):
+        if self.breaks or any(set(item.sequence.request.prompt_token_ids) == {POISON} for item in output.scheduled):
             raise RuntimeError("poisoned")
         return self._inner.execute(output)
 
@@ -230,6 +274,10 @@ async def running(
 @asynccontextmanager
 async def real_server(model: Path, *, engine: dict[str, Any] | None = None, **config: Any) -> AsyncIterator[Server]:
     """The real engine over the model in `model`."""
+    import torch
+
+    # Tiny matrices gain nothing from threads, and on a busy machine their barriers cost milliseconds each.
+    torch.set_num_threads(1)
     made: list[ServerMetrics] = []
 
     def build(progress: StartupProgress) -> LoadedEngine:

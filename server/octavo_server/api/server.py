@@ -82,9 +82,7 @@ async def serve(state: ServerState) -> bool:
 def make_runner(state: ServerState) -> web.AppRunner:
     """What runs the application; not yet set up."""
     # Cancelling handlers of clients that went away is what frees their blocks.
-    return web.AppRunner(
-        make_app(state), handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S
-    )
+    return web.AppRunner(make_app(state), handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S)
 
 
 async def listen(runner: web.AppRunner, config: ServerConfig) -> int:

@@ -30,7 +30,13 @@ logger = logging.getLogger(__name__)
 
 # Nothing compiles on a CPU: a warm-up there only touches memory and starts torch's threads.
 CPU_WARM_UP_TOKENS, CPU_WARM_UP_SEQS = 16, 4
-_CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# Of cgroup v2, then of v1.
+_CGROUP_MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUP_CPU_FILES = (
+    "/sys/fs/cgroup/cpu.max",
+    "/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+    "/sys/fs/cgroup/cpu/cpu.cfs_period_us",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,10 @@ def _load_model(config: EngineConfig, device: str, progress: StartupProgress) ->
 
     from octavo_server.models.loader import load_model
 
+    if device == "cpu":
+        # More threads than the cgroup's quota are throttled together, and each operation waits for the slowest.
+        quota = cpu_quota([_read(name) for name in _CGROUP_CPU_FILES])
+        torch.set_num_threads(min(torch.get_num_threads(), quota or torch.get_num_threads()))
     try:
         return load_model(config.model, dtype=config.dtype, device=device, on_progress=progress.add_bytes)
     except torch.OutOfMemoryError as error:
@@ -215,8 +225,25 @@ def _device_memory_bytes(device: str) -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
+def cpu_quota(limits: list[str]) -> int | None:
+    """Processors that the cgroup allows, at least 1; None without a limit.
+
+    `limits` are the texts of cgroup v2's cpu.max ("200000 100000", "max 100000") and v1's quota and period.
+    """
+    unified, quota, period = limits
+    if not unified:
+        unified = f"{quota} {period}"
+    parts = unified.split()
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        return None
+    return max(1, int(parts[0]) // int(parts[1]))
+
+
 def _host_memory_bytes() -> int:
-    paths = [Path(name) for name in _CGROUP_FILES]
-    limits = [path.read_text() for path in paths if path.is_file()]
-    meminfo = Path("/proc/meminfo")
-    return usable_memory_bytes(meminfo=meminfo.read_text() if meminfo.is_file() else "", cgroup_limits=limits)
+    limits = [text for name in _CGROUP_MEMORY_FILES if (text := _read(name))]
+    return usable_memory_bytes(meminfo=_read("/proc/meminfo"), cgroup_limits=limits)
+
+
+def _read(name: str) -> str:
+    path = Path(name)
+    return path.read_text(encoding="ascii").strip() if path.is_file() else ""

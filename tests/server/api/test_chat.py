@@ -24,14 +24,14 @@ async def test_an_answer_has_openais_shape_and_exact_usage(server: Server) -> No
     body = answer.json
     choice = body["choices"][0]
     assert answer.status == 200
-    assert ("chat.completion", "tiny") == (body["object"], body["model"])
+    assert (body["object"], body["model"]) == ("chat.completion", "tiny")
     assert body["id"].startswith("chatcmpl-")
-    assert ("assistant", "length", None) == (
+    assert (
         choice["message"]["role"],
         choice["finish_reason"],
         choice["stop_reason"],
-    )
-    assert 8 == body["usage"]["completion_tokens"]
+    ) == ("assistant", "length", None)
+    assert body["usage"]["completion_tokens"] == 8
     tokens = (await server.post("/tokenize", {"messages": a_chat()["messages"]})).json
     assert tokens["count"] == body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] - 8
 
@@ -57,17 +57,17 @@ async def test_the_joined_stream_is_the_whole_answer(server: Server, fields: dic
     for choice in whole["choices"]:
         mine = [c for e in events for c in e["choices"] if c["index"] == choice["index"]]
         assert choice["message"]["content"] == chat_text(events, choice["index"])
-        assert "assistant" == mine[0]["delta"]["role"]
+        assert mine[0]["delta"]["role"] == "assistant"
         assert [choice["finish_reason"]] == [c["finish_reason"] for c in mine if c["finish_reason"]]
         assert mine[-1]["finish_reason"] == choice["finish_reason"]
         if choice["logprobs"]:
             streamed = [entry for c in mine if c["logprobs"] for entry in c["logprobs"]["content"]]
             assert [e["token"] for e in choice["logprobs"]["content"]] == [e["token"] for e in streamed]
-    assert [] == events[-1]["choices"]
+    assert events[-1]["choices"] == []
     counted = {**events[-1]["usage"], "prompt_tokens_details": None}
     assert {**whole["usage"], "prompt_tokens_details": None} == counted
     assert all(event["usage"] is None for event in events[:-1])
-    assert 1 == len({(event["id"], event["created"], event["model"]) for event in events})
+    assert len({(event["id"], event["created"], event["model"]) for event in events}) == 1
 
 
 async def test_a_second_equal_prompt_reads_the_prefix_cache_and_usage_says_so(server: Server) -> None:
@@ -110,7 +110,7 @@ async def test_logprobs_are_sorted_finite_and_join_to_the_text(server: Server) -
     assert choice["message"]["content"].rstrip("\ufffd") == joined.decode("utf-8", "replace").rstrip("\ufffd")
     for entry in entries:
         tops = [top["logprob"] for top in entry["top_logprobs"]]
-        assert 5 == len(tops)
+        assert len(tops) == 5
         assert sorted(tops, reverse=True) == tops
         assert -10_000 < entry["logprob"] <= 0
         # Greedy, and nothing was biased that would have won.
@@ -163,5 +163,5 @@ async def test_without_max_tokens_the_answer_may_fill_the_context(server: Server
 
     answer = (await server.post("/v1/chat/completions", body)).json
 
-    assert 512 == answer["usage"]["total_tokens"]
-    assert "length" == answer["choices"][0]["finish_reason"]
+    assert answer["usage"]["total_tokens"] == 512
+    assert answer["choices"][0]["finish_reason"] == "length"

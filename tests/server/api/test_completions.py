@@ -28,15 +28,15 @@ async def test_text_and_its_token_ids_are_the_same_prompt(server: Server) -> Non
 
     answers = [(await server.post("/v1/completions", a_completion(prompt))).json for prompt in prompts]
 
-    assert 1 == len({answer["choices"][0]["text"] for answer in answers})
-    assert ("text_completion", "cmpl-") == (answers[0]["object"], answers[0]["id"][:5])
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    assert (answers[0]["object"], answers[0]["id"][:5]) == ("text_completion", "cmpl-")
 
 
 async def test_the_default_is_sixteen_tokens(server: Server) -> None:
     body = a_completion(ignore_eos=True)
     del body["max_tokens"]
 
-    assert 16 == (await server.post("/v1/completions", body)).json["usage"]["completion_tokens"]
+    assert (await server.post("/v1/completions", body)).json["usage"]["completion_tokens"] == 16
 
 
 async def test_several_prompts_times_n_are_choices_in_order(server: Server) -> None:
@@ -52,7 +52,7 @@ async def test_several_prompts_times_n_are_choices_in_order(server: Server) -> N
     assert expected == [choice["text"] for choice in together["choices"]]
     assert expected == [completion_text(events, index) for index in range(6)]
     assert together["usage"]["prompt_tokens"] == sum(answer["usage"]["prompt_tokens"] for answer in alone)
-    assert 48 == together["usage"]["completion_tokens"]
+    assert together["usage"]["completion_tokens"] == 48
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -78,9 +78,9 @@ async def test_echo_with_logprobs_and_no_output_scores_the_prompt(server: Server
     assert lists["token_logprobs"][0] is None
     assert all(value <= 0 for value in lists["token_logprobs"][1:])
     assert [len("".join(lists["tokens"][:n])) for n in range(len(prompt))] == lists["text_offset"]
-    assert 0 == zero["usage"]["completion_tokens"]
+    assert zero["usage"]["completion_tokens"] == 0
     assert lists["token_logprobs"] == one["choices"][0]["logprobs"]["token_logprobs"][:-1]
-    assert 1 == one["usage"]["completion_tokens"]
+    assert one["usage"]["completion_tokens"] == 1
 
 
 async def test_logprobs_name_the_sampled_token_beside_the_likeliest(server: Server) -> None:
@@ -107,13 +107,13 @@ async def test_offsets_go_on_through_a_stream(server: Server) -> None:
 async def test_the_tokenizer_may_be_told_to_add_nothing(server: Server) -> None:
     body = a_completion("<|im_start|>user", add_special_tokens=False)
 
-    assert 200 == (await server.post("/v1/completions", body)).status
+    assert (await server.post("/v1/completions", body)).status == 200
 
 
 async def test_an_end_token_ends_the_output_and_is_counted_but_not_shown(server: Server) -> None:
     answer = (await server.post("/v1/completions", a_completion(logit_bias={"1": 100}, return_token_ids=True))).json
 
     choice = answer["choices"][0]
-    assert ("", "stop", None) == (choice["text"], choice["finish_reason"], choice["stop_reason"])
-    assert [1] == choice["token_ids"]
-    assert 1 == answer["usage"]["completion_tokens"]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("", "stop", None)
+    assert choice["token_ids"] == [1]
+    assert answer["usage"]["completion_tokens"] == 1

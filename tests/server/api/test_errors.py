@@ -110,8 +110,8 @@ async def test_nothing_is_left_after_all_of_them(server: Server) -> None:
         await server.post(path, body)
 
     assert 0 == server.state.engine.num_unfinished == server.state.num_active
-    assert 200 == (await server.get("/health")).status
-    assert 200 == (await server.post(CHAT, a_chat())).status
+    assert (await server.get("/health")).status == 200
+    assert (await server.post(CHAT, a_chat())).status == 200
     refused = sum(path in (CHAT, COMPLETIONS) for path, *_ in CASES)
     assert refused == await server.metric("octavo_rejected_requests_total", reason="invalid_value")
 
@@ -127,21 +127,21 @@ async def test_its_neutral_values_and_null_are_accepted_without_a_warning(
 ) -> None:
     for given in (value, None):
         answer = await server.post(CHAT, a_chat(**{field: given}))
-        assert (200, None) == (answer.status, answer.headers.get("X-Octavo-Ignored")), answer.body
+        assert (answer.status, answer.headers.get("X-Octavo-Ignored")) == (200, None), answer.body
 
 
 @pytest.mark.parametrize("field", WITHOUT_MEANING)
 async def test_openais_bookkeeping_fields_are_accepted_without_a_warning(server: Server, field: str) -> None:
     answer = await server.post(CHAT, a_chat(**{field: "x"}))
 
-    assert (200, None) == (answer.status, answer.headers.get("X-Octavo-Ignored"))
+    assert (answer.status, answer.headers.get("X-Octavo-Ignored")) == (200, None)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_unknown_fields_are_ignored_and_named(server: Server, stream: bool) -> None:
     answer = await server.post(CHAT, a_chat(zebra=1, apple=2, stream=stream))
 
-    assert (200, "apple, zebra") == (answer.status, answer.headers["X-Octavo-Ignored"])
+    assert (answer.status, answer.headers["X-Octavo-Ignored"]) == (200, "apple, zebra")
 
 
 async def test_the_header_of_ignored_fields_is_bounded_and_safe(server: Server) -> None:
@@ -175,12 +175,12 @@ async def test_a_body_that_is_no_json_object_is_a_400(server: Server, raw: bytes
     async with server.session.post(server.url + CHAT, data=raw, headers=headers) as response:
         error = json.loads(await response.read())["error"]
 
-    assert (400, "invalid_json") == (response.status, error["code"])
+    assert (response.status, error["code"]) == (400, "invalid_json")
 
 
 async def test_another_content_type_is_a_415(server: Server) -> None:
     async with server.session.post(server.url + CHAT, data=b"x", headers={"Content-Type": "text/plain"}) as response:
-        assert (415, "media_type") == (response.status, (await response.json())["error"]["code"])
+        assert (response.status, (await response.json())["error"]["code"]) == (415, "media_type")
 
 
 async def test_a_body_over_the_limit_is_a_413(server: Server) -> None:
@@ -191,7 +191,7 @@ async def test_an_unknown_path_is_a_404_and_a_wrong_method_a_405(server: Server)
     check(await server.get("/v1/nothing"), 404, None)
     wrong = await server.get(CHAT)
     check(wrong, 405, None, "POST")
-    assert "POST" == wrong.headers["Allow"]
+    assert wrong.headers["Allow"] == "POST"
 
 
 async def test_an_unknown_model_is_a_404_that_names_those_that_are_served(server: Server) -> None:
@@ -207,9 +207,9 @@ async def test_keys_protect_what_generates_and_nothing_else(tokenizer_folder: Pa
             check(await server.get("/v1/models", headers={"Authorization": f"Bearer {key}"}), 401, None)
         check(await server.get("/v1/models", headers={"Authorization": "Basic k1"}), 401, None)
         for key in ("k1", "k2"):
-            assert 200 == (await server.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status
+            assert (await server.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status == 200
         for path in ("/health", "/ready", "/startup", "/metrics", "/load"):
-            assert 200 == (await server.get(path)).status
+            assert (await server.get(path)).status == 200
 
 
 @pytest.mark.parametrize(("given", "echoed"), [("my-id_1", True), ("x" * 129, False), ("a b\tc", False), ("ä", False)])
@@ -217,7 +217,7 @@ async def test_a_request_id_is_echoed_once_or_made(server: Server, given: str, e
     async with server.session.get(server.url + "/health", headers={"X-Request-Id": given}) as response:
         ids = response.headers.getall("X-Request-Id")
 
-    assert 1 == len(ids)
+    assert len(ids) == 1
     assert echoed == (ids[0] == given)
 
 
@@ -228,6 +228,6 @@ async def test_a_failing_request_is_a_500_without_details_and_an_event_in_a_stre
     streamed = await server.post(COMPLETIONS, a_completion([POISON], stream=True))
 
     check(whole, 500, None, "log")
-    assert 200 == streamed.status
+    assert streamed.status == 200
     assert {"message", "type", "param", "code"} == set(streamed.events[-1]["error"])
     assert "poison" not in whole.body.decode() + streamed.body.decode()

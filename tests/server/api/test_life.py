@@ -55,10 +55,10 @@ async def test_while_loading_the_port_answers_and_generation_is_503(tokenizer_fo
         later = (await server.get("/startup")).json
         ready = (await server.get("/ready")).status
 
-    assert ("loading_weights", 5, 10) == (startup["stage"], startup["bytes"], startup["total_bytes"])
-    assert {"/health": 200, "/ready": 503, "/load": 200, "/metrics": 200, "/version": 200} == codes
-    assert (503, "loading", "5") == (refused.status, refused.json["error"]["code"], refused.headers["Retry-After"])
-    assert ("ready", 200) == (later["stage"], ready)
+    assert (startup["stage"], startup["bytes"], startup["total_bytes"]) == ("loading_weights", 5, 10)
+    assert codes == {"/health": 200, "/ready": 503, "/load": 200, "/metrics": 200, "/version": 200}
+    assert (refused.status, refused.json["error"]["code"], refused.headers["Retry-After"]) == (503, "loading", "5")
+    assert (later["stage"], ready) == ("ready", 200)
     assert {"starting", "loading_weights"} == set(later["stage_seconds"])
 
 
@@ -74,7 +74,7 @@ async def test_loading_without_progress_is_unhealthy(tokenizer_folder: Path) -> 
         stuck = await server.get("/health")
         gate.set()
 
-    assert (503, "loading_stuck") == (stuck.status, stuck.json["error"]["code"])
+    assert (stuck.status, stuck.json["error"]["code"]) == (503, "loading_stuck")
 
 
 async def test_a_model_that_cannot_be_loaded_is_told(tokenizer_folder: Path) -> None:
@@ -85,9 +85,9 @@ async def test_a_model_that_cannot_be_loaded_is_told(tokenizer_folder: Path) -> 
         await server.state.engine.wait_until(EngineState.DEAD)
         startup = (await server.get("/startup")).json
 
-        assert ("failed", "there is no model at /x") == (startup["stage"], startup["message"])
-        assert 503 == (await server.get("/health")).status
-        assert "engine_dead" == (await server.post(CHAT, a_chat())).json["error"]["code"]
+        assert (startup["stage"], startup["message"]) == ("failed", "there is no model at /x")
+        assert (await server.get("/health")).status == 503
+        assert (await server.post(CHAT, a_chat())).json["error"]["code"] == "engine_dead"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -113,8 +113,8 @@ async def test_blocks_are_free_after_a_client_went_away(server: Server, stream: 
     await server.until(lambda: server.state.engine.snapshot.num_running == 0, timeout_s=1)
 
     load = (await server.get("/load")).json
-    assert (0, 0, 0, 0) == (load["running"], load["waiting"], load["kv_usage"], load["pressure"])
-    assert 1 == await server.metric("vllm:request_success_total", finished_reason="abort")
+    assert (load["running"], load["waiting"], load["kv_usage"], load["pressure"]) == (0, 0, 0, 0)
+    assert await server.metric("vllm:request_success_total", finished_reason="abort") == 1
 
 
 async def test_a_full_queue_is_a_429_with_retry_after(tokenizer_folder: Path) -> None:
@@ -128,14 +128,14 @@ async def test_a_full_queue_is_a_429_with_retry_after(tokenizer_folder: Path) ->
         runner_of(server).gate.set()
         answers = await asyncio.gather(*tasks)
 
-        assert (429, "1", "queue_full") == (
+        assert (
             refused.status,
             refused.headers["Retry-After"],
             refused.json["error"]["code"],
-        )
-        assert [200] * 3 == [answer.status for answer in answers]
-        assert 200 == (await server.post(COMPLETIONS, body)).status
-        assert 1 == await server.metric("octavo_rejected_requests_total", reason="queue_full")
+        ) == (429, "1", "queue_full")
+        assert [answer.status for answer in answers] == [200] * 3
+        assert (await server.post(COMPLETIONS, body)).status == 200
+        assert await server.metric("octavo_rejected_requests_total", reason="queue_full") == 1
 
 
 async def test_a_stuck_engine_is_unhealthy_only_while_work_is_there(tokenizer_folder: Path) -> None:
@@ -151,9 +151,9 @@ async def test_a_stuck_engine_is_unhealthy_only_while_work_is_there(tokenizer_fo
         runner_of(server).gate.set()
         await task
 
-        assert (200, 503, "engine_stuck") == (healthy_before, stuck.status, stuck.json["error"]["code"])
+        assert (healthy_before, stuck.status, stuck.json["error"]["code"]) == (200, 503, "engine_stuck")
         engine._beat_s -= 100
-        assert 200 == (await server.get("/health")).status
+        assert (await server.get("/health")).status == 200
 
 
 async def test_the_death_of_the_engine_ends_every_request_with_an_error(server: Server) -> None:
@@ -171,11 +171,11 @@ async def test_the_death_of_the_engine_ends_every_request_with_an_error(server: 
 
     # The step that was under way when the fault came may have ended first.
     assert EngineState.DEAD is await server.state.engine.wait_until(EngineState.DEAD)
-    assert (503, "engine_dead") == (answers[0].status, answers[0].json["error"]["code"])
-    assert "engine_dead" == answers[1].events[-1]["error"]["code"]
-    assert 503 == (await server.get("/health")).status
-    assert 503 == (await server.get("/ready")).status
-    assert 0 == server.state.engine.num_unfinished
+    assert (answers[0].status, answers[0].json["error"]["code"]) == (503, "engine_dead")
+    assert answers[1].events[-1]["error"]["code"] == "engine_dead"
+    assert (await server.get("/health")).status == 503
+    assert (await server.get("/ready")).status == 503
+    assert server.state.engine.num_unfinished == 0
 
 
 async def test_an_engine_in_which_every_step_fails_dies_and_says_so(server: Server) -> None:
@@ -183,8 +183,8 @@ async def test_an_engine_in_which_every_step_fails_dies_and_says_so(server: Serv
 
     statuses = [(await server.post(COMPLETIONS, a_completion())).status for _ in range(MAX_FAILED_STEPS + 1)]
 
-    assert [500] * (MAX_FAILED_STEPS - 1) == statuses[: MAX_FAILED_STEPS - 1]
-    assert 503 == statuses[-1]
+    assert statuses[: MAX_FAILED_STEPS - 1] == [500] * (MAX_FAILED_STEPS - 1)
+    assert statuses[-1] == 503
     assert EngineState.DEAD is server.state.engine.state
 
 
@@ -197,7 +197,7 @@ async def test_a_poisoned_request_does_not_hurt_those_beside_it(server: Server) 
         server.post(COMPLETIONS, a_completion([9, 8], seed=1)),
     )
 
-    assert [200, 500, 200] == [answer.status for answer in answers]
+    assert [answer.status for answer in answers] == [200, 500, 200]
     assert alone == answers[0].json["choices"] == answers[2].json["choices"]
 
 
@@ -211,7 +211,7 @@ async def test_a_slow_reader_holds_nobody(server: Server) -> None:
 
     events = [json.loads(line[6:]) async for line in slow.content if line.startswith(b"data: {")]
     slow.release()
-    assert [200] * 4 == [answer.status for answer in answers]
+    assert [answer.status for answer in answers] == [200] * 4
     assert expected == "".join(event["choices"][0]["text"] for event in events)
 
 
@@ -227,13 +227,13 @@ async def test_draining_refuses_what_is_new_and_finishes_what_runs(server: Serve
     load = (await server.get("/load")).json
     runner.gate.set()
 
-    assert (503, "draining", "close") == (
+    assert (
         refused.status,
         refused.json["error"]["code"],
         refused.headers["Connection"].lower(),
-    )
-    assert (503, 200, True) == (ready, health, load["draining"])
-    assert 200 == (await running_one).status
+    ) == (503, "draining", "close")
+    assert (ready, health, load["draining"]) == (503, 200, True)
+    assert (await running_one).status == 200
 
 
 async def test_closing_ends_every_stream_with_an_error(tokenizer_folder: Path) -> None:
@@ -247,10 +247,10 @@ async def test_closing_ends_every_stream_with_an_error(tokenizer_folder: Path) -
         answer = await task
         runner_of(server).gate.set()
 
-    assert ("the server is shutting down", "draining") == (
+    assert (
         answer.events[-1]["error"]["message"],
         answer.events[-1]["error"]["code"],
-    )
+    ) == ("the server is shutting down", "draining")
 
 
 async def test_half_sent_requests_and_hang_ups_leave_nothing(server: Server) -> None:
@@ -266,7 +266,7 @@ async def test_half_sent_requests_and_hang_ups_leave_nothing(server: Server) -> 
         await writer.wait_closed()
         del reader
 
-    assert 200 == (await server.post(COMPLETIONS, a_completion())).status
+    assert (await server.post(COMPLETIONS, a_completion())).status == 200
     await server.until(lambda: server.state.num_active == 0, timeout_s=1)
 
 

@@ -54,7 +54,7 @@ async def test_every_name_of_the_contract_is_there_with_the_model(tokenizer_fold
         assert found, name
         assert all(labels["model_name"] == "tiny" for labels, _ in found)
     info = samples(text, "vllm:cache_config_info")[0][0]
-    assert ("16", "200") == (info["block_size"], info["num_gpu_blocks"])
+    assert (info["block_size"], info["num_gpu_blocks"]) == ("16", "200")
 
 
 async def test_token_buckets_begin_at_half_a_millisecond(tokenizer_folder: Path) -> None:
@@ -62,7 +62,7 @@ async def test_token_buckets_begin_at_half_a_millisecond(tokenizer_folder: Path)
         text = (await server.get("/metrics")).body.decode()
 
     bounds = [float(labels["le"]) for labels, _ in samples(text, "vllm:inter_token_latency_seconds_bucket")]
-    assert 0.0005 == min(bounds)
+    assert min(bounds) == 0.0005
 
 
 async def test_counts_equal_what_the_clients_were_told(tiny_model: Path) -> None:
@@ -92,7 +92,7 @@ async def test_counts_equal_what_the_clients_were_told(tiny_model: Path) -> None
         assert num_prompts == await metric("vllm:time_to_first_token_seconds_count")
         assert num_prompts == (await server.get("/load")).json["requests_total"]
         assert await metric("vllm:prefix_cache_hits_total") > 0
-        assert 0 == await metric("octavo_engine_step_errors_total")
+        assert await metric("octavo_engine_step_errors_total") == 0
         assert dict.fromkeys(GAUGES, 0.0) == await at_rest(server)
 
 
@@ -113,7 +113,7 @@ async def test_gauges_show_what_runs_and_waits_and_pressure_is_not_capped(tokeni
         server.fake.runner.gate.set()
         await asyncio.gather(*tasks)
 
-        assert (2, 4) == (load["running"], load["waiting"])
+        assert (load["running"], load["waiting"]) == (2, 4)
         assert 3.0 == load["pressure"] == shown["octavo_kv_pressure_ratio"]
         assert 0 < shown["vllm:kv_cache_usage_perc"] < 1
         assert 0 <= shown["octavo_kv_waste_ratio"] < 1

@@ -57,8 +57,8 @@ async def test_completions_whole_and_streamed(client: openai.AsyncOpenAI) -> Non
 async def test_models_are_listed(client: openai.AsyncOpenAI) -> None:
     listed = [model async for model in client.models.list()]
 
-    assert [NAME] == [model.id for model in listed]
-    assert 512 == (await client.models.retrieve(NAME)).model_dump()["max_model_len"]
+    assert [model.id for model in listed] == [NAME]
+    assert (await client.models.retrieve(NAME)).model_dump()["max_model_len"] == 512
 
 
 async def test_errors_are_the_clients_own_classes(server: Server, client: openai.AsyncOpenAI) -> None:
@@ -70,7 +70,7 @@ async def test_errors_are_the_clients_own_classes(server: Server, client: openai
         await ask(temperature=9)
     with pytest.raises(openai.NotFoundError):
         await ask(model="other")
-    assert ("temperature", "invalid_request_error") == (bad.value.param, bad.value.type)
+    assert (bad.value.param, bad.value.type) == ("temperature", "invalid_request_error")
     async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="wrong", max_retries=0) as stranger:
         with pytest.raises(openai.AuthenticationError):
             await stranger.models.list()

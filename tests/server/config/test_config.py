@@ -66,7 +66,7 @@ def test_what_was_set_is_kept() -> None:
 
     limits = config.resolve(context_length=4096, device="cpu", device_memory_bytes=0)
 
-    assert (100, 3, 7) == (limits.max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens)
+    assert (limits.max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens) == (100, 3, 7)
 
 
 def test_a_context_beyond_the_model_is_refused_with_both_numbers() -> None:

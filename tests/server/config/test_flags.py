@@ -66,7 +66,7 @@ def test_a_flag_wins_over_a_variable_over_a_file(tmp_path: Path) -> None:
 
     engine, server = read("m", "--config", path, "--port", "3", env=env)
 
-    assert (3, 2, 32) == (server.port, engine.max_num_seqs, engine.block_size)
+    assert (server.port, engine.max_num_seqs, engine.block_size) == (3, 2, 32)
 
 
 def test_a_file_may_name_the_model_and_hold_lists_and_booleans(tmp_path: Path) -> None:
@@ -74,18 +74,18 @@ def test_a_file_may_name_the_model_and_hold_lists_and_booleans(tmp_path: Path) -
 
     engine, server = read(env={"OCTAVO_CONFIG": path})
 
-    assert ("m", ("a", "b"), False) == (engine.model, server.served_model_name, engine.enable_prefix_caching)
+    assert (engine.model, server.served_model_name, engine.enable_prefix_caching) == ("m", ("a", "b"), False)
 
 
 def test_keys_in_a_variable_are_separated_by_commas() -> None:
-    assert ("k1", "k2") == read("m", env={"OCTAVO_API_KEY": "k1, k2"})[1].api_key
+    assert read("m", env={"OCTAVO_API_KEY": "k1, k2"})[1].api_key == ("k1", "k2")
 
 
 def test_a_service_link_of_kubernetes_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _, server = read("m", env={"OCTAVO_PORT": "tcp://10.96.0.7:8000"})
 
-    assert 8000 == server.port
+    assert server.port == 8000
     assert "OCTAVO_PORT" in caplog.text
     assert "service link" in caplog.text
 

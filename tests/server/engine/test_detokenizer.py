@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ def read_all(detokenizer: Detokenizer, pieces: list[list[int]]) -> Read:
 
 def split(items: list[int], cuts: list[int]) -> list[list[int]]:
     points = sorted({min(cut, len(items)) for cut in cuts} | {0, len(items)})
-    return [items[low:high] for low, high in zip(points, points[1:], strict=False)]
+    return [items[low:high] for low, high in pairwise(points)]
 
 
 def test_half_a_character_is_held_until_the_other_half_comes() -> None:
@@ -56,7 +57,7 @@ def test_half_a_character_is_held_until_the_other_half_comes() -> None:
 
     texts = [detokenizer.append([byte]).text for byte in euro]
 
-    assert ["", "", "€"] == texts
+    assert texts == ["", "", "€"]
 
 
 def test_the_bytes_of_half_a_character_at_the_end_are_dropped() -> None:
@@ -64,7 +65,7 @@ def test_the_bytes_of_half_a_character_at_the_end_are_dropped() -> None:
 
 
 def test_bytes_that_are_no_utf8_become_the_replacement_character() -> None:
-    assert "a\ufffdb" == read_all(Detokenizer(Bytes()), [[ord("a"), 0xFF, ord("b")]]).text
+    assert read_all(Detokenizer(Bytes()), [[ord("a"), 0xFF, ord("b")]]).text == "a\ufffdb"
 
 
 @pytest.mark.parametrize(("skip", "expected"), [(True, "ab"), (False, "a<special>b")])
@@ -79,7 +80,7 @@ def test_the_beginning_of_a_stop_string_waits_until_it_cannot_become_one() -> No
 
     texts = [detokenizer.append([byte]).text for byte in b"a<en,"]
 
-    assert ["a", "", "", "", "<en,"] == texts
+    assert texts == ["a", "", "", "", "<en,"]
 
 
 def test_what_was_held_back_comes_out_at_the_end() -> None:

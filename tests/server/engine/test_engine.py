@@ -61,10 +61,10 @@ def test_n_outputs_each_end_once_and_count_their_prompt_once(parts: FakeParts, m
     deltas = run(parts.loaded.engine)
 
     assert [("a", index, FinishReason.LENGTH) for index in range(3)] == sorted(ends_of(deltas))
-    assert 3 == value(metrics, "vllm:prompt_tokens_total")
-    assert 12 == value(metrics, "vllm:generation_tokens_total")
-    assert 3 == value(metrics, "vllm:request_success_total", finished_reason="length")
-    assert 1 == value(metrics, "vllm:e2e_request_latency_seconds_count")
+    assert value(metrics, "vllm:prompt_tokens_total") == 3
+    assert value(metrics, "vllm:generation_tokens_total") == 12
+    assert value(metrics, "vllm:request_success_total", finished_reason="length") == 3
+    assert value(metrics, "vllm:e2e_request_latency_seconds_count") == 1
 
 
 def test_the_same_seed_gives_the_same_output_alone_and_among_others(parts: FakeParts) -> None:
@@ -103,7 +103,7 @@ def test_a_stop_string_ends_the_sequence_at_the_token_that_completes_it(parts: F
     assert len(ids_of(deltas, "cut")) < 40
     assert ids_of(deltas, "cut") == ids_of(free, "free")[: len(ids_of(deltas, "cut"))]
     parts.scheduler.check_integrity()
-    assert 0 == parts.scheduler.stats().running
+    assert parts.scheduler.stats().running == 0
 
 
 def test_a_stop_string_on_the_last_allowed_token_is_still_a_stop(parts: FakeParts) -> None:
@@ -150,7 +150,7 @@ def test_abort_frees_blocks_at_once_at_every_stage(parts: FakeParts, metrics: Se
     assert not engine.abort("running")
     assert not engine.has_work
     assert 0 == engine.snapshot().kv_usage == engine.snapshot().pressure
-    assert 3 == value(metrics, "vllm:request_success_total", finished_reason="abort")
+    assert value(metrics, "vllm:request_success_total", finished_reason="abort") == 3
 
 
 def test_a_request_whose_step_raises_fails_alone(parts: FakeParts, metrics: ServerMetrics) -> None:
@@ -185,10 +185,12 @@ def test_the_others_get_what_they_would_have_got_without_the_offender(parts: Fak
 def test_an_engine_in_which_nothing_succeeds_dies(parts: FakeParts) -> None:
     engine, parts.runner.breaks = parts.loaded.engine, True
 
+    for number in range(MAX_FAILED_STEPS - 1):
+        engine.add_request(a_request(str(number)))
+        assert ends_of(run(engine)) == [(str(number), 0, FinishReason.ERROR)]
+    engine.add_request(a_request("last"))
     with pytest.raises(EngineDeadError):
-        for number in range(MAX_FAILED_STEPS + 1):
-            engine.add_request(a_request(str(number)))
-            run(engine)
+        engine.step()
 
 
 def test_one_success_forgives_earlier_failures(parts: FakeParts) -> None:
@@ -239,8 +241,8 @@ def test_times_are_counted_from_one_clock(tokenizer_folder: Path, metrics: Serve
     engine.add_request(a_request(max_tokens=3))
     run(engine)
 
-    assert 3 == value(metrics, "octavo_engine_step_seconds_count")
-    assert 2 == value(metrics, "vllm:inter_token_latency_seconds_count")
+    assert value(metrics, "octavo_engine_step_seconds_count") == 3
+    assert value(metrics, "vllm:inter_token_latency_seconds_count") == 2
     ttft = value(metrics, "vllm:time_to_first_token_seconds_sum")
     itl = value(metrics, "vllm:inter_token_latency_seconds_sum")
     assert ttft + itl == value(metrics, "vllm:request_decode_time_seconds_sum") + ttft

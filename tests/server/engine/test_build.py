@@ -1,0 +1,75 @@
+"""What is read off the machine before an engine is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from octavo_server.config import EngineConfig
+from octavo_server.engine.build import build_engine, cpu_quota
+from octavo_server.engine.startup import StartupProgress
+from octavo_server.errors import ConfigError, StartupError
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (["200000 100000", "", ""], 2),
+        (["50000 100000", "", ""], 1),
+        (["350000 100000", "", ""], 3),
+        (["max 100000", "", ""], None),
+        (["", "400000", "100000"], 4),
+        (["", "-1", "100000"], None),
+        (["", "", ""], None),
+    ],
+)
+def test_a_cgroups_processors_bound_the_threads(limits: list[str], expected: int | None) -> None:
+    assert cpu_quota(limits) == expected
+
+
+def test_stages_are_walked_and_bytes_counted(tiny_model: Path) -> None:
+    progress = StartupProgress()
+
+    build_engine(EngineConfig(model=str(tiny_model), num_gpu_blocks_override=50), progress)
+
+    assert list(progress.stage_seconds) == ["starting", "loading_weights"]
+    assert progress.stage == "warming_up"
+    assert 0 < progress.bytes <= progress.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "words"),
+    [
+        ({"max_model_len": 513}, "SpecInvalid", ("513", "512")),
+        ({"num_gpu_blocks_override": 3, "max_model_len": 100}, "KVCacheTooSmall", ("100", "32")),
+        ({"kv_cache_memory_bytes": 1}, "KVCacheTooSmall", ("--kv-cache-memory-bytes",)),
+        ({"chat_template": "/nowhere.jinja"}, "SpecInvalid", ("/nowhere.jinja",)),
+        ({"chat_template": "{% if %}"}, "ModelInvalid", ("template",)),
+    ],
+)
+def test_what_cannot_be_built_says_why(
+    tiny_model: Path, settings: dict[str, object], reason: str, words: tuple[str, ...]
+) -> None:
+    config = EngineConfig(model=str(tiny_model), **settings)  # type: ignore[arg-type]  # a table of fields
+
+    with pytest.raises(StartupError) as caught:
+        build_engine(config, StartupProgress())
+
+    assert caught.value.reason == reason
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_small_cache_shrinks_the_context_that_nobody_asked_for(tiny_model: Path) -> None:
+    config = EngineConfig(model=str(tiny_model), num_gpu_blocks_override=11)
+
+    assert build_engine(config, StartupProgress()).engine.limits.max_sequence_tokens == 160
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_model: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        build_engine(EngineConfig(model=str(tiny_model), device="cuda"), StartupProgress())
