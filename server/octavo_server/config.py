@@ -55,7 +55,11 @@ class EngineConfig:
     """What the engine is built from: the model, its memory and its limits."""
 
     model: str
-    """A local folder with config.json and safetensors files, or a GGUF file."""
+    """A local folder with config.json and safetensors files, a GGUF file, or a name on the Hugging Face hub: ORG/NAME or
+    ORG/NAME/FILE.gguf."""
+
+    revision: str | None = setting(None)
+    """Branch, tag or commit of a model on the hub. None: its main branch."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto")
     """Type of weights and activations. auto: the checkpoint's own on a GPU; float32 on a CPU, which computes it fastest

@@ -41,7 +41,6 @@ NOT_SUPPORTED_YET = frozenset(
         "--lora-modules",
         "--speculative-config",
         "--kv-offloading-size",
-        "--revision",
         "--tokenizer",
         "--load-format",
         "--engine-process",

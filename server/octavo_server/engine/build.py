@@ -56,21 +56,19 @@ def build_engine(config: EngineConfig, progress: StartupProgress, metrics: Serve
         StartupError: with the reason that the control plane shows.
     """
     from octavo_server.models.config import GenerationDefaults, load_model_config
-    from octavo_server.models.location import resolve_location
 
-    # What can be known without torch is checked before it: a typing error should not take seconds to be told.
-    resolve_location(config.model)
     template = _chat_template(config.chat_template)
-    model_config = load_model_config(config.model)
+    location = _locate(config, progress)
+    model_config = load_model_config(location)
     device = resolve_device(config.device)
     limits = config.resolve(
         context_length=model_config.max_positions, device=device, device_memory_bytes=_device_memory_bytes(device)
     )
     progress.enter("loading_weights")
-    model = _load_model(config, device, progress)
+    model = _load_model(location, config.dtype, device, progress)
     from octavo_server.tokenizer.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(config.model, chat_template=template)
+    tokenizer = load_tokenizer(location, chat_template=template)
     plan = _plan_kv_cache(config, limits, model, device)
     progress.enter("warming_up")
     engine = _make_engine(config, limits, plan, model, tokenizer, metrics)
@@ -95,7 +93,21 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _load_model(config: EngineConfig, device: str, progress: StartupProgress) -> LoadedModel:
+def _locate(config: EngineConfig, progress: StartupProgress) -> Path:
+    """The model on this machine's disk, fetched where its name means the hub."""
+    from octavo_server.models.location import resolve_location
+    from octavo_server.sources.hub import fetch_model, is_hub_name
+
+    if not is_hub_name(config.model):
+        if config.revision is not None:
+            raise ConfigError(f"--revision is for models of the hub, {config.model} is on this machine; leave it out")
+        # Before torch is imported: a typing error should not take seconds to be told.
+        return resolve_location(config.model).path
+    progress.enter("downloading")
+    return fetch_model(config.model, revision=config.revision, on_bytes=progress.add_bytes)
+
+
+def _load_model(location: Path, dtype: str, device: str, progress: StartupProgress) -> LoadedModel:
     import torch
 
     from octavo_server.models.loader import load_model
@@ -105,7 +117,7 @@ def _load_model(config: EngineConfig, device: str, progress: StartupProgress) ->
         quota = cpu_quota([_read(name) for name in _CGROUP_CPU_FILES])
         torch.set_num_threads(min(torch.get_num_threads(), quota or torch.get_num_threads()))
     try:
-        return load_model(config.model, dtype=config.dtype, device=device, on_progress=progress.add_bytes)
+        return load_model(location, dtype=dtype, device=device, on_progress=progress.add_bytes)
     except torch.OutOfMemoryError as error:
         raise StartupError(
             "GPUOutOfMemory", "the weights do not fit into the GPU's memory; use a larger one"

@@ -1,0 +1,255 @@
+"""A serving process as a kubelet sees it: exit codes, last words, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo_testing.server import NAME
+
+START_S, FAIL_S = 120.0, 60.0
+"""Generous, for a machine that does other things too; what is promised is checked by what the process itself logs."""
+
+
+class Process:
+    """`octavo serve` as a child, its log read line by line."""
+
+    def __init__(self, *argv: str, log: Path | None = None) -> None:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        env |= {"OCTAVO_TERMINATION_LOG": str(log)} if log else {}
+        self.started_s = time.monotonic()
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "octavo_server", "serve", *argv], stderr=subprocess.PIPE, text=True, env=env
+        )
+        self.lines: list[str] = []
+        self._incoming: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Waits for a log line."""
+        deadline = time.monotonic() + START_S
+        while True:
+            line = self._incoming.get(timeout=max(0.1, deadline - time.monotonic()))
+            assert line is not None, "\n".join(self.lines)
+            if match := re.search(pattern, line):
+                return match
+
+    def wait(self) -> int:
+        status = self.child.wait(timeout=START_S)
+        self._reader.join()
+        return status
+
+    def close(self) -> None:
+        if self.child.poll() is None:
+            self.child.kill()
+        self.wait()
+        assert self.child.stderr is not None
+        self.child.stderr.close()
+
+    def _read(self) -> None:
+        assert self.child.stderr is not None
+        for line in self.child.stderr:
+            self.lines.append(line.rstrip())
+            self._incoming.put(line)
+        self._incoming.put(None)
+
+
+@contextmanager
+def serving(*argv: str, log: Path | None = None) -> Iterator[Process]:
+    process = Process(*argv, log=log)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+@contextmanager
+def ready(model: Path, *argv: str) -> Iterator[tuple[Process, str]]:
+    blocks = ("--num-gpu-blocks-override", "200")
+    with serving(
+        str(model), "--host", "127.0.0.1", "--port", "0", "--served-model-name", NAME, *blocks, *argv
+    ) as process:
+        port = process.until(r"listening on 127\.0\.0\.1:(\d+)")[1]
+        process.until("ready after")
+        yield process, f"http://127.0.0.1:{port}"
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=START_S)
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=START_S) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+A_LONG_STREAM = {
+    "model": NAME,
+    "prompt": "The quick",
+    "max_tokens": 480,
+    "stream": True,
+    "ignore_eos": True,
+    "temperature": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "words"),
+    [
+        (None, "ModelNotFound", "does not exist"),
+        ({}, "ModelNotFound", "neither config.json nor a .gguf file"),
+        ({"config.json": '{"architectures": ["Nonesuch"]}'}, "UnsupportedArchitecture", "Nonesuch"),
+        ({"config.json": "{"}, "ModelInvalid", "not valid JSON"),
+    ],
+)
+def test_a_bad_model_folder_ends_with_one_line_and_last_words(
+    tmp_path: Path, content: dict[str, str] | None, reason: str, words: str
+) -> None:
+    folder, log = tmp_path / "model", tmp_path / "termination-log"
+    if content is not None:
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+    with serving(str(folder), "--port", "0", log=log) as process:
+        status = process.wait()
+
+    errors = [line for line in process.lines if line.startswith("octavo: error: ")]
+    last_words = json.loads(log.read_text())
+    assert status == 1
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert not any("Traceback" in line for line in process.lines)
+    assert (last_words["reason"], f"octavo: error: {last_words['message']}") == (reason, errors[0])
+    assert time.monotonic() - process.started_s < FAIL_S
+
+
+def test_truncated_weights_end_the_start(tiny_model: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "model", tmp_path / "termination-log"
+    folder.mkdir()
+    for path in tiny_model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:1000])
+    with serving(str(folder), "--port", "0", log=log) as process:
+        status = process.wait()
+
+    assert status == 1
+    assert json.loads(log.read_text())["reason"] == "ModelInvalid"
+    assert not any("Traceback" in line for line in process.lines)
+
+
+def test_a_port_in_use_ends_the_start_before_anything_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "termination-log"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with serving(str(tiny_model), "--host", "127.0.0.1", "--port", port, log=log) as process:
+            status = process.wait()
+
+    message = json.loads(log.read_text())["message"]
+    assert status == 2
+    assert f"127.0.0.1 port {port}" in message
+    assert "--port" in message
+    assert len(process.lines) == 1
+
+
+def test_sigterm_drains_finishes_what_runs_and_exits_0(tiny_model: Path) -> None:
+    with ready(tiny_model) as (process, url):
+        with post(url + "/v1/completions", A_LONG_STREAM) as stream:
+            first = stream.readline()
+            process.child.send_signal(signal.SIGTERM)
+            process.until("draining: 1 requests")
+            refused = (status_of(url + "/ready"), status_of(url + "/health"))
+            with pytest.raises(urllib.error.HTTPError) as new:
+                post(url + "/v1/completions", {"model": NAME, "prompt": "x"})
+            connection = new.value.headers["Connection"].lower()
+            code = json.loads(new.value.read())["error"]["code"]
+            rest = stream.read().decode()
+        status = process.wait()
+
+    events = [json.loads(part[6:]) for part in (first.decode() + rest).split("\n\n")[:-2]]
+    assert refused == (503, 200)
+    assert (new.value.code, code, connection) == (503, "draining", "close")
+    assert rest.endswith("data: [DONE]\n\n")
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert status == 0
+
+
+def test_what_does_not_finish_in_time_ends_with_an_error_event(tiny_model: Path) -> None:
+    with ready(tiny_model, "--shutdown-timeout", "0") as (process, url):
+        with post(url + "/v1/completions", A_LONG_STREAM) as stream:
+            stream.readline()
+            process.child.send_signal(signal.SIGTERM)
+            rest = stream.read().decode()
+        status = process.wait()
+
+    last = json.loads(rest.split("\n\n")[-3].removeprefix("data: "))
+    assert rest.endswith("data: [DONE]\n\n")
+    assert last["error"]["code"] == "draining"
+    assert "within 0 s" in last["error"]["message"]
+    assert status == 0
+
+
+def test_a_second_sigterm_ends_now(tiny_model: Path) -> None:
+    with ready(tiny_model, "--shutdown-timeout", "600") as (process, url):
+        streams = [post(url + "/v1/completions", A_LONG_STREAM) for _ in range(4)]
+        process.child.send_signal(signal.SIGTERM)
+        process.until("draining")
+        process.child.send_signal(signal.SIGTERM)
+        status = process.wait()
+        for stream in streams:
+            stream.close()
+
+    assert status == 143
+
+
+def test_sigterm_while_loading_exits_0_at_once(tiny_model: Path) -> None:
+    with serving(str(tiny_model), "--host", "127.0.0.1", "--port", "0") as process:
+        process.until("listening")
+        process.child.send_signal(signal.SIGTERM)
+
+        assert process.wait() == 0
+        assert not any("Traceback" in line for line in process.lines)
+
+
+@pytest.mark.model
+def test_the_real_model_answers_through_octavo_serve(smollm2_path: Path) -> None:
+    """The whole way: file, tokenizer, template, engine, HTTP. The answer is transformers' own, greedy, in float32."""
+    body = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": "What is Kubernetes? Answer in one sentence."}],
+        "temperature": 0,
+        "max_tokens": 60,
+    }
+    with ready(smollm2_path) as (process, url):
+        with post(url + "/v1/chat/completions", body) as response:
+            answer = json.loads(response.read())
+        process.child.send_signal(signal.SIGTERM)
+        status = process.wait()
+
+    assert answer["choices"][0]["message"]["content"] == (
+        "Kubernetes is a software platform that allows organizations to manage their virtual private clouds (VPCs) "
+        "and other cloud-native services."
+    )
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert status == 0
