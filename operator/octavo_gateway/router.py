@@ -23,8 +23,8 @@ class Router:
         self.balancer = balancer
         self.admission = Admission()
         self.clock = clock
-        self.hold_started = asyncio.Event()
-        """Set whenever a request begins to wait; the waker clears it."""
+        self.waiting = asyncio.Event()
+        """Set each time that a held request has looked in vain; the waker clears it."""
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[RoutingTable], None]] = []
@@ -68,7 +68,7 @@ class Router:
         entered = self.admission.try_enter(hold)
         if entered:
             self._metrics.held.labels(hold.key).set(self.admission.count(hold.key))
-            self.hold_started.set()
+            self.waiting.set()
         return entered
 
     def leave(self, hold: Hold) -> None:

@@ -40,14 +40,12 @@ class Waker:
         router.on_table(self._forget_gone)
 
     async def run(self) -> None:
+        """Look whenever a held request does; `WAKE_EVERY_S` bounds how often one model is written."""
         while True:
-            await self._router.hold_started.wait()
-            self._router.hold_started.clear()
+            await self._router.waiting.wait()
+            self._router.waiting.clear()
             due = [model for model in self._held_models() if self._is_due(model)]
             await asyncio.gather(*(self._wake(model) for model in due))
-            if self._router.admission.held():
-                await self._router.wait_for_change(WAKE_EVERY_S / 4)
-                self._router.hold_started.set()
 
     def _held_models(self) -> list[Model]:
         models = self._router.table.models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 from aiohttp import web
@@ -126,3 +127,25 @@ async def test_a_slow_reader_holds_the_upstream_back_instead_of_filling_memory()
         response.close()
 
     assert sent < 64 * 2**20
+
+
+async def test_a_stream_is_asked_for_uncompressed_and_any_other_answer_as_the_client_wants_it() -> None:
+    """Heartbeats of a hold are plain text, and a compressed stream could not follow them."""
+    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+        for stream in (True, False):
+            await bench.send("POST", CHAT, json={"model": "m", "stream": stream}, headers={"Accept-Encoding": "gzip"})
+
+    assert [headers.get("Accept-Encoding") for headers in upstream.headers] == [None, "gzip"]
+
+
+async def test_a_compressed_answer_passes_as_it_is() -> None:
+    packed = gzip.compress(b'{"text": "x"}')
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
+
+    async with an_upstream(handler) as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+        answer = await bench.ask()
+
+    assert answer.json == {"text": "x"}
+    assert answer.headers["Content-Length"] == str(len(packed))

@@ -105,10 +105,14 @@ async def test_loading_is_told_with_its_progress(tmp_path: Path) -> None:
 async def test_a_running_stream_finishes_before_the_servers_end(tmp_path: Path) -> None:
     async with a_fake_up(tmp_path) as up, aiohttp.ClientSession() as client:
         await up.until_ready("tiny")
-        body = {"model": "tiny", "stream": True, "pause_s": 0.5}
+        body = {"model": "tiny", "stream": True, "pause_s": 1.0}
         async with client.post(f"{up.url}/v1/chat/completions", json=body) as response:
             await response.content.readline()
             up.process.send_signal(signal.SIGINT)
+            await up.until_said("draining")
+            await asyncio.sleep(0.2)
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await up.ask("tiny")
             text = await response.text()
         code = await up.ended()
 
