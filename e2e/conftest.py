@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,14 @@ import openai
 import pytest
 from e2e.cluster.artifacts import artifacts_dir, collect
 from e2e.cluster.errors import UnavailableError
+from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.lab import Lab, exclusive
 from e2e.cluster.models import Model, apply_model, read_manifest
 from e2e.cluster.mounts import check_mountable
 from e2e.cluster.octavo import Octavo, install, reach
 from e2e.cluster.target import KUBECONFIG_VARIABLE, Target, existing_target, own_target
 from e2e.cluster.tools import Say
+from e2e.cluster.waiting import wait_until
 
 CASES = (
     "bare_node",
@@ -81,12 +84,10 @@ def octavo(target: Target) -> Iterator[Octavo]:
 @pytest.fixture(scope="session")
 def smol(octavo: Octavo) -> Iterator[Model]:
     """The real small model, Ready, in a namespace of its own; several cases share it."""
-    kubectl = octavo.target.kubectl
-    kubectl("create", "namespace", "e2e-models")
-    model = apply_model(octavo, read_manifest(_MANIFEST, octavo), "e2e-models")
-    model.wait_ready()
-    yield model
-    kubectl("delete", "namespace", "e2e-models", "--timeout=90s")
+    with _namespace(octavo.target.kubectl, "e2e-models") as name:
+        model = apply_model(octavo, read_manifest(_MANIFEST, octavo), name)
+        model.wait_ready()
+        yield model
 
 
 @pytest.fixture
@@ -100,10 +101,24 @@ def client(octavo: Octavo) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def namespace(target: Target, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the case's own, gone when the case ends."""
-    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.path.parent.name.lower()).strip("-")
-    target.kubectl("create", "namespace", name)
-    yield name
-    target.kubectl("delete", "namespace", name, "--timeout=90s")
+    case = re.sub(r"[^a-z0-9]+", "-", request.node.path.parent.name.lower()).strip("-")
+    with _namespace(target.kubectl, f"e2e-{case}") as name:
+        yield name
+
+
+@contextmanager
+def _namespace(kubectl: Kubectl, name: str) -> Iterator[str]:
+    """Make a namespace, and remove it with all that runs in it, so that the next case has the machine to itself."""
+    kubectl("create", "namespace", name)
+    try:
+        yield name
+    finally:
+        # The namespace controller looks again only after half of the longest grace period; so the pods go first.
+        for kind in ("modeldeployments", "deployments", "pods"):
+            if kubectl.works("get", kind, f"--namespace={name}"):
+                kubectl("delete", kind, "--all", f"--namespace={name}", "--timeout=60s")
+        wait_until(lambda: not kubectl.items("pods", namespace=name), f"no pod is left in {name}", limit_s=90)
+        kubectl("delete", "namespace", name, "--timeout=60s")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -130,6 +145,8 @@ def pytest_runtest_makereport(
     found = item.config.stash.get(_TARGET, None)
     if report.failed and call.when != "teardown" and found is not None:
         folder = artifacts_dir() / re.sub(r"[^\w.-]+", "_", item.nodeid)
+        # Of an earlier run.
+        shutil.rmtree(folder, ignore_errors=True)
         report.sections.append(("cluster", collect(found.kubectl, folder)))
         (folder / "failure.txt").write_text(report.longreprtext)
         if found.lab is not None:

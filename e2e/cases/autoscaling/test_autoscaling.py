@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ NUM_CLIENTS = 8
 
 
 @pytest.fixture
-def busy(octavo: Octavo, namespace: str) -> Iterator[Model]:
+def busy(octavo: Octavo, namespace: str) -> Model:
     model = apply_model(octavo, read_manifest(MANIFEST, octavo), namespace)
     model.wait_ready()
-    yield model
-    model.delete()
+    return model
 
 
 def test_pressure_scales_up_and_idleness_scales_down_without_a_failed_request(octavo: Octavo, busy: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -17,11 +16,10 @@ MANIFEST = Path(__file__).with_name("modeldeployment.yaml")
 
 
 @pytest.fixture
-def sleepy(octavo: Octavo, namespace: str) -> Iterator[Model]:
+def sleepy(octavo: Octavo, namespace: str) -> Model:
     model = apply_model(octavo, read_manifest(MANIFEST, octavo), namespace)
     model.wait_ready()
-    yield model
-    model.delete()
+    return model
 
 
 def test_idle_model_goes_to_zero_and_a_request_wakes_it(sleepy: Model, client: openai.OpenAI) -> None:
