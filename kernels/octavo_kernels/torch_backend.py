@@ -5,8 +5,10 @@ Binds the fast ways (torch_attention.py, torch_elementwise.py, torch_sampling.py
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -80,7 +82,7 @@ class TorchBackend:
         check_cache_spec(spec)
         rows = spec.num_blocks * spec.block_size
         shape = (rows + 1, 2, spec.num_kv_heads, spec.head_dim)
-        slots = tuple(torch.zeros(shape, dtype=spec.dtype, device=self._device) for _ in range(spec.num_layers))
+        slots = tuple(_lazy_zeros(shape, spec.dtype) for _ in range(spec.num_layers))
         blocks = [layer[:rows].view(spec.num_blocks, spec.block_size, *shape[1:]) for layer in slots]
         return TorchKVCache(
             spec=spec,
@@ -141,3 +143,8 @@ class TorchBackend:
         check_copy_blocks(source, destination, self._device)
         for keys, values in zip(own.keys, own.values, strict=True):
             copy_blocks(keys.unsqueeze(0), values.unsqueeze(0), source, destination)
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take memory only once they are written: numpy asks the system for zeroed pages, torch fills them."""
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
