@@ -50,6 +50,8 @@ class Up:
     lines: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     readers: list[asyncio.Task[None]] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    """Every child that was ever looked up, so that a failing test leaves none of them."""
 
     @property
     def url(self) -> str:
@@ -69,7 +71,9 @@ class Up:
     def children(self) -> list[int]:
         """Processes that it started and that live."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+        found = [int(pid) for pid in path.read_text().split()] if path.exists() else []
+        self.seen.update(found)
+        return found
 
     def row(self, model: str) -> dict[str, Any]:
         return next((dict(row) for row in self.state.get("models", ()) if row["model"] == model), {})
@@ -125,7 +129,7 @@ async def running_up(command: Sequence[str], home: Path, *arguments: str, **env:
     try:
         yield up
     finally:
-        left = up.children
+        left = {*up.children, *up.seen}
         if process.returncode is None:
             process.kill()
         for pid in left:
