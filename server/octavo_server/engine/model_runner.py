@@ -50,11 +50,8 @@ class DecoderRunner:
         num_samples = len(batch.samples)
         sampled = self._sample(hidden[:num_samples], batch.samples, failed) if num_samples else {}
         prompt_logprobs = self._prompt_logprobs(hidden[num_samples:], batch, failed) if batch.prompt_targets else {}
-        return RunnerOutput(
-            sampled={key: token for key, token in sampled.items() if key not in failed},
-            prompt_logprobs={key: found for key, found in prompt_logprobs.items() if key not in failed},
-            failed=failed,
-        )
+        # A sequence in `failed` ends, whatever else the step gave it.
+        return RunnerOutput(sampled=sampled, prompt_logprobs=prompt_logprobs, failed=failed)
 
     @torch.inference_mode()
     def warm_up(self, max_num_tokens: int, max_num_seqs: int) -> None:

@@ -76,7 +76,8 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; bytes that are no UTF-8 become U+FFFD, ids without a token nothing."""
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        known = [token_id for token_id in token_ids if 0 <= token_id < len(self._bytes)]
+        text: str = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
         return text
 
     def token_id(self, token: str) -> int | None:

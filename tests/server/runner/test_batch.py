@@ -69,7 +69,8 @@ def test_decodes_alone_need_no_choice_of_rows() -> None:
 
 def test_buffers_of_an_earlier_larger_step_leave_no_trace() -> None:
     builder = a_builder()
-    builder.build(SchedulerOutput(scheduled=(scheduled(a_sequence(1, list(range(40)), list(range(1, 11))), 0, 40),)))
+    large = [a_sequence(number, list(range(40)), list(range(1, 11))) for number in (1, 2)]
+    builder.build(SchedulerOutput(scheduled=tuple(scheduled(sequence, 0, 40) for sequence in large)))
 
     batch = builder.build(
         SchedulerOutput(

@@ -104,7 +104,14 @@ def test_bytes_of_byte_level_tokens_join_to_the_text(tmp_path: Path) -> None:
 
     for line in LINES:
         assert b"".join(tokenizer.token_bytes(item) for item in tokenizer.encode(line)) == line.encode()
+
+
+def test_ids_without_a_token_are_nothing(tmp_path: Path) -> None:
+    """Models pad their vocabulary, and clients send what they like."""
+    tokenizer = load_tokenizer(write_folder(tmp_path, a_backend()))
+
     assert tokenizer.token_bytes(10**6) == tokenizer.token_bytes(-1) == b""
+    assert tokenizer.decode([10**6, *tokenizer.encode("Hello"), -1, 2**70]) == "Hello"
 
 
 def test_bytes_of_sentencepiece_tokens_join_to_the_text(tmp_path: Path) -> None:
