@@ -26,6 +26,7 @@ SEVERITY = (
     reasons.SPEC_INVALID,
     reasons.MODEL_NOT_FOUND,
     reasons.MODEL_ACCESS_DENIED,
+    reasons.MODEL_INVALID,
     reasons.UNSUPPORTED_ARCHITECTURE,
     reasons.CHECKSUM_MISMATCH,
     reasons.GPU_OUT_OF_MEMORY,

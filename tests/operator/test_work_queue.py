@@ -8,6 +8,9 @@ import pytest
 
 from octavo_operator.work_queue import FIRST_DELAY_S, MAX_DELAY_S, WorkQueue
 
+# A lost key would otherwise be waited for until the suite's own limit.
+pytestmark = pytest.mark.timeout(10)
+
 
 @pytest.fixture
 def queue() -> WorkQueue[str]:
