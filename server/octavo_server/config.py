@@ -8,7 +8,7 @@ once the model and the machine are known, and returns a new object. Nothing here
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from octavo_server.errors import ConfigError
 
@@ -28,12 +28,9 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     parse: Callable[[str], object] | None = None,
-    secret: bool = False,
 ) -> T:
     """A field with its range; `parse` reads its text where the type alone does not say how."""
-    return cast(
-        "T", field(default=default, metadata={"min": minimum, "max": maximum, "parse": parse, "secret": secret})
-    )
+    return field(default=default, metadata={"min": minimum, "max": maximum, "parse": parse})
 
 
 def human_int(text: str) -> int:
@@ -159,7 +156,7 @@ class ServerConfig:
     """Names that clients may give as `model`; repeatable, or several after one flag. None given: the MODEL argument
     itself, for a file its name without .gguf."""
 
-    api_key: tuple[str, ...] = setting((), secret=True)
+    api_key: tuple[str, ...] = setting(())
     """Keys of which a client must send one as `Authorization: Bearer`; repeatable, comma-separated in OCTAVO_API_KEY.
     None given: no key is needed. /health, /ready, /startup and /metrics stay open."""
 

@@ -198,7 +198,7 @@ async def _stream(http: web.Request, generation: Generation, stream: RequestStre
     openings = [shape.opening(index) for index in range(generation.num_choices)]
     await events.send([chunk(choice) for choice in openings if choice is not None])
     while deltas := await stream.read():
-        chunks = []
+        chunks: list[dict[str, Any]] = []
         for delta in deltas:
             if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
                 await events.send(chunks)

@@ -56,7 +56,12 @@ class CompletionLogprobs:
         first = self._text(prompt[0])
         if self._tokens.is_special(prompt[0]):
             first = ""
-        lists = {"tokens": [first], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [self._offset]}
+        lists: dict[str, list[Any]] = {
+            "tokens": [first],
+            "token_logprobs": [None],
+            "top_logprobs": [None],
+            "text_offset": [self._offset],
+        }
         self._offset += len(first)
         rest = self._lists([(item.logprob, item.top_logprobs) for item in given])
         return {name: lists[name] + rest[name] for name in lists}

@@ -241,8 +241,8 @@ class AsyncEngine:
             return
         except Exception:
             logger.exception("the model could not be loaded")
-            error = StartupError("EngineCrashed", "the model could not be loaded; the log holds the reason")
-            self._post(self._on_death, error)
+            failure = StartupError("EngineCrashed", "the model could not be loaded; the log holds the reason")
+            self._post(self._on_death, failure)
             return
         self._post(self._on_ready, loaded, loaded.engine.snapshot())
         try:

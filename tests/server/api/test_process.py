@@ -203,7 +203,7 @@ def test_what_does_not_finish_in_time_ends_with_an_error_event(tiny_model: Path)
             rest = stream.read().decode()
         status = process.wait()
 
-    last = json.loads(rest.split("\n\n")[-3].removeprefix("data: "))
+    last = json.loads(rest.split("\n\n")[-3].strip().removeprefix("data: "))
     assert rest.endswith("data: [DONE]\n\n")
     assert last["error"]["code"] == "draining"
     assert "within 0 s" in last["error"]["message"]
