@@ -1,5 +1,8 @@
 """Whole blocks of the paged cache copied in all layers: what a sequence needs before it writes into a shared block."""
 
+# Triton types a kernel's parameters at its launch
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

@@ -11,6 +11,9 @@ Caches: [num_blocks, num_kv_heads, block_size, head_dim]. Addresses are int64; p
 a freed block may hold anything, NaN too.
 """
 
+# Triton types a kernel's parameters at its launch
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,9 @@ read once. Accumulates in float32; the sum with the residual is rounded to its d
 if it were read back.
 """
 
+# Triton types a kernel's parameters at its launch
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,9 @@ With d = rotary_dim, pair i of a head is (x[i], x[i + d/2]):
 Su et al., "RoFormer", 2021, in the layout of GPT-NeoX. A program turns up to 16 heads of one token, of q or of k.
 """
 
+# Triton types a kernel's parameters at its launch
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

@@ -10,6 +10,9 @@ key, the last id kept among the logits equal to it, and the best logit (for min-
 The noise is Philox 4x32-10 with the same key and counters as sample_ref.py: identical words, hence identical draws.
 """
 
+# Triton types a kernel's parameters at its launch
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

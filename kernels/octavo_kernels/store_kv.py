@@ -3,6 +3,9 @@
 cache[slot // block_size, :, slot % block_size] = row, for K and V. A program stores one token's heads of both.
 """
 
+# Triton types a kernel's parameters at its launch
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

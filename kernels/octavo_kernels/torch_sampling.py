@@ -86,11 +86,11 @@ def philox_word(seed: int, position: int, token_ids: torch.Tensor) -> torch.Tens
     Words 1 and 3 are kept as whole 64-bit products: only an exclusive or follows, whose result is cut to 32 bits.
     """
     key_0, key_1 = seed & WORD, (seed >> 32) & WORD
-    product_0 = MULTIPLIERS[0] * (position & WORD)
+    first_product = MULTIPLIERS[0] * (position & WORD)
     word_1 = token_ids * MULTIPLIERS[1]
     word_0 = (word_1 >> 32).bitwise_xor_(((position >> 32) & WORD) ^ key_0).bitwise_and_(WORD)
-    word_2 = torch.full_like(token_ids, (product_0 >> 32) ^ key_1)
-    word_3 = torch.full_like(token_ids, product_0 & WORD)
+    word_2 = torch.full_like(token_ids, (first_product >> 32) ^ key_1)
+    word_3 = torch.full_like(token_ids, first_product & WORD)
     for _ in range(ROUNDS - 1):
         key_0, key_1 = (key_0 + WEYL[0]) & WORD, (key_1 + WEYL[1]) & WORD
         product_0 = word_0 * MULTIPLIERS[0]

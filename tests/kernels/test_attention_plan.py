@@ -35,6 +35,13 @@ def test_short_decodes_get_one_item_each() -> None:
     assert items_of(a_plan([1, 1, 1], [1, 64, 63])) == [1, 1, 1]
 
 
+def test_more_decodes_than_programs_to_aim_at_get_one_item_each() -> None:
+    plan = a_plan([1] * 9, [100] * 9, target_items=2)
+
+    assert plan.decode is not None
+    assert plan.decode.item_sequence[:9].tolist() == list(range(9))
+
+
 def test_a_long_decode_is_cut_finer_than_the_short_ones_beside_it() -> None:
     assert items_of(a_plan([1, 1], [40 * CONTEXT_TILE, 64], target_items=16)) == [7, 1]
 
@@ -62,8 +69,8 @@ def test_the_tile_with_the_longest_context_stands_first() -> None:
 
 
 @given(
-    sequences=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3000)), min_size=1, max_size=12),
-    target_items=st.integers(1, 200),
+    sequences=st.lists(st.tuples(st.just(1) | st.integers(1, 40), st.integers(0, 3000)), min_size=1, max_size=12),
+    target_items=st.sampled_from([1, 2, 7, 60, 200]),
     query_tile=st.integers(1, 64),
 )
 def test_every_list_names_all_work_once_and_ends_within_its_size(

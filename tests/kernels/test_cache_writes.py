@@ -47,10 +47,12 @@ def test_rows_of_a_joint_projection_are_read_by_their_strides(store: object, dev
     key_cache = torch.zeros(2, 2, 16, 24, device=device)
     value_cache = torch.zeros(2, 2, 16, 24, device=device)
 
-    store(joint[:, 3:5], joint[:, 6:8], key_cache, value_cache, torch.tensor([16, 0, 31], device=device))  # type: ignore[operator]
+    other = some_rows(3, 7, 48, torch.float32, 1).to(device)[..., :24]
+
+    store(joint[:, 3:5], other[:, 4:6], key_cache, value_cache, torch.tensor([16, 0, 31], device=device))  # type: ignore[operator]
 
     assert torch.equal(key_cache[1, :, 15], joint[2, 3:5])
-    assert torch.equal(value_cache[0, :, 0], joint[1, 6:8])
+    assert torch.equal(value_cache[0, :, 0], other[1, 4:6])
 
 
 @COPIES
