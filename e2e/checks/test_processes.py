@@ -21,8 +21,10 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     found.reap()
 
 
-def test_stopped_program_is_gone_and_its_output_is_kept(processes: Processes) -> None:
-    process_id = processes.start("sleeper", ["sh", "-c", "echo begun; exec sleep 60"])
+def test_stopped_program_is_gone_and_its_output_is_kept(processes: Processes, tmp_path: Path) -> None:
+    marker = tmp_path / "begun"
+    process_id = processes.start("sleeper", ["sh", "-c", f"echo begun; touch {marker}; exec sleep 60"])
+    _wait(marker)
     assert {"sleeper": process_id} == processes.running()
 
     processes.stop(["sleeper"], grace_s=5)
