@@ -77,11 +77,15 @@ async def test_a_second_equal_prompt_reads_the_prefix_cache_and_usage_says_so(se
     second = (await server.post("/v1/chat/completions", body)).json
     salted = (await server.post("/v1/chat/completions", {**body, "cache_salt": "other"})).json
 
-    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (first, second, salted)]
+    several = (await server.post("/v1/chat/completions", {**body, "n": 3})).json
+
+    answers = (first, second, salted, several)
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
     expected = (first["usage"]["prompt_tokens"] - 1) // 16 * 16
-    assert [0, expected, 0] == cached
+    # The prompt counts once, however many outputs share it.
+    assert cached == [0, expected, 0, expected]
     assert first["choices"] == second["choices"]
-    assert expected == await server.metric("vllm:prefix_cache_hits_total")
+    assert await server.metric("vllm:prefix_cache_hits_total") == 4 * expected
 
 
 async def test_a_stop_string_never_leaks_and_is_named(server: Server) -> None:
@@ -115,6 +119,18 @@ async def test_logprobs_are_sorted_finite_and_join_to_the_text(server: Server) -
         assert -10_000 < entry["logprob"] <= 0
         # Greedy, and nothing was biased that would have won.
         assert entry["logprob"] == tops[0]
+
+
+async def test_the_token_that_ended_the_output_is_not_among_the_logprobs(server: Server) -> None:
+    fields = {"ignore_eos": True, "return_token_ids": True, "max_tokens": 30}
+    free = (await server.post("/v1/chat/completions", a_chat(**fields))).json["choices"][0]["token_ids"]
+    stop = next(item for n, item in enumerate(free) if n > 3 and item not in free[:n])
+
+    body = a_chat(logprobs=True, stop_token_ids=[stop], **fields)
+    choice = (await server.post("/v1/chat/completions", body)).json["choices"][0]
+
+    assert choice["stop_reason"] == stop == choice["token_ids"][-1]
+    assert len(choice["logprobs"]["content"]) == len(choice["token_ids"]) - 1
 
 
 async def test_the_client_may_ask_for_token_ids_and_prompt_logprobs(server: Server) -> None:

@@ -120,21 +120,36 @@ def test_a_stop_string_on_the_last_allowed_token_is_still_a_stop(parts: FakePart
     assert not engine.has_work
 
 
-@pytest.mark.parametrize(("include", "shown"), [(False, 4), (True, 5)])
-def test_a_stop_token_is_counted_and_shown_only_where_asked(parts: FakeParts, include: bool, shown: int) -> None:
-    engine = parts.loaded.engine
-    engine.add_request(a_request("free", max_tokens=20))
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_token_is_counted_and_shown_only_where_asked(parts: FakeParts, include: bool) -> None:
+    engine, tokenizer = parts.loaded.engine, parts.loaded.tokenizer
+    engine.add_request(a_request("free", max_tokens=60))
     free = ids_of(run(engine), "free")
-    stop_id = free[4]
-    assert stop_id not in free[:4]
+    # One that is not there before and is a whole character, so that the text shows whether it is there.
+    place = next(
+        n for n, item in enumerate(free) if n > 3 and item not in free[:n] and tokenizer.token_bytes(item).isascii()
+    )
 
-    engine.add_request(a_request("cut", max_tokens=20, stop_token_ids=(stop_id,), include_stop_str_in_output=include))
+    engine.add_request(
+        a_request("cut", max_tokens=60, stop_token_ids=(free[place],), include_stop_str_in_output=include)
+    )
     deltas = run(engine)
 
-    assert free[:5] == ids_of(deltas, "cut")
-    assert stop_id == deltas[-1].stop_reason
-    expected = b"".join(parts.loaded.tokenizer.token_bytes(item) for item in free[:shown]).decode("utf-8", "replace")
-    assert expected.rstrip("\ufffd") == text_of(deltas, "cut").rstrip("\ufffd")
+    shown = free[: place + 1] if include else free[:place]
+    assert ids_of(deltas, "cut") == free[: place + 1]
+    assert deltas[-1].stop_reason == free[place]
+    raw = b"".join(tokenizer.token_bytes(item) for item in shown)
+    assert text_of(deltas, "cut").rstrip("\ufffd") == raw.decode("utf-8", "replace").rstrip("\ufffd")
+
+
+def test_what_might_have_become_a_stop_string_is_released_at_the_end(parts: FakeParts) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("free", max_tokens=20))
+    text = text_of(run(engine), "free")
+
+    engine.add_request(a_request("held", max_tokens=20, stop=(text[-3:] + "never",)))
+
+    assert text_of(run(engine), "held") == text
 
 
 def test_abort_frees_blocks_at_once_at_every_stage(parts: FakeParts, metrics: ServerMetrics) -> None:
