@@ -18,6 +18,7 @@ from e2e.cluster.lab import Lab, exclusive
 from e2e.cluster.models import Model, apply_model, read_manifest
 from e2e.cluster.mounts import check_mountable
 from e2e.cluster.octavo import Octavo, install, reach
+from e2e.cluster.paths import model_path
 from e2e.cluster.target import KUBECONFIG_VARIABLE, Target, existing_target, own_target
 from e2e.cluster.tools import Say
 from e2e.cluster.waiting import wait_until
@@ -25,6 +26,7 @@ from e2e.cluster.waiting import wait_until
 CASES = (
     "bare_node",
     "refused",
+    "no_gpu",
     "chat",
     "load",
     "bad_model",
@@ -76,6 +78,8 @@ def _own(say: Say) -> Iterator[Target]:
 @pytest.fixture(scope="session")
 def octavo(target: Target) -> Iterator[Octavo]:
     """The chart, installed with the real helm. The chart's own cases uninstall it."""
+    if target.lab is not None and not model_path().exists():
+        pytest.fail(f"{model_path()} is missing; run ./scripts/test once, which fetches it, or set OCTAVO_TEST_MODEL")
     install(target)
     with reach(target) as release:
         yield release

@@ -9,6 +9,7 @@ from e2e.cluster import octavo, tools
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.lab import NUMBERS, Lab, exclusive
 from e2e.cluster.mounts import check_mountable
+from e2e.cluster.paths import model_path
 from e2e.cluster.target import own_target
 
 
@@ -68,7 +69,9 @@ def _print_addresses(lab: Lab) -> None:
         with octavo.reach(target) as release:
             print(f"# gateway:         {release.gateway_url}/v1")
             print(f"# metrics adapter: {release.metrics_url}")
-        print(f"# try it:          kubectl apply -f examples/quickstart.yaml   (model {target.model})")
+        print(f"# try it:          {target.kubectl.program} apply -f e2e/cases/modeldeployment.yaml")
+        if not model_path().exists():
+            print(f"# no model is in {model_path().parent}: ./scripts/demo fetches it; then `up` again")
 
 
 def _down(lab: Lab, arguments: argparse.Namespace) -> int:
