@@ -159,7 +159,7 @@ class Controller:
             for kind in WATCHED:
                 for namespace in self._config.namespaces or ("",):
                     listed = await self._kube.list_kind(kind, namespace, kind.selector)
-                    missed = self._cache.replace_kind(kind.name, namespace, listed)
+                    missed = self._cache.replace_kind(kind.name, namespace, listed.items, version=listed.version)
                     if missed and self._is_synced:
                         logger.info("a list told what no watch did", extra={"kind": kind.name, "count": len(missed)})
         except ClusterError as error:

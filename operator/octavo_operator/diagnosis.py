@@ -205,8 +205,10 @@ def _loading(pod: Pod, startup: Startup | None) -> Finding:
 
 
 def _progress(startup: Startup) -> str:
-    if not startup.total_bytes:
+    if not startup.total_bytes or startup.stage not in ("downloading", "loading_weights"):
         return ""
+    if startup.total_bytes < 1e9:
+        return f", {startup.done_bytes / 1e6:.0f} of {startup.total_bytes / 1e6:.0f} MB"
     return f", {startup.done_bytes / 1e9:.1f} of {startup.total_bytes / 1e9:.1f} GB"
 
 

@@ -93,9 +93,7 @@ class Loads:
         """Ask the gateways what they hold, as long as there is a resource that may go to zero; until cancelled."""
         async with self._held.session() as session:
             while True:
-                if any(
-                    resource is not None and resource.may_sleep for resource in map(_parse, self._cache.resources())
-                ):
+                if any(map(_may_sleep, self._cache.resources())):
                     await self.ask_gateways(kube, namespace, session)
                 await asyncio.sleep(GATEWAYS_EVERY_S)
 
@@ -106,11 +104,12 @@ class Loads:
 
     async def _list_gateways(self, kube: KubeClient, namespace: str) -> None:
         try:
-            pods = [Pod(raw=raw) for raw in await kube.list_kind(POD, namespace, GATEWAY_SELECTOR)]
+            listing = await kube.list_kind(POD, namespace, GATEWAY_SELECTOR)
         except ClusterError as error:
             logger.warning("gateways cannot be listed, so nothing goes to zero", extra={"error": str(error)})
             self._gateways = None
             return
+        pods = (Pod(raw=raw) for raw in listing.items)
         self._gateways = tuple(GatewayPod(name=pod.name, ip=pod.ip) for pod in pods if pod.is_ready and pod.ip)
 
     def _observe(self, key: ResourceKey, raw: JsonObject) -> None:

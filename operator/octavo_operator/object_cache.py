@@ -1,11 +1,13 @@
 """The last seen state of every object that matters, by owner. Pure bookkeeping: watches, lists and our own writes feed it.
 
 A list replaces a whole kind, because a watch that had to begin anew never tells which objects vanished meanwhile.
-Older versions never overwrite newer ones.
+Watches, lists and answers overtake each other: older versions never overwrite newer ones, a list says nothing about
+what is newer than itself, and what was deleted does not come back by an answer that was late.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +19,8 @@ ResourceKey = tuple[str, str]
 """(namespace, name) of a ModelDeployment."""
 Keys = frozenset[ResourceKey]
 """The ModelDeployments that an update touches: those to look at again."""
+MAX_REMEMBERED_REMOVALS = 4096
+"""More than can be deleted while one request is under way; each costs two hundred bytes."""
 
 
 class ObjectCache:
@@ -26,12 +30,16 @@ class ObjectCache:
         self._objects: dict[tuple[str, str, str], JsonObject] = {}
         self._by_owner: dict[ResourceKey, set[tuple[str, str, str]]] = {}
         self._by_served_name: dict[str, set[ResourceKey]] = {}
+        self._removed: OrderedDict[str, int] = OrderedDict()
+        """The version at which an object went, by its uid."""
 
     def put(self, obj: JsonObject) -> Keys:
         """Takes in one object as the API server gave it (kind included)."""
         at = _address(obj)
         known = self._objects.get(at)
         if known is not None and _version(known) >= _version(obj):
+            return frozenset()
+        if self._removed.get(str(obj["metadata"].get("uid")), -1) >= _version(obj):
             return frozenset()
         stripped = {**obj, "metadata": {key: v for key, v in obj["metadata"].items() if key != "managedFields"}}
         touched = self._touched(known) | self._touched(stripped)
@@ -51,14 +59,16 @@ class ObjectCache:
             return frozenset()
         touched = self._touched(known)
         self._forget(at)
+        self._remember_removal(obj)
         return touched
 
-    def replace_kind(self, kind: str, namespace: str, objects: Iterable[JsonObject]) -> Keys:
-        """Takes in a whole list; what it does not have is gone. An empty namespace means all."""
+    def replace_kind(self, kind: str, namespace: str, objects: Iterable[JsonObject], *, version: int) -> Keys:
+        """Takes in a whole list as of `version`; what it does not have is gone. An empty namespace means all."""
         listed = {_address(obj): obj for obj in objects}
         keys: set[ResourceKey] = set()
         for at in [at for at in self._objects if at[0] == kind and namespace in ("", at[1]) and at not in listed]:
-            keys |= self.remove(self._objects[at])
+            if _version(self._objects[at]) <= version:
+                keys |= self.remove(self._objects[at])
         for obj in listed.values():
             keys |= self.put(obj)
         return frozenset(keys)
@@ -89,6 +99,13 @@ class ObjectCache:
         if obj["kind"] == KIND:
             others = {key for name in claimed_names(obj) for key in self._by_served_name.get(name, ())}
         return frozenset({_owner_key(obj), *others})
+
+    def _remember_removal(self, obj: JsonObject) -> None:
+        uid = str(obj["metadata"].get("uid"))
+        self._removed[uid] = _version(obj)
+        self._removed.move_to_end(uid)
+        while len(self._removed) > MAX_REMEMBERED_REMOVALS:
+            self._removed.popitem(last=False)
 
     def _forget(self, at: tuple[str, str, str]) -> None:
         known = self._objects.pop(at, None)

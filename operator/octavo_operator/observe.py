@@ -74,7 +74,8 @@ class Observer:
         if self._clock() - self._nodes_at > NODES_FRESH_S:
             self._nodes_at = self._clock()
             try:
-                self._nodes = tuple(_parse_node(node) for node in await self._kube.list_path("/api/v1/nodes"))
+                listing = await self._kube.list_path("/api/v1/nodes")
+                self._nodes = tuple(map(_parse_node, listing.items))
             except ClusterError as error:
                 logger.debug("nodes cannot be listed", extra={"error": str(error)})
                 self._nodes = None

@@ -148,6 +148,10 @@ def test_progress_and_failure_are_told() -> None:
     loading = Startup(stage="downloading", done_bytes=3_100_000_000, total_bytes=14_900_000_000)
 
     assert ", 3.1 of 14.9 GB" in found(a_pod(server=running()), loading).sentence
+    small = Startup(stage="loading_weights", done_bytes=43_000_000, total_bytes=97_000_000)
+    assert ", 43 of 97 MB" in found(a_pod(server=running()), small).sentence
+    done = Startup(stage="warming_up", done_bytes=97_000_000, total_bytes=97_000_000)
+    assert found(a_pod(server=running()), done).sentence.endswith("warms up")
     assert found(a_pod(server=running()), Startup(stage="failed", message="why")).sentence.endswith("start: why")
 
 

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from octavo_operator.errors import ClusterError
-from octavo_operator.kube.client import KubeClient
+from octavo_operator.kube.client import KubeClient, Listing
 from octavo_operator.loads import Loads
 from octavo_operator.metrics_adapter.store import MetricsStore, PodLoad
 from octavo_operator.object_cache import ObjectCache, ResourceKey
@@ -67,11 +67,11 @@ class FakeGateways:
     def __init__(self, *, error: ClusterError | None = None) -> None:
         self.error = error
 
-    async def list_kind(self, kind: Any, namespace: str, selector: str) -> list[dict[str, Any]]:
+    async def list_kind(self, kind: Any, namespace: str, selector: str) -> Listing:
         assert "app.kubernetes.io/component=gateway" in selector
         if self.error is not None:
             raise self.error
-        return []
+        return Listing(items=[], version=1)
 
 
 async def hear_gateways(world: World, gateways: FakeGateways) -> None:

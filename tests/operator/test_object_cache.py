@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo_operator.object_cache import ObjectCache
+from octavo_operator.object_cache import MAX_REMEMBERED_REMOVALS, ObjectCache
 from octavo_testing.control_plane import a_manifest
 
 QWEN, LLAMA = ("default", "qwen"), ("default", "llama")
 
 
 def an_object(
-    name: str, *, owner: str = "qwen", version: str = "5", uid: str = "u", kind: str = "Pod"
+    name: str, *, owner: str = "qwen", version: str = "5", uid: str = "", kind: str = "Pod"
 ) -> dict[str, Any]:
     labels = {"octavo.dev/modeldeployment": owner}
-    metadata = {"name": name, "namespace": "default", "uid": uid, "resourceVersion": version, "labels": labels}
+    metadata = {
+        "name": name,
+        "namespace": "default",
+        "uid": uid or f"uid-{name}",
+        "resourceVersion": version,
+        "labels": labels,
+    }
     return {"kind": kind, "metadata": metadata}
 
 
@@ -59,7 +65,7 @@ def test_list_tells_what_vanished_while_nobody_watched() -> None:
         cache.put(an_object(name))
     cache.put(an_object("svc", kind="Service", owner="llama"))
 
-    touched = cache.replace_kind("Pod", "", [an_object("b"), an_object("c", owner="llama")])
+    touched = cache.replace_kind("Pod", "", [an_object("b"), an_object("c", owner="llama")], version=9)
 
     assert touched == {QWEN, LLAMA}
     assert [obj["metadata"]["name"] for obj in cache.owned(QWEN)] == ["b"]
@@ -70,7 +76,7 @@ def test_list_of_another_namespace_leaves_ours_alone() -> None:
     cache = ObjectCache()
     cache.put(an_object("a"))
 
-    assert cache.replace_kind("Pod", "other", []) == frozenset()
+    assert cache.replace_kind("Pod", "other", [], version=9) == frozenset()
     assert len(cache.owned(QWEN)) == 1
 
 
@@ -97,3 +103,42 @@ def test_managed_fields_are_not_kept() -> None:
 
     assert kept is not None
     assert "managedFields" not in kept["metadata"]
+
+
+def test_list_says_nothing_about_what_came_after_it() -> None:
+    """A watch told of an object while the list was on its way: it must not be taken for gone."""
+    cache = ObjectCache()
+    cache.put(an_object("new", version="11"))
+
+    assert cache.replace_kind("Pod", "", [], version=10) == frozenset()
+    assert len(cache.pods()) == 1
+    assert cache.replace_kind("Pod", "", [], version=11) == {QWEN}
+
+
+def test_deleted_object_does_not_come_back_by_a_late_answer() -> None:
+    cache = ObjectCache()
+    cache.put(an_object("a", version="5"))
+    cache.remove(an_object("a", version="8"))
+
+    assert cache.put(an_object("a", version="7")) == frozenset()
+    assert cache.replace_kind("Pod", "", [an_object("a", version="7")], version=7) == frozenset()
+    assert cache.owned(QWEN) == []
+
+
+def test_object_that_left_only_the_watch_may_come_back() -> None:
+    """Taking a label away looks like a deletion; giving it back makes the same object newer."""
+    cache = ObjectCache()
+    cache.put(an_object("a", version="5"))
+    cache.remove(an_object("a", version="8"))
+
+    assert cache.put(an_object("a", version="9")) == {QWEN}
+
+
+def test_memory_of_deletions_is_bounded() -> None:
+    cache = ObjectCache()
+    for number in range(MAX_REMEMBERED_REMOVALS + 1):
+        cache.put(an_object("a", uid=str(number)))
+        cache.remove(an_object("a", uid=str(number)))
+
+    assert cache.put(an_object("a", uid="0")) == {QWEN}
+    assert cache.put(an_object("b", uid="1")) == frozenset()

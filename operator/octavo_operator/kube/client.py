@@ -43,6 +43,15 @@ class Credentials:
     private_key_path: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """All objects of a kind at one moment."""
+
+    items: list[dict[str, Any]]
+    version: int
+    """The resource version of that moment."""
+
+
 class KubeClient:
     """Owns the connections to one API server."""
 
@@ -100,20 +109,25 @@ class KubeClient:
                 return None
             raise
 
-    async def list_kind(self, kind: Kind, namespace: str, selector: str) -> list[dict[str, Any]]:
+    async def list_kind(self, kind: Kind, namespace: str, selector: str) -> Listing:
         """All pages; items carry kind and apiVersion, which lists leave out."""
-        items = await self.list_path(kind.path(namespace), selector)
-        return [{**item, "kind": kind.name, "apiVersion": kind.api_version} for item in items]
+        listing = await self.list_path(kind.path(namespace), selector)
+        items = [{**item, "kind": kind.name, "apiVersion": kind.api_version} for item in listing.items]
+        return Listing(items=items, version=listing.version)
 
-    async def list_path(self, path: str, selector: str = "") -> list[dict[str, Any]]:
+    async def list_path(self, path: str, selector: str = "") -> Listing:
         query = {"limit": str(PAGE_SIZE), **({"labelSelector": selector} if selector else {})}
         items: list[dict[str, Any]] = []
         while True:
             page = await self.request("GET", path, query=query)
             items += page.get("items") or []
-            token = page.get("metadata", {}).get("continue")
+            metadata = page.get("metadata", {})
+            token, version = metadata.get("continue"), str(metadata.get("resourceVersion", ""))
+            if not version.isdigit():
+                raise ClusterError(0, "NoList", f"GET {path}: the answer is no list of Kubernetes")
             if not token:
-                return items
+                # Every page is of the moment of the first.
+                return Listing(items=items, version=int(version))
             query["continue"] = token
 
     async def apply(self, kind: Kind, manifest: JsonObject, *, force: bool) -> dict[str, Any]:

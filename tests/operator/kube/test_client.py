@@ -58,17 +58,26 @@ async def kube(api: FakeApi, tmp_path: Path) -> AsyncIterator[KubeClient]:
 
 async def test_list_reads_all_pages_and_names_the_kind(kube: KubeClient, api: FakeApi) -> None:
     api.answers = [
-        (200, {"metadata": {"continue": "next"}, "items": [{"metadata": {"name": "a"}}]}),
-        (200, {"metadata": {}, "items": [{"metadata": {"name": "b"}}]}),
+        (200, {"metadata": {"continue": "next", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}),
+        (200, {"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "b"}}]}),
     ]
 
-    items = await kube.list_kind(POD, "ns", "a=b")
+    listing = await kube.list_kind(POD, "ns", "a=b")
 
-    assert [(item["kind"], item["metadata"]["name"]) for item in items] == [("Pod", "a"), ("Pod", "b")]
+    assert [(item["kind"], item["metadata"]["name"]) for item in listing.items] == [("Pod", "a"), ("Pod", "b")]
+    assert listing.version == 7
     assert api.requests[0]["path"] == "/api/v1/namespaces/ns/pods"
     assert api.requests[0]["query"]["labelSelector"] == "a=b"
     assert api.requests[1]["query"]["continue"] == "next"
     assert api.requests[0]["headers"]["Authorization"] == "Bearer secret"
+
+
+async def test_answer_that_is_no_list_is_not_taken_for_an_empty_one(kube: KubeClient, api: FakeApi) -> None:
+    """Such as the page of a proxy: everything would count as deleted."""
+    api.answers = [(200, {"message": "welcome"})]
+
+    with pytest.raises(ClusterError, match="no list of Kubernetes"):
+        await kube.list_kind(POD, "ns", "a=b")
 
 
 async def test_apply_is_server_side_with_one_field_manager(kube: KubeClient, api: FakeApi) -> None:
