@@ -39,7 +39,8 @@ def make_app(state: ServerState) -> web.Application:
     )
     app[STATE] = state
     for (method, path), handler in ROUTES.items():
-        app.router.add_route(method, path, handler)
+        # A GET answers HEAD too.
+        app.router.add_get(path, handler) if method == "GET" else app.router.add_post(path, handler)
     app.on_response_prepare.append(set_request_id_header)
     return app
 

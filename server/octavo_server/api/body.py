@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -9,6 +10,9 @@ from octavo_server.api.error_response import ApiError
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+LARGE_BODY_BYTES = 2**18
+"""Above it parsing would hold up every stream for milliseconds, so a thread does it."""
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
@@ -25,7 +29,10 @@ async def read_json(request: web.Request) -> dict[str, Any]:
         )
     raw = await request.read()
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
+        if len(raw) > LARGE_BODY_BYTES:
+            value = await asyncio.to_thread(_parse, raw)
+        else:
+            value = _parse(raw)
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
     except ValueError as error:
@@ -34,6 +41,10 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return value
+
+
+def _parse(raw: bytes) -> Any:
+    return json.loads(raw, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -5,6 +5,7 @@ Whatever happens (an error, a client that went away, a full queue), the engine's
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,7 @@ from octavo_server.api.error_response import ApiError
 from octavo_server.api.sse import EventStream
 from octavo_server.api.state import STATE, ServerState
 from octavo_server.engine.admission import check_request
+from octavo_server.engine.engine import FAILED_MESSAGE
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from octavo_server.engine.async_engine import RequestStream
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import PromptLogprob, SampledToken
+
+logger = logging.getLogger(__name__)
 
 IGNORED_HEADER = "X-Octavo-Ignored"
 MAX_IGNORED_BYTES = 1024
@@ -186,15 +190,29 @@ async def _collect(generation: Generation, stream: RequestStream) -> web.Respons
 
 
 async def _stream(http: web.Request, generation: Generation, stream: RequestStream) -> web.StreamResponse:
+    events = EventStream(http, generation.headers)
+    await events.open()
+    try:
+        await _send_events(generation, stream, events)
+    except ApiError as error:
+        return await events.close(str(error), status=error.status, code=error.code)
+    except ConnectionResetError:
+        raise
+    except Exception:
+        # The status is sent; what is left to say it with is an event.
+        logger.exception("a stream failed", extra={"request_id": generation.response_id})
+        return await events.close(FAILED_MESSAGE, code="internal_error")
+    return await events.close()
+
+
+async def _send_events(generation: Generation, stream: RequestStream, events: EventStream) -> None:
     shape, first_index, usage = generation.shape, generation.first_index, _usage(generation)
     include_usage = generation.options.include_usage
-    events = EventStream(http, generation.headers)
 
     def chunk(choice: Mapping[str, Any]) -> dict[str, Any]:
         envelope = generation.envelope(shape.chunk_object(), [choice])
         return {**envelope, "usage": None} if include_usage else envelope
 
-    await events.open()
     openings = [shape.opening(index) for index in range(generation.num_choices)]
     await events.send([chunk(choice) for choice in openings if choice is not None])
     while deltas := await stream.read():
@@ -202,15 +220,13 @@ async def _stream(http: web.Request, generation: Generation, stream: RequestStre
         for delta in deltas:
             if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
                 await events.send(chunks)
-                failure = _failure(generation.state, delta)
-                return await events.close(str(failure), status=failure.status, code=failure.code)
+                raise _failure(generation.state, delta)
             usage.add(delta)
             if _says_something(generation.options, delta):
                 chunks.append(chunk(shape.delta(first_index[delta.request_id] + delta.index, delta)))
         await events.send(chunks)
     if include_usage:
         await events.send([{**generation.envelope(shape.chunk_object(), []), "usage": usage.as_json()}])
-    return await events.close()
 
 
 def _says_something(options: GenerationOptions, delta: OutputDelta) -> bool:

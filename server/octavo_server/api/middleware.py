@@ -48,6 +48,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
         status = response.status
         return response
+    except ConnectionResetError:
+        # The client went away while its answer was being written; aiohttp closes the connection.
+        raise
     except Exception as error:
         api_error = as_api_error(error)
         status = api_error.status

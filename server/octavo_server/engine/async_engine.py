@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from octavo_server.engine.engine import FAILED_MESSAGE, OutputDelta
 from octavo_server.engine.request import FinishReason
 from octavo_server.engine.startup import StartupProgress
-from octavo_server.errors import EngineDeadError, OctavoError, QueueFullError, StartupError
+from octavo_server.errors import EngineDeadError, InvalidRequestError, OctavoError, QueueFullError, StartupError
 from octavo_server.metrics import EngineSnapshot
 
 if TYPE_CHECKING:
@@ -174,11 +174,18 @@ class AsyncEngine:
 
         Raises:
             EngineDeadError: it takes nothing any more.
+            InvalidRequestError: it asks for more outputs than may ever wait.
             QueueFullError: too many wait already.
         """
         if self.state is not EngineState.READY:
             raise EngineDeadError("the engine has ended; the server is about to restart, try again")
         stream = RequestStream(requests)
+        if stream.num_outputs > self._max_queued + self.snapshot.max_num_seqs:
+            raise InvalidRequestError(
+                f"prompts times n are {stream.num_outputs:,} outputs, more than may run and wait here "
+                f"({self._max_queued + self.snapshot.max_num_seqs:,}); send fewer at once, or raise --max-num-queued-reqs",
+                param="n",
+            )
         waiting = self._num_waiting()
         if waiting + stream.num_outputs > self._max_queued + self._num_free_places():
             raise QueueFullError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,11 +13,16 @@ from typing import Any
 import aiohttp
 import pytest
 
-from octavo_server.engine.async_engine import EngineState
+from octavo_server.api.completions import CompletionShape
+from octavo_server.api.server import serve
+from octavo_server.api.state import ServerState
+from octavo_server.config import ServerConfig
+from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.build import LoadedEngine
 from octavo_server.engine.engine import MAX_FAILED_STEPS
 from octavo_server.engine.startup import StartupProgress
-from octavo_server.errors import StartupError
+from octavo_server.errors import EngineDeadError, StartupError
+from octavo_server.metrics import ServerMetrics
 from octavo_server.tokenizer.tokenizer import load_tokenizer
 from octavo_testing.server import POISON, Server, a_chat, a_completion, fake_engine, fake_server, running
 
@@ -199,6 +205,54 @@ async def test_a_poisoned_request_does_not_hurt_those_beside_it(server: Server) 
 
     assert [answer.status for answer in answers] == [200, 500, 200]
     assert alone == answers[0].json["choices"] == answers[2].json["choices"]
+
+
+async def test_a_serving_process_whose_engine_dies_ends_with_the_reason(tokenizer_folder: Path) -> None:
+    """`serve` raises, from which the command makes an exit status; the client that waited is told before."""
+    parts = fake_engine(load_tokenizer(tokenizer_folder))
+    parts.loaded.engine.step = lambda: (_ for _ in ()).throw(RuntimeError("boom"))  # type: ignore[method-assign]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    metrics = ServerMetrics("tiny", lambda: engine.snapshot)
+    engine = AsyncEngine(lambda _: parts.loaded)
+    state = ServerState(
+        config=ServerConfig(host="127.0.0.1", port=port), engine=engine, metrics=metrics, model_names=("tiny",)
+    )
+    serving = asyncio.create_task(serve(state))
+    await engine.wait_until(EngineState.READY)
+
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{port}{COMPLETIONS}"
+        async with session.post(url, json=a_completion(stream=True)) as response:
+            text = await response.text()
+    with pytest.raises(EngineDeadError, match="RuntimeError"):
+        await serving
+
+    assert '"code": "engine_dead"' in text
+    assert text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_fault_in_the_middle_of_a_stream_is_an_event(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompletionShape, "delta", lambda *_: 1 / 0)
+
+    answer = await server.post(COMPLETIONS, a_completion(stream=True))
+
+    assert (answer.status, answer.events[-1]["error"]["code"]) == (200, "internal_error")
+    assert "division" not in answer.body.decode()
+    await server.until(lambda: server.state.engine.num_unfinished == 0, timeout_s=1)
+
+
+async def test_more_outputs_than_may_ever_wait_are_refused_for_good(tokenizer_folder: Path) -> None:
+    async with fake_server(tokenizer_folder, seqs=2, max_num_queued_reqs=3) as server:
+        refused = await server.post(COMPLETIONS, a_completion(["a", "b"], n=3))
+
+        assert (refused.status, refused.json["error"]["param"]) == (400, "n")
+        assert (await server.post(COMPLETIONS, a_completion(n=5))).status == 200
+
+
+async def test_probes_may_ask_with_head(server: Server) -> None:
+    async with server.session.head(server.url + "/health") as response:
+        assert response.status == 200
 
 
 async def test_a_slow_reader_holds_nobody(server: Server) -> None:
