@@ -67,9 +67,10 @@ def _plan(arguments: dict[str, Any]) -> Sequence[Any] | None:
     from huggingface_hub.errors import DryRunError
 
     try:
-        return snapshot_download(**arguments, dry_run=True, tqdm_class=_byte_counter(0, None))
+        plan: Sequence[Any] = snapshot_download(**arguments, dry_run=True, tqdm_class=_byte_counter(0, None))
     except DryRunError:
         return None
+    return plan
 
 
 def _explained(error: Exception, repository: str, revision: str | None) -> Exception:
@@ -105,7 +106,7 @@ def _byte_counter(total: int, on_bytes: OnBytes | None) -> Any:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": True})
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: float | None = 1) -> Any:
             nonlocal done
             if self._counts_bytes and on_bytes is not None:
                 with lock:
