@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from octavo_operator.api import reasons
 from octavo_operator.api.types import JsonObject
-from octavo_operator.observed import Node, Pod, Startup
+from octavo_operator.observed import Node, Pod, Startup, refusal_of
 
 MAX_QUOTE = 400
 """Characters of somebody else's message that a condition repeats."""
@@ -83,16 +83,14 @@ def diagnose_pod(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | No
     """None for a pod that serves. `gpu` is the extended resource that stands for one GPU."""
     if pod.is_ready:
         return None
-    scheduled = pod.condition("PodScheduled")
-    if scheduled.get("status") == "False":
-        return _unschedulable(pod, str(scheduled.get("message", "")), nodes, gpu)
+    if pod.waits_for_node:
+        return _unschedulable(pod, str(pod.condition("PodScheduled").get("message", "")), nodes, gpu)
     return _waiting(pod) or _ended(pod, startup) or _loading(pod, startup)
 
 
 def diagnose_deployment(deployment: JsonObject) -> Finding | None:
     """Why the controller cannot make pods, None where it can."""
-    conditions = deployment.get("status", {}).get("conditions", [])
-    failure = next((each for each in conditions if each["type"] == "ReplicaFailure" and each["status"] == "True"), None)
+    failure = refusal_of(deployment)
     if failure is None:
         return None
     message = quote(str(failure.get("message", "")))
@@ -163,7 +161,11 @@ def _ended(pod: Pod, startup: Startup | None) -> Finding | None:
     """
     server = pod.server
     ended = server.get("state", {}).get("terminated") or server.get("lastState", {}).get("terminated")
-    if not ended or ended.get("exitCode") == 0 or (startup is not None and startup.stage == "ready"):
+    if not ended or (startup is not None and startup.stage == "ready"):
+        return None
+    loops = server.get("state", {}).get("waiting", {}).get("reason") == "CrashLoopBackOff"
+    if ended.get("exitCode") == 0 and not loops:
+        # It was asked to stop and is started anew.
         return None
     restarts = f" (restart {server['restartCount']})" if server.get("restartCount") else ""
     words = last_words(str(ended.get("message", "")))

@@ -116,6 +116,11 @@ STATES: dict[str, tuple[dict[str, Any], str, str]] = {
         "too big (restart 1)",
     ),
     "clean end": (waiting("ContainerCreating", lastState=ended(0)), reasons.STARTING, "is being made on node node0"),
+    "clean end again and again": (
+        waiting("CrashLoopBackOff", restartCount=4, lastState=ended(0, "usage: octavo serve MODEL")),
+        reasons.ENGINE_CRASHED,
+        "the server ended with exit code 0 (restart 4): usage: octavo serve MODEL",
+    ),
     "being made": (waiting("ContainerCreating"), reasons.STARTING, "is being made"),
     "runs": (running(), reasons.STARTING, "pod qwen-abc-1 starts on node node0"),
 }
@@ -151,7 +156,7 @@ def test_progress_and_failure_are_told() -> None:
     small = Startup(stage="loading_weights", done_bytes=43_000_000, total_bytes=97_000_000)
     assert ", 43 of 97 MB" in found(a_pod(server=running()), small).sentence
     done = Startup(stage="warming_up", done_bytes=97_000_000, total_bytes=97_000_000)
-    assert found(a_pod(server=running()), done).sentence.endswith("warms up")
+    assert found(a_pod(server=running()), done).sentence.endswith("warms up on node node0")
     assert found(a_pod(server=running()), Startup(stage="failed", message="why")).sentence.endswith("start: why")
 
 

@@ -59,6 +59,8 @@ class Replica:
         self.is_ready = False
         self.is_draining = False
         self.restarts = 0
+        self.has_failed = False
+        """Its server ended at least once by itself."""
         self.log_path = folder / f"{launch.name}.log"
         self._termination_path = folder / f"{launch.name}.termination"
         self._http = http
@@ -92,7 +94,8 @@ class Replica:
         if self.launch.is_waiting_for_gpu:
             gpu = self.launch.resource.spec.resources.gpu.resource_name
             conditions.append({"type": "PodScheduled", "status": "False", "message": f"Insufficient {gpu}"})
-        state = {"running": {"startedAt": "then"}} if self._process is not None else {"waiting": {"reason": "BackOff"}}
+        is_backing_off = self._process is None and self._ended is not None
+        state = {"waiting": {"reason": "BackOff"}} if is_backing_off else {"running": {"startedAt": "then"}}
         server = {
             "name": names.CONTAINER,
             "restartCount": self.restarts,
@@ -109,6 +112,9 @@ class Replica:
         while not self._stop.is_set():
             began = time.monotonic()
             self._process = await self._start()
+            if self._stop.is_set():
+                # The order to end came while there was no process yet to be told.
+                self._kill_group(self._process.pid)
             self._changed()
             watcher = asyncio.create_task(self._watch(began))
             try:
@@ -224,6 +230,7 @@ class Replica:
             self._changed()
 
     def _note_end(self, code: int) -> None:
+        self.has_failed = self.has_failed or not self._stop.is_set()
         # A shell's and the kubelet's way to write a signal: 128 and its number.
         self._ended = {"exitCode": code if code >= 0 else 128 - code, "message": self._last_words()}
         self._process, self.startup, self.is_ready = None, None, False

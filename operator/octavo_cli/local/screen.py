@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -11,11 +12,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from octavo_operator.api import reasons
+
 from .deployment import Row
 
 HEADINGS = ("MODEL", "READY", "REPLICAS", "REASON", "RESTARTS", "AGE", "MESSAGE")
-SAME_REASON_EVERY_S = 10.0
-"""Plain lines tell progress under one reason this often."""
+FIRST_PROGRESS_S, MAX_PROGRESS_S = 1.0, 10.0
+"""Plain lines tell progress under one reason after the first time, then after twice the last one, up to the second."""
 
 
 class Screen(Protocol):
@@ -57,13 +60,23 @@ class LiveScreen:
         return Group(status_table(self._rows, self._clock() - self._began))
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The last line of a model."""
+
+    news: object
+    message: str
+    at: float
+    pause_s: float
+
+
 class PlainScreen:
-    """Prints a model's line when its reason or readiness changes, and its progress now and then."""
+    """Prints a model's line when its reason or readiness changes, and its progress ever more seldom in between."""
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self._console = console
         self._clock = clock
-        self._told: dict[str, tuple[object, float]] = {}
+        self._told: dict[str, _Told] = {}
 
     def __enter__(self) -> PlainScreen:
         return self
@@ -77,11 +90,17 @@ class PlainScreen:
     def show(self, rows: Sequence[Row]) -> None:
         now = self._clock()
         for row in rows:
-            news = (row.ready, row.num_ready, row.reason, row.restarts)
-            told, at = self._told.get(row.model, (None, 0.0))
-            if news != told or (not row.ready and now - at >= SAME_REASON_EVERY_S):
-                self._told[row.model] = (news, now)
-                self._print(f"{row.model}: {row.reason}: {row.message}")
+            # A drain takes readiness away by itself; that is no second piece of news.
+            news = row.reason if row.reason == reasons.DRAINING else (row.ready, row.num_ready, row.reason, row.restarts)
+            told = self._told.get(row.model)
+            if told is None or news != told.news:
+                pause_s = FIRST_PROGRESS_S
+            elif not row.ready and now - told.at >= (MAX_PROGRESS_S if row.message == told.message else told.pause_s):
+                pause_s = min(MAX_PROGRESS_S, 2 * told.pause_s)
+            else:
+                continue
+            self._told[row.model] = _Told(news, row.message, now, pause_s)
+            self._print(f"{row.model}: {row.reason}: {row.message}")
 
     def _print(self, line: str) -> None:
         # Straight to the file: no colours, no wrapping at a width that a pipe does not have.

@@ -127,7 +127,7 @@ class LocalSession:
 
     @property
     def has_failures(self) -> bool:
-        return any(replica.restarts for replica in self.replicas)
+        return any(replica.has_failed for replica in self.replicas)
 
     def make_source(self, publish: Callable[[RoutingTable], None], _: Metrics) -> StaticSource:
         self._source = StaticSource(publish)

@@ -102,17 +102,29 @@ def test_plain_lines_come_on_change_and_now_and_then() -> None:
     for at, row in (
         (0.0, ROW),
         (1.0, ROW),
-        (2.0, replace(ROW, message="more")),
-        (12.5, ROW),
-        (13.0, replace(ROW, ready=True)),
+        (1.5, replace(ROW, message="loads 10 %")),
+        (2.0, replace(ROW, message="loads 15 %")),
+        (3.0, replace(ROW, message="loads 20 %")),
+        (3.5, replace(ROW, message="loads 25 %")),
+        (3.6, replace(ROW, reason="WarmingUp", message="warms up")),
+        (5.0, replace(ROW, reason="WarmingUp", message="warms up")),
+        (13.6, replace(ROW, reason="WarmingUp", message="warms up")),
+        (14.0, replace(ROW, ready=True, reason="AllReplicasReady", message="serves")),
+        (99.0, replace(ROW, ready=True, reason="AllReplicasReady", message="serves on")),
+        (100.0, replace(ROW, ready=True, num_ready=1, reason="Draining", message="1 left")),
+        (100.1, replace(ROW, num_ready=0, reason="Draining", message="0 left")),
     ):
         now[0] = at
         screen.show([row])
 
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "tiny: LoadingWeights: loads",
-        "tiny: LoadingWeights: loads",
-        "tiny: LoadingWeights: loads",
+        "tiny: LoadingWeights: loads 10 %",
+        "tiny: LoadingWeights: loads 25 %",
+        "tiny: WarmingUp: warms up",
+        "tiny: WarmingUp: warms up",
+        "tiny: AllReplicasReady: serves",
+        "tiny: Draining: 1 left",
     ]
 
 

@@ -14,6 +14,9 @@ import aiohttp
 import openai
 import pytest
 
+from octavo_cli.local.launch import Launch
+from octavo_cli.local.replica import Replica
+from octavo_operator.api.validation import parse_model_deployment
 from octavo_testing.local_mode import Up, a_manifest, is_alive, running_up, write_manifests
 
 HERE = Path(__file__).parent
@@ -50,7 +53,9 @@ async def test_its_lines_say_where_to_ask_and_how_it_stands(tmp_path: Path) -> N
         await up.end()
 
     assert up.lines[0] == f"{up.url}/v1 serves tiny; Ctrl-C drains and ends"
+    assert "tiny: Starting: 0 of 1 replicas ready; tiny-0 starts" in up.lines
     assert "tiny: AllReplicasReady: 1 of 1 replicas ready" in up.lines
+    assert len([line for line in up.lines if "tiny: Draining" in line]) == 1
     assert "draining: running requests finish; Ctrl-C again ends now" in up.lines
 
 
@@ -91,6 +96,7 @@ async def test_a_server_that_ends_without_words_is_told_with_the_end_of_its_log(
 
     assert "exit code 3" in message
     assert "the last line of the log" in message
+    assert list(up.folder.glob("*.log"))
 
 
 async def test_loading_is_told_with_its_progress(tmp_path: Path) -> None:
@@ -144,6 +150,28 @@ async def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
     assert up.process.returncode == 0
     assert not [pid for pid in children if is_alive(pid)]
+
+
+async def test_a_stop_in_the_moment_of_a_start_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_text("ok")
+    resource = parse_model_deployment(a_manifest(model=f"file://{tmp_path}/tiny.gguf"), creating=True)
+    command = (sys.executable, str(HERE / "fake_server.py"))
+    pids: list[int] = []
+    async with aiohttp.ClientSession() as http:
+        replica = Replica(
+            Launch(name="tiny-0", resource=resource),
+            tmp_path,
+            http,
+            lambda: pids.append(replica.pid or 0),
+            server_command=command,
+        )
+        running = asyncio.create_task(replica.run())
+        await asyncio.sleep(0)
+        await replica.stop(timeout_s=1)
+        async with asyncio.timeout(5):
+            await running
+
+    assert not [pid for pid in pids if pid and is_alive(pid)]
 
 
 async def test_nothing_outlives_an_up_that_is_killed(tmp_path: Path) -> None:
