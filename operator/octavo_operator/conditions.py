@@ -39,12 +39,12 @@ class Condition:
 
 def make_conditions(resource: ModelDeployment, desired: Desired, observed: Observed) -> tuple[Condition, ...]:
     """The conditions of a valid resource whose plan was carried out."""
-    findings = _findings(resource, observed)
+    findings = _findings(resource, observed, desired.revision)
     conditions = [
         _ready(resource, desired, observed, findings),
         _available(observed, wanted=desired.replicas),
         _progressing(resource, desired, observed, findings),
-        _scheduled(observed, findings),
+        _scheduled(observed, _findings(resource, observed)),
     ]
     if resource.spec.scaling is not None:
         conditions.append(_scaling_active(resource, observed))
@@ -81,11 +81,22 @@ def _as_json(condition: Condition, old: JsonObject | None, generation: int, now:
     }
 
 
-def _findings(resource: ModelDeployment, observed: Observed) -> tuple[Finding, ...]:
+def _findings(resource: ModelDeployment, observed: Observed, revision: str | None = None) -> tuple[Finding, ...]:
+    """What is amiss, of one revision or of all: what an outdated one suffers from is no news of the wanted one."""
     gpu = resource.spec.resources.gpu.resource_name
-    of_pods = (diagnose_pod(pod, observed.startups.get(pod.name), observed.nodes, gpu) for pod in observed.living_pods)
-    of_deployments = (diagnose_deployment(deployment) for deployment in observed.deployments.values())
+    pods = (pod for pod in observed.living_pods if revision in (None, pod.revision))
+    deployments = (found for name, found in observed.deployments.items() if revision in (None, name))
+    of_pods = (diagnose_pod(pod, observed.startups.get(pod.name), observed.nodes, gpu) for pod in pods)
+    of_deployments = map(diagnose_deployment, deployments)
     return tuple(finding for finding in (*of_deployments, *of_pods) if finding is not None)
+
+
+def _missing(resource: ModelDeployment, findings: tuple[Finding, ...]) -> Finding:
+    """Why a wanted replica does not serve."""
+    if resource.spec.suspend:
+        rests = Finding(reason=reasons.SUSPENDED, sentence="nothing is changed while suspend is true")
+        return worst(findings) or rests
+    return worst(findings) or Finding(reason=reasons.CREATING, sentence="the pods are being made")
 
 
 def _ready(resource: ModelDeployment, desired: Desired, observed: Observed, findings: tuple[Finding, ...]) -> Condition:
@@ -102,7 +113,7 @@ def _ready(resource: ModelDeployment, desired: Desired, observed: Observed, find
     if is_whole(desired, observed):
         draining = _draining(observed)
         return Condition(kind=READY, status=True, reason=reasons.ALL_READY, message=f"{count}{draining}")
-    finding = worst(findings) or Finding(reason=reasons.CREATING, sentence="the pods are being made")
+    finding = _missing(resource, findings)
     serving = len(observed.ready_pods()) - ready
     still = f"; {serving} of the revision before still serve" if serving else ""
     return Condition(kind=READY, status=False, reason=finding.reason, message=f"{count}; {finding.sentence}{still}")
@@ -145,11 +156,12 @@ def _progressing(
     if not others and is_whole(desired, observed):
         message = f"revision {desired.revision} runs with {desired.replicas} replicas"
         return Condition(kind=PROGRESSING, status=False, reason=reasons.ROLLED_OUT, message=message)
-    if others:
-        message = f"revision {desired.revision} replaces {', '.join(others)}"
-        return Condition(kind=PROGRESSING, status=True, reason=reasons.ROLLING_OUT, message=message)
-    finding = worst(findings) or Finding(reason=reasons.CREATING, sentence="the pods are being made")
-    return Condition(kind=PROGRESSING, status=True, reason=finding.reason, message=finding.sentence)
+    finding = _missing(resource, findings)
+    if not others:
+        return Condition(kind=PROGRESSING, status=True, reason=finding.reason, message=finding.sentence)
+    waits = "" if is_whole(desired, observed) else f"; {finding.sentence}"
+    message = f"revision {desired.revision} replaces {', '.join(others)}{waits}"
+    return Condition(kind=PROGRESSING, status=True, reason=reasons.ROLLING_OUT, message=message)
 
 
 _UNSCHEDULED = frozenset(

@@ -37,8 +37,14 @@ def _matches_list(desired: list[Any], observed: list[Any]) -> bool:
 
 def _key_of(items: list[Any]) -> str | None:
     return next(
-        (key for key in _KEYS if items and all(isinstance(item, Mapping) and key in item for item in items)), None
+        (key for key in _KEYS if items and all(isinstance(item, Mapping) and _is_key(item, key) for item in items)),
+        None,
     )
+
+
+def _is_key(item: Mapping[str, Any], key: str) -> bool:
+    """A person may write anything into the parts that are passed on as they are."""
+    return isinstance(item.get(key), str)
 
 
 def _same_quantity(desired: Any, observed: Any) -> bool:

@@ -64,7 +64,7 @@ class Observer:
             pods=pods,
             startups=await self._probe.read(pods),
             pressure=self._loads.pressure(key),
-            nodes=await self._list_nodes() if any(map(_waits_for_node, pods)) else None,
+            nodes=await self._list_nodes() if any(pod.waits_for_node for pod in pods) else None,
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),
         )
@@ -80,10 +80,6 @@ class Observer:
                 logger.debug("nodes cannot be listed", extra={"error": str(error)})
                 self._nodes = None
         return self._nodes
-
-
-def _waits_for_node(pod: Pod) -> bool:
-    return pod.condition("PodScheduled").get("status") == "False"
 
 
 def _parse_node(node: JsonObject) -> Node:

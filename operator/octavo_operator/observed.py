@@ -64,6 +64,10 @@ class Pod:
         return not self.is_terminating and not self.is_finished and self.condition("Ready").get("status") == "True"
 
     @property
+    def waits_for_node(self) -> bool:
+        return self.condition("PodScheduled").get("status") == "False"
+
+    @property
     def server(self) -> JsonObject:
         """Status of the container "server"; empty before the kubelet has made one."""
         statuses = self._status.get("containerStatuses", [])
@@ -157,6 +161,11 @@ class Observed:
     def ready_pods(self, revision: str | None = None) -> tuple[Pod, ...]:
         return tuple(pod for pod in self.pods if pod.is_ready and revision in (None, pod.revision))
 
+    def lacks_room(self, revision: str) -> bool:
+        """Whether a pod of it waits for a node, or the cluster refuses to make one."""
+        waits = any(pod.waits_for_node for pod in self.living_pods if pod.revision == revision)
+        return waits or refusal_of(self.deployments.get(revision, {})) is not None
+
     def has_pods(self, revision: str) -> bool:
         """Any that has not ended, those that drain included."""
         return any(pod.revision == revision and not pod.is_finished for pod in self.pods)
@@ -165,3 +174,9 @@ class Observed:
 def replicas_of(deployment: JsonObject) -> int:
     count: Any = deployment.get("spec", {}).get("replicas", 1)
     return int(count)
+
+
+def refusal_of(deployment: JsonObject) -> JsonObject | None:
+    """The Deployment's condition that says why no pod can be made; None where they can."""
+    conditions = deployment.get("status", {}).get("conditions", [])
+    return next((each for each in conditions if each["type"] == "ReplicaFailure" and each["status"] == "True"), None)

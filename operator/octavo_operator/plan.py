@@ -5,6 +5,7 @@ Never decides by what was done last time; an operation that is already fulfilled
 | rollout | the wanted revision's Deployment | every other one |
 |---|---|---|
 | it is not whole yet | wanted count | keeps its pods, at most the wanted count |
+| it is not whole and lacks room | wanted count | keeps its ready pods only, at most the wanted count |
 | all its wanted pods are ready | wanted count | to 0; deleted once its pods are gone |
 | zero replicas wanted | 0 | to 0; deleted once its pods are gone |
 """
@@ -85,10 +86,20 @@ def _applies(desired: Desired, observed: Observed) -> Iterator[Apply]:
 
 
 def _retirements(desired: Desired, observed: Observed) -> Iterator[Scale]:
-    keeps = 0 if is_whole(desired, observed) else desired.replicas
     for revision, deployment in observed.deployments.items():
+        keeps = _keeps(revision, desired, observed)
         if revision != desired.revision and replicas_of(deployment) > keeps:
             yield Scale(deployment=deployment["metadata"]["name"], replicas=keeps)
+
+
+def _keeps(revision: str, desired: Desired, observed: Observed) -> int:
+    """Replicas of a revision that is no longer wanted."""
+    if is_whole(desired, observed):
+        return 0
+    if observed.lacks_room(desired.revision):
+        # A broken or loading pod of a spec that was corrected since must not keep the GPU from the right one.
+        return min(desired.replicas, len(observed.ready_pods(revision)))
+    return desired.replicas
 
 
 def _deletions(desired: Desired, observed: Observed) -> Iterator[Delete]:

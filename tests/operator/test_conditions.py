@@ -17,8 +17,11 @@ from octavo_testing.control_plane import (
     a_pod,
     a_resource,
     an_observed,
+    ended,
     observed_as,
     running,
+    termination_log,
+    waiting,
 )
 
 
@@ -97,14 +100,45 @@ def test_rollout_names_both_revisions_and_who_still_serves() -> None:
     found = conditions(observed)
 
     assert (found["Progressing"].status, found["Progressing"].reason) == (True, reasons.ROLLING_OUT)
-    assert found["Progressing"].message == f"revision {desired.revision} replaces old"
+    assert found["Progressing"].message == f"revision {desired.revision} replaces old; pod l0 starts on node node0"
     assert found["Ready"].message.endswith("; 1 of the revision before still serve")
 
 
+def test_stuck_rollout_says_why_in_both_conditions() -> None:
+    desired = a_desired()
+    crashed = waiting("CrashLoopBackOff", lastState=ended(1, termination_log("ModelNotFound", "no such model")))
+    new = a_pod("new", revision=desired.revision, server=crashed)
+    observed = an_observed(*desired.objects, a_deployment("old"), pods=(*pods("old", ready=1), new))
+
+    found = conditions(observed)
+
+    assert (found["Ready"].status, found["Ready"].reason) == (False, reasons.MODEL_NOT_FOUND)
+    assert found["Ready"].message == (
+        "0 of 1 replicas ready; pod new: no such model; 1 of the revision before still serve"
+    )
+    assert found["Progressing"].message.endswith("replaces old; pod new: no such model")
+    assert found["Available"].status is True
+
+
+def test_failure_of_a_spec_that_was_corrected_is_no_longer_told() -> None:
+    desired = a_desired()
+    crashed = waiting("CrashLoopBackOff", lastState=ended(1, termination_log("ModelNotFound", "no such model")))
+    old = a_pod("old", revision="old", server=crashed)
+    observed = an_observed(
+        *desired.objects, a_deployment("old"), pods=(old, *pods(desired.revision, ready=0, loading=1))
+    )
+
+    found = conditions(observed)
+
+    assert found["Ready"].reason == reasons.STARTING
+    assert "no such model" not in found["Ready"].message + found["Progressing"].message
+
+
 def test_refusal_of_pods_is_told() -> None:
+    desired = a_desired()
     failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: gpus"}
 
-    found = conditions(an_observed(a_deployment("old", conditions=[failure])))
+    found = conditions(an_observed(a_deployment(desired.revision, conditions=[failure])))
 
     assert found["Ready"].reason == reasons.QUOTA_EXCEEDED
 
@@ -135,6 +169,8 @@ def test_younger_claimant_of_a_name_is_told_who_holds_it() -> None:
 def test_suspended_resource_says_so() -> None:
     found = conditions(an_observed(), suspend=True)
 
+    assert (found["Ready"].status, found["Ready"].reason) == (False, reasons.SUSPENDED)
+    assert found["Ready"].message == "0 of 1 replicas ready; nothing is changed while suspend is true"
     assert (found["Progressing"].status, found["Progressing"].reason) == (False, reasons.SUSPENDED)
 
 

@@ -28,6 +28,8 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "truth is no number": ({"a": True}, {"a": "1"}),
     "number is no truth": ({"a": "1"}, {"a": False}),
     "text that is no quantity": ({"a": "x"}, {"a": "y"}),
+    "names that are no text": ([{"name": {"a": 1}}], [{"name": {"a": 2}}]),
+    "number beyond all quantities": ("1e999999999", "x"),
     "items that are no objects": ([{"name": "a", "v": 1}], ["a"]),
 }
 

@@ -108,6 +108,46 @@ def test_old_revision_keeps_serving_until_the_new_one_is_whole() -> None:
     assert plan == ()
 
 
+def test_broken_pod_of_a_corrected_spec_gives_its_gpu_to_the_right_one() -> None:
+    """Else the two would wait for each other for ever on a cluster with one GPU."""
+    resource = a_resource(replicas=1)
+    desired = a_desired(resource)
+    waits = a_pod("new-1", revision=desired.revision, unschedulable="0/1 nodes: 1 Insufficient nvidia.com/gpu")
+    broken = a_pod("old-1", revision="old")
+    deployments = (*desired.objects, a_deployment("old"))
+
+    with_room = make_plan(resource, desired, an_observed(*deployments, pods=(broken,)))
+    without = make_plan(resource, desired, an_observed(*deployments, pods=(broken, waits)))
+
+    assert with_room == ()
+    assert without == (Scale(deployment="qwen-old", replicas=0),)
+
+
+def test_revision_that_serves_keeps_its_gpu_from_one_that_waits() -> None:
+    resource = a_resource(replicas=2)
+    desired = a_desired(resource)
+    waits = a_pod("new-1", revision=desired.revision, unschedulable="0/1 nodes: 1 Insufficient nvidia.com/gpu")
+    serving, broken = a_pod("old-1", revision="old", ready=True), a_pod("old-2", revision="old")
+
+    observed = an_observed(*desired.objects, a_deployment("old", replicas=2), pods=(serving, broken, waits))
+
+    assert make_plan(resource, desired, observed) == (Scale(deployment="qwen-old", replicas=1),)
+
+
+def test_quota_that_a_broken_revision_uses_up_is_freed() -> None:
+    resource = a_resource(replicas=1)
+    desired = a_desired(resource)
+    refusal = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: gpus"}]}
+    refused = [
+        {**manifest, "status": refusal} if manifest["kind"] == "Deployment" else manifest
+        for manifest in desired.objects
+    ]
+
+    observed = an_observed(*refused, a_deployment("old"), pods=(a_pod("old-1", revision="old"),))
+
+    assert make_plan(resource, desired, observed) == (Scale(deployment="qwen-old", replicas=0),)
+
+
 def test_old_revision_goes_to_zero_when_the_new_one_is_whole() -> None:
     resource = a_resource(replicas=1)
     desired = a_desired(resource)

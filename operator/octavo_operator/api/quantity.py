@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 
 _QUANTITY = re.compile(
-    r"^([+-]?[0-9]+(?:\.[0-9]+)?|[+-]?\.[0-9]+)(?:e([+-]?[0-9]+)|(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei))?$"
+    r"^([+-]?[0-9]+(?:\.[0-9]+)?|[+-]?\.[0-9]+)(?:e([+-]?[0-9]{1,2})|(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei))?$"
 )
 _DURATION = re.compile(r"^(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?$")
 _SUFFIXES = {

@@ -46,8 +46,11 @@ def strategic_merge(base: JsonObject, patch: JsonObject) -> dict[str, Any]:
     return merged
 
 
-def _merge_list(base: list[Any], patch: list[Any], merge_key: str) -> list[Any]:
-    if any(isinstance(item, Mapping) and dict(item) == {"$patch": "replace"} for item in patch):
+def _merge_list(base: Any, patch: list[Any], merge_key: str) -> list[Any]:
+    if not all(isinstance(item, Mapping) for item in [*base, *patch]):
+        # No list of objects, so there is nothing to tell them apart by; the API server says what it wants instead.
+        return patch
+    if any(dict(item) == {"$patch": "replace"} for item in patch):
         return [item for item in patch if dict(item) != {"$patch": "replace"}]
     merged = list(base)
     for item in patch:

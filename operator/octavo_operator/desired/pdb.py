@@ -17,5 +17,10 @@ def render_pdb(resource: ModelDeployment) -> dict[str, Any] | None:
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": object_metadata(resource, resource.name),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": names.pod_selector(resource.name)}},
+        "spec": {
+            "maxUnavailable": 1,
+            # A pod that crashes must not keep a node from being drained.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": names.pod_selector(resource.name)},
+        },
     }

@@ -44,3 +44,8 @@ def test_patch_directives_delete_an_item_and_replace_objects_and_lists() -> None
     assert absent["containers"] == BASE["containers"]
     assert replaced["nodeSelector"] == {"z": "9"}
     assert whole_list["containers"] == [{"name": "only"}]
+
+
+def test_list_of_something_else_than_objects_is_passed_on_for_the_api_server_to_refuse() -> None:
+    assert strategic_merge(BASE, {"containers": ["server"]})["containers"] == ["server"]
+    assert strategic_merge({}, {"env": [None, {"name": "A"}]})["env"] == [None, {"name": "A"}]

@@ -181,6 +181,10 @@ def test_budget_exists_where_there_can_be_two_replicas(spec: dict[str, Any], has
     assert ("PodDisruptionBudget" in objects(**spec)) == has_budget
 
 
+def test_budget_does_not_keep_a_node_from_being_drained_of_a_crashing_pod() -> None:
+    assert objects(replicas=2)["PodDisruptionBudget"]["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_hpa_scales_the_resource_on_pressure_and_never_below_one() -> None:
     spec = objects(scaling={"minReplicas": 0, "maxReplicas": 4})["HorizontalPodAutoscaler"]["spec"]
 
