@@ -1,7 +1,7 @@
 """What the gateway itself can refuse or fail at, in OpenAI's error shape.
 
 GatewayError
-├── BadRequest             400, 404, 405, 413: the client can mend it
+├── BadRequest             400, 404, 405, 408, 413: the client can mend it
 ├── ModelNotFound          404
 ├── Unavailable            503 + Retry-After: nothing can serve this now
 └── UpstreamFailed         502: a replica broke before its first byte, twice
@@ -91,4 +91,5 @@ class KubeApiError(Exception):
 def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> bytes:
     """The one error object of the API, all four keys, its message bounded."""
     error = {"message": message[:MAX_MESSAGE_CHARS], "type": kind, "param": param, "code": code}
-    return json.dumps({"error": error}, ensure_ascii=False).encode()
+    # As ASCII: a client's half of a surrogate pair has no UTF-8.
+    return json.dumps({"error": error}).encode()

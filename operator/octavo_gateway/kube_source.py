@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -38,6 +39,8 @@ WATCH_S = 40
 READ_TIMEOUT_S = 55.0
 REQUEST_TIMEOUT_S = 20.0
 MAX_BACKOFF_S = 15.0
+SHORT_WATCH_S = 1.0
+"""A watch that ends sooner without a word is a failure, so that it is not begun again in a hot loop."""
 PUBLISH_AFTER_S = 0.02
 """Changes that come within this time make one new table."""
 
@@ -153,7 +156,9 @@ class Reflector(Generic[Facts]):
             try:
                 if not self._version:
                     await self._list()
-                await self._watch()
+                began = time.monotonic()
+                if not await self._watch() and time.monotonic() - began < SHORT_WATCH_S:
+                    raise KubeApiError(0, "the watch ended at once")
                 self._failures = 0
             except KubeApiError as error:
                 if error.status == GONE:
@@ -175,7 +180,8 @@ class Reflector(Generic[Facts]):
         self._last_failure = ""
         self._changed()
 
-    async def _watch(self) -> None:
+    async def _watch(self) -> int:
+        """The number of events until the watch ended."""
         query = {
             **self._query,
             "watch": "true",
@@ -183,9 +189,12 @@ class Reflector(Generic[Facts]):
             "resourceVersion": self._version,
             "timeoutSeconds": str(WATCH_S),
         }
+        heard = 0
         async for event in self._transport.watch(self._path, query):
             self._failures = 0
+            heard += 1
             self._apply(event)
+        return heard
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         kind, thing = event.get("type"), event.get("object") or {}

@@ -84,6 +84,10 @@ class Proxy:
     def in_flight(self) -> int:
         return len(self._running)
 
+    @property
+    def buffered_bytes(self) -> int:
+        return self._budget.used_bytes
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The aiohttp handler: answer, count, time."""
         task = asyncio.current_task()
@@ -104,6 +108,10 @@ class Proxy:
         except ClientGone:
             reply.code = CLIENT_CLOSED_REQUEST
             raise ConnectionResetError("the client closed its connection") from None
+        except Exception:
+            # A fault of ours: the client is answered, and the traceback logged, by the application's last resort.
+            reply.code = 500
+            raise
         finally:
             self._running.discard(task)
             self._metrics.in_flight.dec()

@@ -86,7 +86,7 @@ class Reply:
             return await self._end_with_event(
                 error_body(f"The replica answered with status {upstream.status}.", kind="server_error")
             )
-        return await self._end_with_event(json.dumps(body, ensure_ascii=False).encode())
+        return await self._end_with_event(json.dumps(body).encode())
 
     async def _end_with_event(self, data: bytes) -> web.StreamResponse:
         # The leading blank line ends an event that the upstream may have left half written.

@@ -5,6 +5,7 @@ The body is otherwise passed on byte by byte; only ``NAMESPACE/NAME`` is replace
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,29 +18,27 @@ from .errors import BadRequest, Unavailable
 
 AFFINITY_CHARS = 2048
 """Characters of each part of a conversation's beginning that enter its hash."""
+READ_TIMEOUT_S = 30.0
+"""A body of which nothing comes for so long is given up: what came of it takes from the budget of all."""
+MAX_VALUES = 4_000_000
+"""Most values in a body, as its brackets and commas tell before it is parsed: two bytes become fifty in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboundBody:
+    """A request may wait for minutes, so what was parsed is not kept."""
+
     raw: bytes
-    fields: Mapping[str, Any]
     model: str
     stream: bool
+    affinity: str | None
+    """A digest of the conversation's beginning: equal for all turns of one conversation."""
 
     def for_server(self, served_name: str) -> bytes:
         """The bytes to send: as they came, or with ``model`` replaced by the name that the server goes by."""
         if served_name == self.model:
             return self.raw
-        return json.dumps({**self.fields, "model": served_name}, ensure_ascii=False).encode()
-
-    @property
-    def affinity(self) -> str | None:
-        """A digest of the conversation's beginning: equal for all turns of one conversation."""
-        beginning = _beginning(self.fields)
-        if not beginning:
-            return None
-        parts = [self.model, str(self.fields.get("cache_salt", "")), *beginning]
-        return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return json.dumps({**json.loads(self.raw), "model": served_name}).encode()
 
 
 class BodyBudget:
@@ -80,12 +79,25 @@ class BodyReader:
     async def read(self, request: web.Request) -> InboundBody:
         self._check_size(request.content_length or 0)
         chunks = bytearray()
-        async for chunk in request.content.iter_any():
+        while chunk := await self._next_chunk(request):
             self._check_size(len(chunks) + len(chunk))
             self._budget.take(len(chunk))
             self._taken += len(chunk)
             chunks += chunk
         return parse_body(bytes(chunks))
+
+    async def _next_chunk(self, request: web.Request) -> bytes:
+        """Empty at the end."""
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await request.content.readany()
+        except TimeoutError:
+            raise BadRequest(
+                f"Nothing of the request body came for {READ_TIMEOUT_S:g} s; send it again.",
+                status=408,
+                code="request_timeout",
+                headers={"Connection": "close"},
+            ) from None
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -99,6 +111,13 @@ class BodyReader:
 
 
 def parse_body(raw: bytes) -> InboundBody:
+    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    if values > MAX_VALUES:
+        raise BadRequest(
+            f"The request body has about {values} values, the limit is {MAX_VALUES}; send fewer.",
+            status=413,
+            code="request_too_large",
+        )
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
@@ -110,7 +129,15 @@ def parse_body(raw: bytes) -> InboundBody:
         raise BadRequest("The field 'model' is missing; GET /v1/models lists what there is.", param="model")
     if not isinstance(model, str) or not model:
         raise BadRequest("The field 'model' must be a non-empty string.", param="model")
-    return InboundBody(raw=raw, fields=fields, model=model, stream=fields.get("stream") is True)
+    return InboundBody(raw=raw, model=model, stream=fields.get("stream") is True, affinity=_affinity(model, fields))
+
+
+def _affinity(model: str, fields: Mapping[str, Any]) -> str | None:
+    beginning = _beginning(fields)
+    if not beginning:
+        return None
+    parts = [model, str(fields.get("cache_salt", "")), *beginning]
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _beginning(fields: Mapping[str, Any]) -> list[str]:

@@ -174,6 +174,20 @@ async def test_a_watch_that_ends_goes_on_from_the_last_version_seen() -> None:
     assert transport.count("GET", MODELS) == 1
 
 
+async def test_a_watch_that_ends_at_once_each_time_is_not_begun_in_a_hot_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_source, "MAX_BACKOFF_S", 0.2)
+    transport = PlayedTransport()
+    for _ in range(1000):
+        transport.queue(MODELS).put_nowait(None)
+    async with a_source(transport) as watched:
+        await until(lambda: transport.count("WATCH", MODELS) >= 3)
+        await asyncio.sleep(0.3)
+        failures = watched.metrics.exposition().decode()
+
+    assert transport.count("WATCH", MODELS) < 10
+    assert 'octavo_gateway_source_errors_total{what="watch"}' in failures
+
+
 @pytest.mark.parametrize("is_event", [True, False])
 async def test_a_version_that_is_too_old_lists_anew_and_drops_what_is_gone(is_event: bool) -> None:
     """410 comes as an ERROR event, or as the status of the watch itself."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo_gateway import request_body
 from octavo_gateway.balancer import Load
 from octavo_gateway.errors import BadRequest
 from octavo_gateway.load_poller import parse_load
@@ -51,10 +53,10 @@ def test_a_prompt_has_the_affinity_of_its_beginning() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"messages": ["no object"]}, {"messages": []}, {"prompt": [1, 2]}, {"prompt": ""}]
+    "given_fields", [{}, {"messages": ["no object"]}, {"messages": []}, {"prompt": [1, 2]}, {"prompt": ""}]
 )
-def test_a_body_without_a_beginning_has_none(fields: dict[str, Any]) -> None:
-    assert affinity(**fields) is None
+def test_a_body_without_a_beginning_has_none(given_fields: dict[str, Any]) -> None:
+    assert affinity(**given_fields) is None
 
 
 def test_lone_surrogates_do_not_break_the_hash() -> None:
@@ -101,3 +103,20 @@ def test_a_load_answer_is_read() -> None:
 def test_what_is_no_load_answer_is_refused(answer: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_load(answer)
+
+
+def test_a_body_of_countless_small_values_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bytes of JSON become more than fifty in memory."""
+    monkeypatch.setattr(request_body, "MAX_VALUES", 1000)
+
+    with pytest.raises(BadRequest, match="limit is 1000") as refusal:
+        parse_body(b'{"model": "m", "a": [' + b"[]," * 1000 + b"[]]}")
+
+    assert (refusal.value.status, refusal.value.code) == (413, "request_too_large")
+
+
+def test_what_was_parsed_is_not_kept() -> None:
+    """A request may wait for minutes; beyond its bytes only what routing needs stays in memory."""
+    body = parse_body(b'{"model": "m", "prompt": "hi"}')
+
+    assert {type(getattr(body, field.name)) for field in fields(body)} == {bytes, str, bool}

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
+from octavo_gateway import request_body
 from octavo_gateway.endpoints import RoutingTable
+from octavo_gateway.proxy import Proxy
 from octavo_testing.gateway import CHAT, a_gateway, a_model, an_upstream, answering, streaming, until
 
 
@@ -166,6 +168,23 @@ async def test_a_body_over_the_limit_is_refused_without_being_read(is_announced:
     assert upstream.requests == 0
 
 
+async def test_a_body_that_stops_coming_is_given_up_and_frees_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "READ_TIMEOUT_S", 0.1)
+    stuck = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"model": "m", "pad": "'
+        await stuck.wait()
+
+    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+        async with asyncio.timeout(5):
+            answer = await bench.send("POST", CHAT, data=pieces())
+        assert bench.gateway.proxy.buffered_bytes == 0
+        counted = await bench.metric('octavo_gateway_requests_total{code="408",model=""}')
+
+    assert (answer.status, answer.error["code"], counted) == (408, "request_timeout", 1)
+
+
 async def test_all_bodies_together_are_bounded() -> None:
     """One request of 2,000 bytes runs, a second one does not fit beside it, a third one does after it."""
     gate: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -267,3 +286,32 @@ async def test_many_connections_at_once_all_get_their_answer() -> None:
 
     assert {answer.status for answer in answers} == {200}
     assert upstream.requests == 100
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(b'{"model": "\\ud800"}', 404), (b'{"model": "default/m", "prompt": "\\ud800"}', 200)]
+)
+async def test_half_a_surrogate_pair_breaks_neither_an_error_nor_a_renamed_body(body: bytes, status: int) -> None:
+    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+        answer = await bench.send("POST", CHAT, data=body)
+
+    assert answer.status == status
+    assert [json.loads(each) for each in upstream.bodies] == (
+        [{"model": "m", "prompt": "\ud800"}] if upstream.bodies else []
+    )
+    assert upstream.requests == (status == 200)
+
+
+async def test_a_fault_of_the_gateway_is_a_500_that_is_counted_as_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Proxy, "_new_call", broken)
+    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+        answer = await bench.ask()
+        counted = await bench.metric('octavo_gateway_requests_total{code="500",model="default/m"}')
+
+    assert (answer.status, answer.error["code"], counted) == (500, "internal_error", 1)
+    assert "a fault of ours" in caplog.text
