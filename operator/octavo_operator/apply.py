@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from octavo_operator.api.types import JsonObject
+from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
 from octavo_operator.errors import ClusterError, NameTakenError
 from octavo_operator.kube.client import KubeClient
-from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT
+from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, Kind
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache, ResourceKey
-from octavo_operator.observed import Observed
+from octavo_operator.observed import Observed, controller_of
 from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Executor:
             self._metrics.writes.labels(operation=type(operation).__name__).inc()
             match operation:
                 case WriteReplicas():
-                    await self._write_replicas(key, operation)
+                    await self._write_replicas(key, operation, observed)
                 case Apply():
                     changed |= await self._apply(operation, observed)
                 case Scale():
@@ -59,30 +59,49 @@ class Executor:
         path = MODEL_DEPLOYMENT.path(*key, "status")
         self._cache.put(await self._kube.merge_patch(path, {"status": patch}))
 
-    async def _write_replicas(self, key: ResourceKey, operation: WriteReplicas) -> None:
-        """By the scale subresource, as the autoscaler and the gateway do; the watch brings the new resource."""
-        await self._kube.merge_patch(MODEL_DEPLOYMENT.path(*key, "scale"), {"spec": {"replicas": operation.replicas}})
+    async def _write_replicas(self, key: ResourceKey, operation: WriteReplicas, observed: Observed) -> None:
+        """By the scale subresource, as the autoscaler and the gateway do; the watch brings the new resource.
+
+        Only to the version that it was decided on: a wake of the gateway must not be overwritten unseen.
+        """
+        version = observed.resource["metadata"]["resourceVersion"]
+        body = {"metadata": {"resourceVersion": version}, "spec": {"replicas": operation.replicas}}
+        await self._kube.merge_patch(MODEL_DEPLOYMENT.path(*key, "scale"), body)
         said = {"resource": "/".join(key), "replicas": operation.replicas, "why": operation.reason}
         logger.info("replicas written", extra=said)
 
     async def _apply(self, operation: Apply, observed: Observed) -> bool:
         manifest = operation.manifest
-        kind, metadata = BY_NAME[manifest["kind"]], manifest["metadata"]
-        if operation.is_new and kind is not DEPLOYMENT:
-            # The cache holds objects with our labels only; a Deployment's name ends in a hash and needs no look.
-            found = await self._kube.find(kind, metadata["namespace"], metadata["name"])
-            if found is not None and not _may_adopt(found, observed.uid):
-                raise NameTakenError(
-                    f"{kind.name} {metadata['name']} exists and does not belong to this ModelDeployment; "
-                    "delete it or rename the ModelDeployment"
-                )
+        kind = BY_NAME[manifest["kind"]]
+        if operation.is_new:
+            self._require_free(manifest, await self._look(kind, manifest), observed)
         try:
             applied = await self._kube.apply(kind, manifest, force=not operation.is_new or kind is not DEPLOYMENT)
         except ClusterError as error:
             if error.status == 409 and operation.is_new:
-                raise NameTakenError(f"{kind.name} {metadata['name']} is somebody else's: {error.message}") from error
+                raise NameTakenError(
+                    f"{kind.name} {manifest['metadata']['name']} is somebody else's: {error.message}"
+                ) from error
             raise
         return bool(self._cache.put(applied))
+
+    async def _look(self, kind: Kind, manifest: JsonObject) -> JsonObject | None:
+        """What bears that name; the cache holds objects with our labels only, and a Deployment's name ends in a hash."""
+        metadata = manifest["metadata"]
+        if kind is DEPLOYMENT:
+            return self._cache.find(kind.name, metadata["namespace"], metadata["name"])
+        return await self._kube.find(kind, metadata["namespace"], metadata["name"])
+
+    def _require_free(self, manifest: JsonObject, found: JsonObject | None, observed: Observed) -> None:
+        """Raises where the object is another's: for good, or until what was deleted has gone."""
+        if found is None or _may_adopt(found, observed.uid):
+            return
+        what = f"{manifest['kind']} {manifest['metadata']['name']}"
+        controller = controller_of(found) or {}
+        if (controller.get("kind"), controller.get("name")) == (KIND, observed.resource["metadata"]["name"]):
+            message = f"{what} still belongs to the deleted {KIND} of the same name and will go with it"
+            raise ClusterError(409, "Conflict", message)
+        raise NameTakenError(f"{what} exists and does not belong to this {KIND}; delete it or rename the {KIND}")
 
     async def _scale(self, key: ResourceKey, operation: Scale) -> bool:
         path = DEPLOYMENT.path(key[0], operation.deployment)
@@ -101,6 +120,7 @@ class Executor:
 
 def _may_adopt(found: JsonObject, uid: str) -> bool:
     """Ours already, or left behind by an orphaning deletion: it bears our labels and nobody controls it."""
-    controllers = [owner["uid"] for owner in found["metadata"].get("ownerReferences", []) if owner.get("controller")]
-    labels = found["metadata"].get("labels", {})
-    return controllers == [uid] or (not controllers and labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY)
+    controller = controller_of(found)
+    if controller is not None:
+        return bool(controller["uid"] == uid)
+    return bool(found["metadata"].get("labels", {}).get(names.MANAGED_BY_LABEL) == names.MANAGED_BY)

@@ -76,6 +76,9 @@ class ObjectCache:
     def resource(self, key: ResourceKey) -> JsonObject | None:
         return self._objects.get((KIND, *key))
 
+    def find(self, kind: str, namespace: str, name: str) -> JsonObject | None:
+        return self._objects.get((kind, namespace, name))
+
     def resources(self) -> Iterator[JsonObject]:
         return (obj for (kind, _, _), obj in list(self._objects.items()) if kind == KIND)
 

@@ -11,7 +11,7 @@ from octavo_operator.desired.render import key_of
 from octavo_operator.errors import ClusterError
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.object_cache import ObjectCache, ResourceKey
-from octavo_operator.observed import Node, Observed, Pod, ZeroWish
+from octavo_operator.observed import Node, Observed, Pod, ZeroWish, belongs_to
 from octavo_operator.probe import StartupProbe
 from octavo_operator.served_names import claimed_names, find_rivals
 
@@ -60,7 +60,7 @@ class Observer:
         pods = tuple(Pod(raw=obj) for obj in owned if obj["kind"] == "Pod")
         return Observed(
             resource=resource,
-            objects={key_of(obj): obj for obj in owned if obj["kind"] != "Pod"},
+            objects={key_of(obj): obj for obj in owned if obj["kind"] != "Pod" and belongs_to(obj, resource)},
             pods=pods,
             startups=await self._probe.read(pods),
             pressure=self._loads.pressure(key),

@@ -180,3 +180,22 @@ def refusal_of(deployment: JsonObject) -> JsonObject | None:
     """The Deployment's condition that says why no pod can be made; None where they can."""
     conditions = deployment.get("status", {}).get("conditions", [])
     return next((each for each in conditions if each["type"] == "ReplicaFailure" and each["status"] == "True"), None)
+
+
+def controller_of(obj: JsonObject) -> JsonObject | None:
+    """The owner that manages the object."""
+    owners = obj["metadata"].get("ownerReferences", [])
+    return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def belongs_to(obj: JsonObject, resource: JsonObject) -> bool:
+    """Whether an object that bears our labels is ours indeed, and no copy that a person made under another name.
+
+    One that nobody controls was left behind by an orphaning deletion if its name is one that we would give.
+    """
+    controller = controller_of(obj)
+    if controller is not None:
+        return bool(controller["uid"] == resource["metadata"]["uid"])
+    name, revision = resource["metadata"]["name"], obj["metadata"].get("labels", {}).get(names.REVISION_LABEL)
+    given = name if revision is None else names.deployment_name(name, revision)
+    return bool(obj["metadata"]["name"] == given)

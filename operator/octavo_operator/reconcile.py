@@ -78,6 +78,9 @@ class Reconciler:
             desired = render(resource, self._pods)
             changed = await self._executor.execute(key, make_plan(resource, desired, observed), observed)
         except OctavoOperatorError as error:
+            if isinstance(error, ClusterError) and error.status == 409:
+                # Decided on what is outdated: nothing is wrong, the next look decides anew.
+                raise
             failure = explain(error)
             await self._write(key, observed, make_failed_status(observed, failure, now=self._stamp()))
             # An invalid spec waits for its edit, or for the next resync: asking again would say the same.
@@ -125,6 +128,9 @@ def explain(error: OctavoOperatorError) -> Finding:
             reason = reasons.NAME_TAKEN
         case ClusterError(status=400 | 422):
             # What the overlay, affinity or behavior hold is only known to the API server.
+            reason = reasons.SPEC_INVALID
+        case ClusterError(status=500) if "failed to create typed patch object" in str(error):
+            # So the API server answers an apply with an unknown field, or with text where an object belongs.
             reason = reasons.SPEC_INVALID
         case ClusterError(status=403) if "exceeded quota" in str(error):
             reason = reasons.QUOTA_EXCEEDED

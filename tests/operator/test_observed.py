@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from octavo_operator.observed import Pod, replicas_of
-from octavo_testing.control_plane import UID, a_deployment, a_pod, an_observed
+from typing import Any
+
+import pytest
+
+from octavo_operator.observed import Pod, belongs_to, replicas_of
+from octavo_testing.control_plane import UID, a_deployment, a_manifest, a_pod, an_observed
 
 
 def test_pod_that_nobody_has_scheduled_has_neither_address_nor_node() -> None:
@@ -30,3 +34,25 @@ def test_deployments_are_found_by_revision_and_foreign_ones_are_not_taken() -> N
     foreign = {"kind": "Deployment", "metadata": {"name": "x", "labels": {}}}
 
     assert list(an_observed(a_deployment("old"), foreign).deployments) == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("name", "owners", "labels", "is_ours"),
+    [
+        ("qwen", [{"uid": UID, "controller": True}], {}, True),
+        ("a-copy", [{"uid": UID, "controller": True}], {}, True),
+        ("a-copy", [], {}, False),
+        ("a-copy", [{"uid": UID}], {}, False),
+        ("qwen", [{"uid": "another", "controller": True}], {}, False),
+        ("qwen", [], {}, True),
+        ("qwen-old", [], {"octavo.dev/revision": "old"}, True),
+        ("qwen-copy", [], {"octavo.dev/revision": "old"}, False),
+    ],
+)
+def test_copy_that_a_person_made_with_our_labels_is_not_ours(
+    name: str, owners: list[dict[str, Any]], labels: dict[str, str], is_ours: bool
+) -> None:
+    """Else the operator would delete a second Service that somebody made from the first."""
+    metadata = {"name": name, "ownerReferences": owners, "labels": labels}
+
+    assert belongs_to({"metadata": metadata}, a_manifest()) == is_ours

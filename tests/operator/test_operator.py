@@ -189,6 +189,53 @@ def test_somebody_elses_service_is_left_alone_and_named(namespace: Namespace) ->
     namespace.deployment_of("qwen")
 
 
+def test_copy_of_one_of_our_objects_is_left_alone(namespace: Namespace) -> None:
+    namespace.create("qwen")
+    deployment = namespace.deployment_of("qwen")
+    service = until(lambda: namespace.get("Service", "qwen"), lambda got: got is not None) or {}
+    copy = {
+        "metadata": {"name": "qwen-too", "labels": service["metadata"]["labels"]},
+        "spec": {"ports": [{"port": 80}]},
+    }
+    namespace.post("Service", copy)
+
+    name = deployment["metadata"]["name"]
+    namespace.patch("Deployment", name, {"spec": {"replicas": 7}})
+    until(lambda: namespace.get("Deployment", name) or {}, lambda got: got["spec"]["replicas"] == 1)
+    namespace.delete("Service", "qwen")
+    until(lambda: namespace.names("Service"), lambda names: "qwen" in names)
+
+    assert namespace.names("Service") == {"qwen", "qwen-too"}
+
+
+def test_resource_applied_again_waits_for_what_the_deleted_one_had(namespace: Namespace) -> None:
+    """No garbage collector runs here, so the test is it."""
+    namespace.create("qwen")
+    old = namespace.deployment_of("qwen")
+    namespace.delete("ModelDeployment", "qwen")
+    uid = namespace.create("qwen")["metadata"]["uid"]
+    time.sleep(1)
+    assert namespace.condition("qwen") == {}
+
+    namespace.delete("ServiceAccount", "qwen")
+    namespace.delete("Service", "qwen")
+    time.sleep(1)
+    assert namespace.condition("qwen") == {}
+    namespace.delete("Deployment", old["metadata"]["name"])
+
+    new = namespace.deployment_of("qwen")
+    assert new["metadata"]["ownerReferences"][0]["uid"] == uid
+
+
+@pytest.mark.parametrize("overlay", [{"volumes": ["data"]}, {"valumes": []}], ids=["shape", "name"])
+def test_overlay_that_is_no_pod_template_is_told(namespace: Namespace, overlay: dict[str, Any]) -> None:
+    namespace.create("bad", podTemplate={"spec": overlay})
+
+    bad = until(lambda: namespace.condition("bad"), lambda got: got.get("reason") == "SpecInvalid")
+
+    assert next(iter(overlay)) in bad["message"]
+
+
 def test_overlay_that_the_api_refuses_is_told_and_others_go_on(namespace: Namespace) -> None:
     namespace.create("bad", podTemplate={"spec": {"containers": [{"name": "server", "imagePullPolicy": "Sometimes"}]}})
     namespace.create("good")

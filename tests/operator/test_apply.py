@@ -1,0 +1,107 @@
+"""How a plan is carried out: what is another's stays, what is outdated is refused, nothing without leadership."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from octavo_operator.apply import Executor, NotLeaderError
+from octavo_operator.errors import ClusterError, NameTakenError
+from octavo_operator.kube.client import KubeClient
+from octavo_operator.metrics import Metrics
+from octavo_operator.object_cache import ObjectCache
+from octavo_operator.plan import Apply, WriteReplicas
+from octavo_testing.control_plane import a_desired, an_observed
+
+QWEN = ("default", "qwen")
+
+
+class FakeKube:
+    """Remembers what was written; `there` is what bears the name that is asked for."""
+
+    def __init__(self, there: dict[str, Any] | None = None) -> None:
+        self.there = there
+        self.writes: list[Any] = []
+
+    async def find(self, kind: Any, namespace: str, name: str) -> dict[str, Any] | None:
+        return self.there
+
+    async def apply(self, kind: Any, manifest: Any, *, force: bool) -> Any:
+        self.writes.append(manifest)
+        return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "7", "uid": "u"}}
+
+    async def merge_patch(self, path: str, body: Any) -> Any:
+        self.writes.append((path, body))
+        return {}
+
+
+def an_executor(kube: FakeKube, *, cache: ObjectCache | None = None, is_leader: bool = True) -> Executor:
+    return Executor(
+        kube=cast(KubeClient, kube), cache=cache or ObjectCache(), metrics=Metrics(), is_leader=lambda: is_leader
+    )
+
+
+def manifest_of(kind: str) -> Any:
+    return next(manifest for manifest in a_desired().objects if manifest["kind"] == kind)
+
+
+def owned_by(manifest: Any, **owner: Any) -> Any:
+    owners = [{"controller": True, **owner}] if owner else []
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "5", "ownerReferences": owners}}
+
+
+@pytest.mark.parametrize("there", [None, owned_by(manifest_of("Service"))], ids=["absent", "orphan"])
+async def test_free_name_is_taken(there: Any) -> None:
+    kube = FakeKube(there)
+
+    assert await an_executor(kube).execute(QWEN, [Apply(manifest=manifest_of("Service"), is_new=True)], an_observed())
+
+    assert len(kube.writes) == 1
+
+
+async def test_somebody_elses_object_is_left_alone_for_good() -> None:
+    kube = FakeKube(owned_by(manifest_of("Service"), kind="Helm", name="qwen", uid="x"))
+
+    with pytest.raises(NameTakenError, match="Service qwen exists and does not belong to this ModelDeployment"):
+        await an_executor(kube).execute(QWEN, [Apply(manifest=manifest_of("Service"), is_new=True)], an_observed())
+
+    assert kube.writes == []
+
+
+@pytest.mark.parametrize("kind", ["Service", "Deployment"])
+async def test_object_of_a_deleted_resource_of_the_same_name_is_waited_for(kind: str) -> None:
+    """Deleted and applied again at once: the garbage collector has not come yet."""
+    there = owned_by(manifest_of(kind), kind="ModelDeployment", name="qwen", uid="the one before")
+    cache = ObjectCache()
+    cache.put(there)
+    kube = FakeKube(there)
+
+    with pytest.raises(ClusterError, match="still belongs to the deleted ModelDeployment") as error:
+        await an_executor(kube, cache=cache).execute(
+            QWEN, [Apply(manifest=manifest_of(kind), is_new=True)], an_observed()
+        )
+
+    assert error.value.status == 409
+    assert kube.writes == []
+
+
+async def test_replicas_are_written_only_to_the_version_that_was_seen() -> None:
+    kube = FakeKube()
+
+    await an_executor(kube).execute(QWEN, [WriteReplicas(replicas=0, reason="idle")], an_observed())
+
+    ((path, body),) = kube.writes
+    assert path.endswith("/modeldeployments/qwen/scale")
+    assert body == {"metadata": {"resourceVersion": "10"}, "spec": {"replicas": 0}}
+
+
+async def test_nothing_is_written_without_leadership() -> None:
+    kube = FakeKube()
+
+    with pytest.raises(NotLeaderError):
+        await an_executor(kube, is_leader=False).execute(
+            QWEN, [Apply(manifest=manifest_of("Service"), is_new=True)], an_observed()
+        )
+
+    assert kube.writes == []
