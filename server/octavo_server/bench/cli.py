@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,7 @@ async def _measure(target: Target, values: argparse.Namespace) -> list[LoadResul
     results = []
     for step, concurrency in enumerate(values.concurrency):
         count = values.warmup + max(values.requests, concurrency)
+        print(f"{concurrency} clients, {count} requests …", file=sys.stderr)
         # Another seed at each step, or the prefix cache would answer for the model.
         prompts = make_prompts(shape, count, seed=values.seed + step)
         results.append(
