@@ -16,8 +16,12 @@ import aiohttp
 
 from .errors import CliError
 
-RETRY_EVERY_S = 0.5
+RETRY_EVERY_S = 0.25
 Message = dict[str, str]
+
+
+class NotYet(CliError):
+    """What may pass by itself, so that `--wait` tries again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +37,8 @@ class ChatOptions:
 
 
 def main(argv: Sequence[str]) -> int:
-    return asyncio.run(run(parse(argv)))
+    options = parse(argv)
+    return asyncio.run(run(options)) if options.question else converse(options)
 
 
 def parse(argv: Sequence[str]) -> ChatOptions:
@@ -61,29 +66,54 @@ def parse(argv: Sequence[str]) -> ChatOptions:
 
 
 async def run(options: ChatOptions) -> int:
+    """One question."""
+    async with open_session(options) as session:
+        model = await wait_for_model(session, options)
+        await ask(session, options, model, [*_opening(options), {"role": "user", "content": options.question}])
+    return 0
+
+
+def converse(options: ChatOptions) -> int:
+    """Questions from standard input, which is read outside of the event loop: there Ctrl-C ends `input` at once."""
+    messages = _opening(options)
+
+    async def find_model() -> str:
+        async with open_session(options) as session:
+            return await wait_for_model(session, options)
+
+    async def answer(model: str) -> str:
+        async with open_session(options) as session:
+            return await ask(session, options, model, messages)
+
+    with asyncio.Runner() as runner:
+        model = runner.run(find_model())
+        print(f"{model} at {options.url}; an empty line or Ctrl-D ends", file=sys.stderr)
+        while question := _next_question():
+            messages.append({"role": "user", "content": question})
+            try:
+                messages.append({"role": "assistant", "content": runner.run(answer(model))})
+            except CliError as error:
+                messages.pop()
+                print(f"error: {error}", file=sys.stderr)
+    return 0
+
+
+def open_session(options: ChatOptions) -> aiohttp.ClientSession:
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     # An answer may stream for as long as it likes; only connecting is bounded.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-        model = await wait_for_model(session, options)
-        messages: list[Message] = [{"role": "system", "content": options.system}] if options.system else []
-        if options.question:
-            await ask(session, options, model, [*messages, {"role": "user", "content": options.question}])
-            return 0
-        return await converse(session, options, model, messages)
+    return aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
 
 
-async def converse(session: aiohttp.ClientSession, options: ChatOptions, model: str, messages: list[Message]) -> int:
-    print(f"{model} at {options.url}; an empty line or Ctrl-D ends", file=sys.stderr)
-    while True:
-        try:
-            question = await asyncio.to_thread(input, "> ")
-        except EOFError:
-            return 0
-        if not question.strip():
-            return 0
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": await ask(session, options, model, messages)})
+def _opening(options: ChatOptions) -> list[Message]:
+    return [{"role": "system", "content": options.system}] if options.system else []
+
+
+def _next_question() -> str:
+    """Empty where there is none."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
 
 
 async def wait_for_model(session: aiohttp.ClientSession, options: ChatOptions) -> str:
@@ -92,7 +122,7 @@ async def wait_for_model(session: aiohttp.ClientSession, options: ChatOptions) -
     while True:
         try:
             return pick_model(await _get_json(session, f"{options.url}/models"), options)
-        except CliError:
+        except NotYet:
             if time.monotonic() >= end:
                 raise
         await asyncio.sleep(RETRY_EVERY_S)
@@ -102,10 +132,11 @@ def pick_model(listing: Any, options: ChatOptions) -> str:
     names = [str(model["id"]) for model in listing["data"]]
     if options.model:
         if options.model not in names and "/" not in options.model:
-            raise CliError(f"{options.url} has no model '{options.model}'; it has {', '.join(names) or 'none'}")
+            raise NotYet(f"{options.url} has no model '{options.model}'; it has {', '.join(names) or 'none'}")
         return options.model
     if len(names) != 1:
-        raise CliError(f"{options.url} has {', '.join(names) or 'no models'}; choose one with --model")
+        kind = CliError if names else NotYet
+        raise kind(f"{options.url} has {', '.join(names) or 'no models'}; choose one with --model")
     return names[0]
 
 
@@ -139,7 +170,10 @@ async def answer_pieces(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
             continue
         if value == "[DONE]":
             return
-        event = json.loads(value)
+        try:
+            event = json.loads(value)
+        except ValueError:
+            raise CliError(f"the address sent an event that is not JSON: {value[:100]}") from None
         if "error" in event:
             raise CliError(str(event["error"].get("message", event["error"])))
         for choice in event.get("choices", ()):
@@ -153,7 +187,9 @@ async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
         async with session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as response:
             text = await response.text()
     except (aiohttp.ClientError, OSError) as error:
-        raise CliError(f"{url} does not answer: {error}") from error
+        raise NotYet(f"{url} does not answer: {error}") from error
+    if response.status >= 500:
+        raise NotYet(_error_message(response.status, text))
     if response.status != 200:
         raise CliError(_error_message(response.status, text))
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -71,10 +73,44 @@ async def test_a_conversation_remembers_its_turns(
     questions = iter(["one", "two", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(questions))
     async with a_service(chunk("yes"), b"data: [DONE]\n\n") as (url, bodies):
-        status = await chat.run(chat.parse(["--url", url + "/v1"]))
+        status = await asyncio.to_thread(chat.main, ["--url", url + "/v1"])
 
     assert status == 0
     assert [message["content"] for message in bodies[1]["messages"]] == ["one", "yes", "two"]
+
+
+async def test_an_error_does_not_end_a_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = iter(["one", "two", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(questions))
+    async with a_service() as (url, bodies):
+        status = await asyncio.to_thread(chat.main, ["--url", url])
+
+    assert status == 0
+    assert [len(body["messages"]) for body in bodies] == [1, 1]
+    assert capsys.readouterr().err.count("error: 503: the model is not ready") == 2
+
+
+async def test_ctrl_c_at_the_prompt_ends_at_once() -> None:
+    async with a_service() as (url, _):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "octavo_cli", "chat", "--url", url),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(20):
+                await process.stdout.readexactly(2)
+                process.send_signal(signal.SIGINT)
+                code = await process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    assert code == 130
 
 
 @pytest.mark.parametrize(
@@ -83,6 +119,7 @@ async def test_a_conversation_remembers_its_turns(
         ((), "503: the model is not ready"),
         ((chunk("a"), b'data: {"error": {"message": "it broke"}}\n\n', b"data: [DONE]\n\n"), "it broke"),
         ((chunk("a"),), "the stream ended before its end was said"),
+        ((b"data: {\n\n",), "sent an event that is not JSON"),
     ],
 )
 async def test_errors_are_one_sentence(events: tuple[bytes, ...], said: str) -> None:
@@ -113,6 +150,25 @@ async def test_it_waits_for_an_address_that_does_not_answer_yet(capsys: pytest.C
         assert await asking == 0
 
     assert capsys.readouterr().out == "here\n"
+
+
+async def test_it_does_not_wait_for_a_refusal_to_go_away() -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "no such key"}}, status=401)
+
+    app = web.Application()
+    app.router.add_get("/v1/models", refuse)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(CliError, match="401: no such key"):
+                await chat.run(
+                    chat.parse(["--url", f"http://127.0.0.1:{runner.addresses[0][1]}", "--wait", "60", "hi"])
+                )
+    finally:
+        await runner.cleanup()
 
 
 async def test_without_waiting_an_address_that_does_not_answer_is_an_error() -> None:

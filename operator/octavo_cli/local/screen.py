@@ -91,7 +91,9 @@ class PlainScreen:
         now = self._clock()
         for row in rows:
             # A drain takes readiness away by itself; that is no second piece of news.
-            news = row.reason if row.reason == reasons.DRAINING else (row.ready, row.num_ready, row.reason, row.restarts)
+            news = (
+                row.reason if row.reason == reasons.DRAINING else (row.ready, row.num_ready, row.reason, row.restarts)
+            )
             told = self._told.get(row.model)
             if told is None or news != told.news:
                 pause_s = FIRST_PROGRESS_S
