@@ -34,14 +34,16 @@ debian_packages() {
 }
 
 find_python() {
-    local name
-    for name in ${PYTHON:-} python3.13 python3.12 python3.11 python3 python3.14; do
+    local name names=(python3.13 python3.12 python3.11 python3 python3.14)
+    [ -z "${PYTHON:-}" ] || names=("$PYTHON")
+    for name in "${names[@]}"; do
         if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
             command -v "$name"
             return
         fi
     done
-    die "no Python 3.11 or newer on the PATH; install one, or name it: PYTHON=/path/to/python3.12 $0"
+    [ -z "${PYTHON:-}" ] || die "PYTHON=$PYTHON is not a Python from 3.11 to 3.14"
+    die "no Python from 3.11 to 3.14 on the PATH; install one, or name it: PYTHON=/path/to/python3.12 $0"
 }
 
 # uv from the PATH, else from a small environment of its own in the cache.
@@ -66,6 +68,8 @@ find_uv() {
 make_environment() {
     local extras=$1 python uv stamp
     python=$(find_python)
+    # The build of torch that was chosen once stays, unless another one is named.
+    [ -n "${UV_TORCH_BACKEND:-}" ] || [ ! -s "$VENV/.torch-backend" ] || export UV_TORCH_BACKEND=$(cat "$VENV/.torch-backend")
     stamp="$extras $("$python" -VV | tr '\n' ' ') ${UV_TORCH_BACKEND:-} $(cksum <"$ROOT/pyproject.toml")"
     # What a wider set of extras installed serves a narrower one too.
     if [ -f "$VENV/.octavo" ] && { [ "$(cat "$VENV/.octavo")" = "$stamp" ] || [ "$(cat "$VENV/.octavo")" = "dev${stamp#"$extras"}" ]; }; then return; fi
@@ -75,6 +79,7 @@ make_environment() {
     "$uv" pip install --python "$VENV/bin/python" -e "$ROOT[$extras]" >&2
     # Bytecode of what is always imported, so that read-only mounts and the first start find it.
     env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c 'import torch, transformers, aiohttp, gguf, tokenizers, safetensors.torch' >&2 || true
+    echo "${UV_TORCH_BACKEND:-}" >"$VENV/.torch-backend"
     echo "$stamp" >"$VENV/.octavo"
 }
 
