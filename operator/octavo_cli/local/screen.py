@@ -96,7 +96,7 @@ class PlainScreen:
             )
             told = self._told.get(row.model)
             if told is None or news != told.news:
-                pause_s = FIRST_PROGRESS_S
+                pause_s = MAX_PROGRESS_S if row.reason == reasons.DRAINING else FIRST_PROGRESS_S
             elif not row.ready and now - told.at >= (MAX_PROGRESS_S if row.message == told.message else told.pause_s):
                 pause_s = min(MAX_PROGRESS_S, 2 * told.pause_s)
             else:

@@ -112,7 +112,7 @@ def test_plain_lines_come_on_change_and_now_and_then() -> None:
         (14.0, replace(ROW, ready=True, reason="AllReplicasReady", message="serves")),
         (99.0, replace(ROW, ready=True, reason="AllReplicasReady", message="serves on")),
         (100.0, replace(ROW, ready=True, num_ready=1, reason="Draining", message="1 left")),
-        (100.1, replace(ROW, num_ready=0, reason="Draining", message="0 left")),
+        (102.1, replace(ROW, num_ready=0, reason="Draining", message="0 left")),
     ):
         now[0] = at
         screen.show([row])
