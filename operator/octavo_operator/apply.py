@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
-from octavo_operator.errors import ClusterError, NameTakenError
+from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, Kind
 from octavo_operator.metrics import Metrics
@@ -99,8 +99,7 @@ class Executor:
         what = f"{manifest['kind']} {manifest['metadata']['name']}"
         controller = controller_of(found) or {}
         if (controller.get("kind"), controller.get("name")) == (KIND, observed.resource["metadata"]["name"]):
-            message = f"{what} still belongs to the deleted {KIND} of the same name and will go with it"
-            raise ClusterError(409, "Conflict", message)
+            raise NameInTransitError(f"{what} still belongs to the deleted {KIND} of the same name and will go with it")
         raise NameTakenError(f"{what} exists and does not belong to this {KIND}; delete it or rename the {KIND}")
 
     async def _scale(self, key: ResourceKey, operation: Scale) -> bool:

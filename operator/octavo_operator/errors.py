@@ -3,6 +3,7 @@
 OctavoOperatorError
 ├── SpecInvalidError     the resource asks for something that cannot be; cured by editing it
 ├── NameTakenError       an object of that name exists and is not ours; cured by renaming or removing one of them
+├── NameInTransitError   an object of that name goes with a deleted ModelDeployment; cured by waiting
 └── ClusterError         the API server refused or did not answer; cured by trying again, or by rights
 """
 
@@ -28,6 +29,10 @@ class SpecInvalidError(OctavoOperatorError):
 
 class NameTakenError(OctavoOperatorError):
     """An object that we need exists already and belongs to somebody else."""
+
+
+class NameInTransitError(OctavoOperatorError):
+    """An object that we need still belongs to a deleted ModelDeployment of the same name."""
 
 
 class ClusterError(OctavoOperatorError):

@@ -18,7 +18,13 @@ from octavo_operator.apply import Executor
 from octavo_operator.desired.pod import PodSettings
 from octavo_operator.desired.render import Desired, render
 from octavo_operator.diagnosis import Finding, quote
-from octavo_operator.errors import ClusterError, NameTakenError, OctavoOperatorError, SpecInvalidError
+from octavo_operator.errors import (
+    ClusterError,
+    NameInTransitError,
+    NameTakenError,
+    OctavoOperatorError,
+    SpecInvalidError,
+)
 from octavo_operator.events import make_event
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import EVENT
@@ -126,6 +132,8 @@ def explain(error: OctavoOperatorError) -> Finding:
             reason = reasons.SPEC_INVALID
         case NameTakenError():
             reason = reasons.NAME_TAKEN
+        case NameInTransitError():
+            reason = reasons.CREATING
         case ClusterError(status=400 | 422):
             # What the overlay, affinity or behavior hold is only known to the API server.
             reason = reasons.SPEC_INVALID

@@ -1,11 +1,7 @@
-"""The real Helm, and the chart as it renders.
-
-Asked for the event loop, asyncio makes one that nobody closes, unless one was set before, if only None.
-"""
+"""The real Helm, and the chart as it renders."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -19,8 +15,6 @@ import yaml
 
 from octavo_testing.apiserver import ApiServer, BinariesMissingError
 from octavo_testing.chart import aggregating_apiserver
-
-asyncio.set_event_loop(None)
 
 CHART = Path(__file__).parents[2] / "charts" / "octavo"
 TOOLS = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "tools"

@@ -26,7 +26,7 @@ from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics_adapter.lifecycle import AdapterSettings, MetricsAdapter
 from octavo_operator.metrics_adapter.store import MetricsStore
 from octavo_testing.adapter import a_load, a_pod
-from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer, _free_ports
+from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer, free_ports
 from octavo_testing.chart import PATHS, add_account, install_rights, kubeconfig_of, path_of, token_of
 
 METRIC = "octavo_kv_pressure_ratio"
@@ -119,7 +119,7 @@ def is_available(server: ApiServer, version: str) -> bool:
 
 async def test_the_adapter_is_aggregated_with_exactly_the_charts_rights(installed, render, tmp_path):
     """From the chart's rights to what an HPA reads: certificate, announcement, discovery, values, refusals, revocation."""
-    server, (port,) = installed, _free_ports(1)
+    server, (port,) = installed, free_ports(1)
     settings = parse_config(render().container("operator")["args"], {}).adapter
     settings = replace(settings, host="127.0.0.1", port=port, service=replace(settings.service, port=port))
     hpa = token_of(server, "kube-system", "horizontal-pod-autoscaler")

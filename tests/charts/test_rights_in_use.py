@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo_testing.apiserver import ApiServer, _free_ports
+from octavo_testing.apiserver import ApiServer, free_ports
 from octavo_testing.chart import install_rights, kubeconfig_of
 from octavo_testing.operator_process import OPERATOR_PATH, Namespace
 from octavo_testing.operator_process import until as await_that
@@ -76,7 +76,7 @@ def release(request, server, render, tmp_path):
 def test_a_models_whole_life_needs_no_other_right(server: ApiServer, release, tmp_path):
     """Applied, scaled to zero, woken by a request, changed, deleted: operator and gateway with the chart's own flags."""
     rendered, namespace, name = release
-    port, internal = _free_ports(2)
+    port, internal = free_ports(2)
     logs = {component: tmp_path / f"{component}.log" for component in ("operator", "gateway")}
     flags = {
         component: [

@@ -119,16 +119,17 @@ class ApiServer:
 
 
 @contextlib.contextmanager
-def running_apiserver() -> Iterator[ApiServer]:
-    """Starts etcd and kube-apiserver on free loopback ports; kills both at the end, come what may."""
+def running_apiserver(*flags: str) -> Iterator[ApiServer]:
+    """Starts etcd and kube-apiserver (with more flags) on free loopback ports; kills both at the end, come what may."""
     apiserver_binary, etcd_binary = find_binaries()
     folder = Path(tempfile.mkdtemp(prefix="octavo-apiserver-"))
     processes: list[subprocess.Popen[bytes]] = []
     try:
         _write_credentials(folder)
-        etcd_port, peer_port, port = _free_ports(3)
+        etcd_port, peer_port, port = free_ports(3)
         processes.append(_start(folder, "etcd", _etcd_command(etcd_binary, folder, etcd_port, peer_port)))
-        processes.append(_start(folder, "apiserver", _apiserver_command(apiserver_binary, folder, etcd_port, port)))
+        command = _apiserver_command(apiserver_binary, folder, etcd_port, port)
+        processes.append(_start(folder, "apiserver", [*command, *flags]))
         server = ApiServer(folder=folder, port=port, processes=processes)
         _write_kubeconfig(server)
         _await_ready(server, processes)
@@ -238,7 +239,8 @@ def _write_kubeconfig(server: ApiServer) -> None:
     server.kubeconfig.write_text(yaml.safe_dump(config))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

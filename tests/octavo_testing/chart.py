@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from octavo_testing import apiserver as real
 from octavo_testing.adapter import a_ca, a_client
-from octavo_testing.apiserver import ApiServer
+from octavo_testing.apiserver import ApiServer, running_apiserver
 
 Manifest = dict[str, Any]
 
@@ -70,24 +69,17 @@ def kubeconfig_of(server: ApiServer, folder: Path, namespace: str, name: str) ->
 def aggregating_apiserver() -> Iterator[ApiServer]:
     """An API server with a front proxy of its own, which the operator's tests do without."""
     proxy_ca = a_ca("front-proxy-ca")
-    proxy = a_client("front-proxy-client", proxy_ca)
-    plain_command = real._apiserver_command
-
-    def command(binary: Path, folder: Path, etcd_port: int, port: int) -> list[str]:
-        (folder / "front-proxy-ca.crt").write_bytes(proxy_ca.cert_pem)
-        cert, key = proxy.write(folder, "front-proxy-client")
-        return [
-            *plain_command(binary, folder, etcd_port, port),
-            f"--requestheader-client-ca-file={folder}/front-proxy-ca.crt",
+    with tempfile.TemporaryDirectory(prefix="octavo-front-proxy-") as name:
+        ca_file = Path(name) / "front-proxy-ca.crt"
+        ca_file.write_bytes(proxy_ca.cert_pem)
+        cert, key = a_client("front-proxy-client", proxy_ca).write(Path(name), "front-proxy-client")
+        with running_apiserver(
+            f"--requestheader-client-ca-file={ca_file}",
             "--requestheader-allowed-names=front-proxy-client",
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
             "--requestheader-group-headers=X-Remote-Group",
             "--requestheader-username-headers=X-Remote-User",
             f"--proxy-client-cert-file={cert}",
             f"--proxy-client-key-file={key}",
-        ]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real, "_apiserver_command", command)
-        with real.running_apiserver() as server:
+        ) as server:
             yield server

@@ -1,19 +1,12 @@
-"""Fixtures of the operator's tests: a real API server, and an event loop policy that looptime does not upset.
-
-looptime asks for the event loop around synchronous tests too, and asyncio then makes one that nobody closes; having
-set one once, if only None, keeps asyncio from doing so.
-"""
+"""Fixtures of the operator's tests: a real API server."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 import pytest
 
 from octavo_testing.apiserver import ApiServer, BinariesMissingError, running_apiserver
-
-asyncio.set_event_loop(None)
 
 
 @pytest.fixture(scope="session")

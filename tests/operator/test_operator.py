@@ -214,13 +214,15 @@ def test_resource_applied_again_waits_for_what_the_deleted_one_had(namespace: Na
     old = namespace.deployment_of("qwen")
     namespace.delete("ModelDeployment", "qwen")
     uid = namespace.create("qwen")["metadata"]["uid"]
-    time.sleep(1)
-    assert namespace.condition("qwen") == {}
+    waits = until(lambda: namespace.condition("qwen"), bool)
+    assert (waits["reason"], waits["message"]) == (
+        "Creating",
+        "ServiceAccount qwen still belongs to the deleted ModelDeployment of the same name and will go with it",
+    )
 
     namespace.delete("ServiceAccount", "qwen")
     namespace.delete("Service", "qwen")
-    time.sleep(1)
-    assert namespace.condition("qwen") == {}
+    until(lambda: namespace.condition("qwen"), lambda got: got["message"].startswith("Deployment qwen-"))
     namespace.delete("Deployment", old["metadata"]["name"])
 
     new = namespace.deployment_of("qwen")
@@ -229,11 +231,12 @@ def test_resource_applied_again_waits_for_what_the_deleted_one_had(namespace: Na
 
 @pytest.mark.parametrize("overlay", [{"volumes": ["data"]}, {"valumes": []}], ids=["shape", "name"])
 def test_overlay_that_is_no_pod_template_is_told(namespace: Namespace, overlay: dict[str, Any]) -> None:
-    namespace.create("bad", podTemplate={"spec": overlay})
+    (name,) = overlay
+    namespace.create(f"bad-{name}", podTemplate={"spec": overlay})
 
-    bad = until(lambda: namespace.condition("bad"), lambda got: got.get("reason") == "SpecInvalid")
+    bad = until(lambda: namespace.condition(f"bad-{name}"), lambda got: got.get("reason") == "SpecInvalid")
 
-    assert next(iter(overlay)) in bad["message"]
+    assert name in bad["message"]
 
 
 def test_overlay_that_the_api_refuses_is_told_and_others_go_on(namespace: Namespace) -> None:

@@ -48,23 +48,14 @@ class GatewayHeld:
         list_gateways: Callable[[], Iterable[GatewayPod]],
         *,
         now: Callable[[], float] = time.time,
-        interval_s: float = 2.0,
         timeout_s: float = 1.5,
         port: int = GATEWAY_INTERNAL_PORT,
     ) -> None:
         self._list_gateways = list_gateways
         self._now = now
-        self._interval_s = interval_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._port = port
         self.snapshot: HeldSnapshot | None = None
-
-    async def run(self) -> None:
-        """Ask until cancelled."""
-        async with self.session() as session:
-            while True:
-                await self.read_once(session)
-                await asyncio.sleep(self._interval_s)
 
     def session(self) -> aiohttp.ClientSession:
         """The session for `read_once`; who opens it closes it."""

@@ -1,11 +1,6 @@
-"""Decides what the HPA cannot. Pure: everything it knows comes in as arguments, every answer carries a sentence why.
+"""Decides what the HPA cannot: whether an idle model may go to zero. Every answer carries a sentence why.
 
-| function | says |
-|---|---|
-| `guard_pending` | whether more may be asked for while earlier replicas still load or cannot be scheduled |
-| `decide_zero` | whether an idle model may go from any count to zero |
-
-How many replicas the pressure asks for is the HPA's own arithmetic and has no twin here.
+Pure: everything it knows comes in as arguments. How many replicas the pressure asks for is the HPA's own arithmetic and has no twin here.
 
 Times come in as durations in seconds, so that no clock is needed here.
 """
@@ -23,16 +18,7 @@ class ZeroDecision:
     reason: str
     """One sentence for a person, without a full stop."""
     blocked_by: str = ""
-    """CamelCase word for `status.scaling.decisions[].blockedBy`; empty when nothing stands in the way."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaDecision:
-    """How many replicas there should be."""
-
-    replicas: int
-    reason: str
-    blocked_by: str = ""
+    """What stands in the way, as a CamelCase word; empty where only time is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,24 +47,6 @@ def decide_zero(*, min_replicas: int, replicas: int, idle_after_s: float, idlene
     if blocker is not None:
         return blocker
     return ZeroDecision(to_zero=True, reason=f"no request for {_seconds(idle_after_s)}, which is its idleAfter")
-
-
-def guard_pending(*, wanted: int, current: int, pending: int, why_pending: str) -> ReplicaDecision:
-    """Hold a further rise back while `pending` of the replicas asked for earlier are not ready.
-
-    Args:
-        wanted: what a scaler asks for.
-        current: what the Deployments ask for together.
-        pending: how many of `current` still load or cannot be scheduled.
-        why_pending: the condition reason of the first of them, such as InsufficientGPU or LoadingWeights.
-    """
-    if wanted > current and pending > 0:
-        return ReplicaDecision(
-            replicas=current,
-            reason=f"{wanted} replicas wanted, but {pending} of {current} are not ready ({why_pending})",
-            blocked_by=why_pending,
-        )
-    return ReplicaDecision(replicas=wanted, reason=f"{wanted} replicas wanted")
 
 
 def _zero_blocker(idleness: Idleness, idle_after_s: float) -> ZeroDecision | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo_operator.autoscaling.policy import Idleness, decide_zero, guard_pending
+from octavo_operator.autoscaling.policy import Idleness, decide_zero
 
 IDLE = Idleness(idle_for_s=600.0, since_last_wake_s=None, held=0)
 
@@ -90,19 +90,3 @@ def test_zero_is_written_only_when_nothing_at_all_speaks_against_it(
     )
     assert expected == decision.to_zero
     assert decision.reason
-
-
-def test_more_is_not_asked_for_while_replicas_load():
-    decision = guard_pending(wanted=8, current=2, pending=1, why_pending="InsufficientGPU")
-
-    assert decision.replicas == 2
-    assert decision.blocked_by == "InsufficientGPU"
-    assert decision.reason == "8 replicas wanted, but 1 of 2 are not ready (InsufficientGPU)"
-
-
-@pytest.mark.parametrize(("wanted", "current", "pending"), [(8, 2, 0), (1, 2, 1), (2, 2, 2)])
-def test_the_guard_lets_everything_else_pass(wanted, current, pending):
-    decision = guard_pending(wanted=wanted, current=current, pending=pending, why_pending="LoadingWeights")
-
-    assert decision.replicas == wanted
-    assert decision.blocked_by == ""

@@ -233,21 +233,6 @@ async def test_a_gateway_that_does_not_answer_is_named(pods):
     assert snapshot.unheard == ("gw-2", "gw-3")
 
 
-async def test_gateways_are_asked_again_and_again(pods):
-    pods.answers["127.0.0.1"] = {"held": {}, "last_wake": {}}
-    reader = GatewayHeld(lambda: [GatewayPod(name="gw", ip="127.0.0.1")], port=pods.port, interval_s=0.01)
-
-    task = asyncio.create_task(reader.run())
-    async with asyncio.timeout(5):
-        while len(pods.asked) < 3:
-            await asyncio.sleep(0.01)
-    task.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert reader.snapshot is not None
-
-
 @pytest.mark.parametrize(
     "answer",
     [
