@@ -191,12 +191,13 @@ def _scaling_active(resource: ModelDeployment, observed: Observed) -> Condition:
     scaler = observed.objects.get(("HorizontalPodAutoscaler", resource.name), {})
     found = (each for each in scaler.get("status", {}).get("conditions") or [] if each["type"] == SCALING_ACTIVE)
     active = next(found, None)
+    ours = f"; the operator's metrics adapter: {quote(observed.adapter_trouble)}" if observed.adapter_trouble else ""
     if active is None:
-        message = "the autoscaler has not looked yet"
+        message = f"the autoscaler has not looked yet{ours}"
         return Condition(kind=SCALING_ACTIVE, status=None, reason=reasons.SCALER_STARTING, message=message)
     message = quote(str(active.get("message", "")))
     if active["status"] == "True":
         return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALER_READY, message=message)
     if not observed.ready_pods():
         message = "no replica is ready, so there is no pressure to scale on"
-    return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.METRICS_UNAVAILABLE, message=message)
+    return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.METRICS_UNAVAILABLE, message=f"{message}{ours}")

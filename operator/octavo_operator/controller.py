@@ -66,8 +66,15 @@ class Controller:
         executor = Executor(
             kube=kube, cache=self._cache, metrics=self._metrics, is_leader=lambda: self._leader.is_leader
         )
+        self._adapter = self._make_adapter()
+        self._told_trouble = ""
         observer = Observer(
-            kube=kube, cache=self._cache, probe=StartupProbe(session), loads=self._loads, clock=time.monotonic
+            kube=kube,
+            cache=self._cache,
+            probe=StartupProbe(session),
+            loads=self._loads,
+            adapter_trouble=self._adapter_trouble,
+            clock=time.monotonic,
         )
         self._reconciler = Reconciler(
             kube=kube,
@@ -103,15 +110,11 @@ class Controller:
         parts = {
             "resync": self._resync(),
             "leader": self._leader.run(),
-            "scraper": scraper.run(self._loads.on_round),
+            "scraper": scraper.run(self._on_round),
             "gateways": self._loads.watch_gateways(self._kube, self._config.gateway_namespace),
         }
-        if self._config.adapter is not None:
-            access = KubeAdapterAccess(self._kube)
-            adapter = MetricsAdapter(
-                self._config.adapter, kube=access, store=self._store, list_pods=self._loads.list_pods
-            )
-            parts["adapter"] = adapter.run()
+        if self._adapter is not None:
+            parts["adapter"] = self._adapter.run()
         return parts | {f"worker-{number}": self._work() for number in range(self._config.num_workers)}
 
     async def _watch(self) -> None:
@@ -237,6 +240,24 @@ class Controller:
             return False
         found = await self._kube.get_path(f"/apis/{MODEL_DEPLOYMENT.api_version}") or {}
         return MODEL_DEPLOYMENT.plural in [resource["name"] for resource in found.get("resources", ())]
+
+    def _make_adapter(self) -> MetricsAdapter | None:
+        if self._config.adapter is None:
+            return None
+        access = KubeAdapterAccess(self._kube)
+        return MetricsAdapter(self._config.adapter, kube=access, store=self._store, list_pods=self._loads.list_pods)
+
+    def _adapter_trouble(self) -> str:
+        return "it is off" if self._adapter is None else self._adapter.trouble
+
+    def _on_round(self) -> None:
+        """After each scrape; what became of the adapter is in the status of all, so all are looked at when it changes."""
+        self._loads.on_round()
+        trouble = self._adapter_trouble()
+        self._metrics.adapter_up.set(not trouble)
+        if trouble != self._told_trouble:
+            self._told_trouble = trouble
+            self._enqueue_all()
 
     def _trouble(self) -> str:
         still_s = time.monotonic() - self._moved_at

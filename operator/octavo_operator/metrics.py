@@ -31,6 +31,11 @@ class Metrics:
         self.is_leader = Gauge(
             "octavo_operator_is_leader", "1 on the replica that writes, 0 elsewhere.", registry=self.registry
         )
+        self.adapter_up = Gauge(
+            "octavo_operator_metrics_adapter_up",
+            "1 where the custom metrics adapter is served and announced by us, 0 where it has trouble or is off.",
+            registry=self.registry,
+        )
         self.model_deployments = Gauge(
             "octavo_operator_model_deployments", "ModelDeployments that are known.", registry=self.registry
         )

@@ -40,6 +40,7 @@ class Observer:
         cache: ObjectCache,
         probe: StartupProbe,
         loads: LoadReader,
+        adapter_trouble: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
         """`clock` is monotonic, in seconds."""
@@ -47,6 +48,7 @@ class Observer:
         self._cache = cache
         self._probe = probe
         self._loads = loads
+        self._adapter_trouble = adapter_trouble
         self._clock = clock
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = float("-inf")
@@ -67,6 +69,7 @@ class Observer:
             nodes=await self._list_nodes() if any(pod.waits_for_node for pod in pods) else None,
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),
+            adapter_trouble=self._adapter_trouble(),
         )
 
     async def _list_nodes(self) -> tuple[Node, ...] | None:

@@ -130,6 +130,8 @@ class Observed:
     """None where the operator may not or need not list them."""
     rivals: tuple[Rival, ...] = ()
     zero_wish: ZeroWish | None = None
+    adapter_trouble: str = ""
+    """Why the autoscaler may not get metrics from us; empty when all is well."""
 
     @property
     def uid(self) -> str:

@@ -137,7 +137,7 @@ def test_another_command_volumes_and_environment_reach_both_processes(render):
         container = rendered.container(component)
         spec = rendered.find("Deployment", f"octavo-{component}")["spec"]["template"]["spec"]
         assert container["command"] == extra["command"]
-        assert container["env"] == extra["extraEnv"]
+        assert container["env"][-1:] == extra["extraEnv"]
         assert extra["extraVolumeMounts"][0] in container["volumeMounts"]
         assert extra["extraVolumes"][0] in spec["volumes"]
 
@@ -245,6 +245,22 @@ def test_the_adapters_secret_comes_empty_so_that_an_upgrade_never_touches_its_da
     assert config.adapter.service is not None
     assert config.adapter.service.name == rendered.find("Service", config.adapter.service.name)["metadata"]["name"]
     assert rendered.find("ClusterRole", config.adapter.service.cluster_role)
+
+
+def test_what_owns_the_api_services_goes_when_the_adapter_is_turned_off(render):
+    """Else they would lead nowhere, and no namespace could be deleted any more."""
+    config = parse_operator(render().container("operator")["args"], {})
+
+    left = render(VALUE_SETS["adapter off"]).of("ClusterRole")
+
+    assert config.adapter.service.cluster_role not in [role["metadata"]["name"] for role in left]
+
+
+def test_the_operator_knows_the_name_of_its_pod(render):
+    (variable,) = render().container("operator")["env"]
+
+    assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert parse_operator([], {variable["name"]: "octavo-operator-x"}).identity == "octavo-operator-x"
 
 
 def test_without_the_adapter_nothing_of_it_is_left(render):

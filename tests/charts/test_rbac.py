@@ -94,7 +94,7 @@ def test_what_can_be_limited_to_a_name_is(render):
 
     assert named == {
         ("apiservices", ("v1beta1.custom.metrics.k8s.io", "v1beta2.custom.metrics.k8s.io")),
-        ("clusterroles", ("sys-octavo-operator",)),
+        ("clusterroles", ("sys-octavo-metrics-reader",)),
         ("leases", ("octavo-operator",)),
         ("secrets", ("octavo-metrics-adapter",)),
     }

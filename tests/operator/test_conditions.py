@@ -202,6 +202,26 @@ def test_scaling_active_follows_the_autoscaler(
     assert words in found.message
 
 
+@pytest.mark.parametrize(("status", "is_told"), [("False", True), (None, True), ("True", False)])
+def test_trouble_of_our_own_adapter_is_told_where_the_autoscaler_sees_nothing(
+    status: str | None, is_told: bool
+) -> None:
+    spec = {"scaling": {"maxReplicas": 2}, "replicas": 1}
+    desired = a_desired(a_resource(**spec))
+    told = [] if status is None else [{"type": "ScalingActive", "status": status, "message": "no metrics"}]
+    scaled = [
+        {**manifest, "status": {"conditions": told}} if manifest["kind"] == "HorizontalPodAutoscaler" else manifest
+        for manifest in desired.objects
+    ]
+    observed = an_observed(
+        *scaled, pods=pods(desired.revision, ready=1), adapter_trouble="certificate: Secret sys/x is gone"
+    )
+
+    found = conditions(observed, **spec)["ScalingActive"]
+
+    assert ("the operator's metrics adapter: certificate: Secret sys/x is gone" in found.message) == is_told
+
+
 def test_failure_keeps_what_is_available() -> None:
     failure = Finding(reason=reasons.NAME_TAKEN, sentence="Service qwen is somebody else's")
 

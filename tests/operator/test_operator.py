@@ -5,7 +5,9 @@ There is no kubelet: the tests make the pods and say what became of them, as Dep
 
 from __future__ import annotations
 
+import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,18 @@ def test_scaled_resource_gets_its_first_number_and_a_scaler(namespace: Namespace
     namespace.patch("ModelDeployment", "qwen", {"spec": {"scaling": None, "replicas": 1}})
     until(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: names == set())
     until(lambda: namespace.names("PodDisruptionBudget"), lambda names: names == set())
+
+
+def test_want_of_an_adapter_is_told_in_condition_and_metric(namespace: Namespace, operator_log: Path) -> None:
+    """This operator runs without one, and no autoscaler runs here."""
+    namespace.create("qwen", scaling={"maxReplicas": 2})
+
+    active = until(lambda: namespace.condition("qwen", "ScalingActive"), bool)
+
+    assert active["message"] == "the autoscaler has not looked yet; the operator's metrics adapter: it is off"
+    port = re.findall(r"operator started port=(\d+)", operator_log.read_text())[-1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        assert "octavo_operator_metrics_adapter_up 0.0" in response.read().decode()
 
 
 def test_new_revision_takes_over_when_it_is_ready(namespace: Namespace) -> None:

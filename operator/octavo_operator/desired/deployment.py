@@ -11,11 +11,6 @@ from octavo_operator.desired.metadata import object_metadata
 from octavo_operator.desired.pod import PodSettings, pod_template
 
 
-def revision_of(resource: ModelDeployment, settings: PodSettings) -> str:
-    """The hash that names the wanted template."""
-    return names.fingerprint(pod_template(resource, settings))
-
-
 def render_deployment(resource: ModelDeployment, settings: PodSettings, *, replicas: int) -> dict[str, Any]:
     template = pod_template(resource, settings)
     revision = names.fingerprint(template)

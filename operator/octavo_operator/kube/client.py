@@ -57,8 +57,6 @@ class KubeClient:
 
     def __init__(self, api: Any) -> None:
         self._api = api
-        self.num_writes = 0
-        """Requests that were not reads, since the start."""
 
     @classmethod
     @asynccontextmanager
@@ -162,8 +160,6 @@ class KubeClient:
         """One exchange; raises ClusterError for everything but 2xx."""
         url = f"{self._api.configuration.host}{path}{'?' + urlencode(query) if query else ''}"
         headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": USER_AGENT}
-        if method != "GET":
-            self.num_writes += 1
         try:
             await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
             response = await self._api.call_api(

@@ -1,8 +1,9 @@
 """The APIService objects that make the API server send `custom.metrics.k8s.io` to us.
 
 They are the operator's at run time, not the chart's: only the operator knows the CA, and a template that asks whether
-somebody else serves the group finds our own at the second upgrade. They are owned by the release's ClusterRole, so
-that `helm uninstall` removes them; a dangling APIService would block the deletion of every namespace.
+somebody else serves the group finds our own at the second upgrade. They are owned by a ClusterRole of the
+release that exists only with the adapter, so that `helm uninstall` removes them, and an upgrade that turns the adapter
+off; a dangling APIService would block the deletion of every namespace.
 """
 
 from __future__ import annotations

@@ -99,6 +99,18 @@ class MetricsAdapter:
         """What does not work now, sentence by step; empty when all is well."""
         return dict(self._troubles)
 
+    @property
+    def trouble(self) -> str:
+        """Why an HPA may not get values, in one sentence; empty when all is well."""
+        if self._troubles:
+            return "; ".join(f"{step}: {sentence}" for step, sentence in sorted(self._troubles.items()))
+        if self.announcement == "foreign":
+            return (
+                "another custom metrics provider is installed and was left alone; give it the rule for this metric or "
+                "set metricsAdapter.enabled to true"
+            )
+        return ""
+
     async def run(self) -> None:
         """Serve until cancelled."""
         await self._until_certificate()

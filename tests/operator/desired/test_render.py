@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.desired.deployment import revision_of
 from octavo_operator.desired.render import Desired
 from octavo_testing.control_plane import POD_SETTINGS, UID, a_desired, a_resource
 
@@ -48,7 +47,6 @@ def test_deployment_is_named_after_its_revision_and_selects_only_it() -> None:
     assert deployment["metadata"]["name"] == f"qwen-{desired.revision}"
     assert deployment["spec"]["selector"]["matchLabels"]["octavo.dev/revision"] == desired.revision
     assert deployment["spec"]["template"]["metadata"]["labels"]["octavo.dev/revision"] == desired.revision
-    assert desired.revision == revision_of(a_resource(), POD_SETTINGS)
 
 
 def test_revision_changes_with_the_template_and_with_nothing_else() -> None:

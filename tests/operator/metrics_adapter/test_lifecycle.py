@@ -176,6 +176,23 @@ async def test_a_missing_secret_says_how_to_get_it_back_and_heals(kube):
     assert adapter.troubles == {}
 
 
+async def test_trouble_is_one_sentence(kube):
+    secret = kube.secrets.pop(SECRET)
+    adapter = an_adapter(kube)
+
+    await adapter.refresh()
+    assert adapter.trouble.startswith("certificate: Secret sys/octavo-metrics-adapter is gone")
+
+    kube.secrets[SECRET] = secret
+    kube.api_services = {name: foreign(name) for name in api_service_names()}
+    await adapter.refresh()
+    assert "another custom metrics provider is installed" in adapter.trouble
+
+    kube.api_services.clear()
+    await adapter.refresh()
+    assert adapter.trouble == ""
+
+
 async def test_nothing_is_announced_before_there_is_a_certificate(kube):
     """An APIService with an empty caBundle would take the group away from everybody."""
     kube.secrets.clear()
