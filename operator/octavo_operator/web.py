@@ -33,11 +33,12 @@ def make_app(metrics: Metrics, *, trouble: Callable[[], str], is_ready: Callable
 
 @asynccontextmanager
 async def serving(app: web.Application, *, host: str, port: int) -> AsyncIterator[int]:
-    """Listens while inside; yields the port."""
+    """Listens while inside; yields the port. Without a host on all addresses, but any free port is one of IPv4 alone."""
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host or None, port)
+        # Every address family would get a free port of its own.
+        site = web.TCPSite(runner, host or (None if port else "0.0.0.0"), port)
         await site.start()
         yield int(runner.addresses[0][1])
     finally:

@@ -163,7 +163,7 @@ def test_want_of_an_adapter_is_told_in_condition_and_metric(namespace: Namespace
 
     assert active["message"] == "the autoscaler has not looked yet; the operator's metrics adapter: it is off"
     port = re.findall(r"operator started port=(\d+)", operator_log.read_text())[-1]
-    with urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
         assert "octavo_operator_metrics_adapter_up 0.0" in response.read().decode()
 
 
