@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -70,6 +71,9 @@ class KubeClient:
                 await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
             raise ClusterError(0, "NoCredentials", f"no way to the API server: {error}") from error
+        # Left to itself, aiohttp asks .netrc and the environment in a thread, twice for each request.
+        configuration.proxy = configuration.proxy or proxy_of(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
         api = client.ApiClient(configuration)
         api.user_agent = USER_AGENT
         try:
@@ -172,6 +176,12 @@ class KubeClient:
             reason = str(answer.get("reason") or response.reason or "")
             raise ClusterError(response.status, reason, str(answer.get("message") or response.reason or ""))
         return answer
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment (HTTPS_PROXY, NO_PROXY …) names for a server."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _parse(data: bytes) -> dict[str, Any]:
