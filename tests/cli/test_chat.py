@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,9 @@ async def test_ctrl_c_at_the_prompt_ends_at_once() -> None:
         try:
             async with asyncio.timeout(20):
                 await process.stdout.readexactly(2)
+                # Asleep in read(2): a signal that comes before it would not interrupt it.
+                while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+                    await asyncio.sleep(0.01)
                 process.send_signal(signal.SIGINT)
                 code = await process.wait()
         finally:

@@ -14,6 +14,7 @@ import aiohttp
 import openai
 import pytest
 
+from octavo_cli import __main__ as cli
 from octavo_cli.local.launch import Launch
 from octavo_cli.local.replica import Replica
 from octavo_operator.api.validation import parse_model_deployment
@@ -111,7 +112,7 @@ async def test_loading_is_told_with_its_progress(tmp_path: Path) -> None:
 async def test_a_running_stream_finishes_before_the_servers_end(tmp_path: Path) -> None:
     async with a_fake_up(tmp_path) as up, aiohttp.ClientSession() as client:
         await up.until_ready("tiny")
-        body = {"model": "tiny", "stream": True, "pause_s": 1.0}
+        body = {"model": "tiny", "stream": True, "pause_s": 0.5}
         async with client.post(f"{up.url}/v1/chat/completions", json=body) as response:
             await response.content.readline()
             up.process.send_signal(signal.SIGINT)
@@ -230,17 +231,23 @@ async def test_what_does_not_apply_is_said(tmp_path: Path) -> None:
         (["{good}", "--mount", "/models=/no/such"], "is not a folder"),
     ],
 )
-async def test_mistakes_end_with_one_error_and_status_1(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_mistakes_end_with_one_error_and_status_1(
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     good = write_manifests(tmp_path / "good.yaml", a_manifest())
     bad = write_manifests(tmp_path / "bad.yaml", a_manifest(replicsa=2))
     given = [argument.format(good=good, bad=bad) for argument in arguments]
-    async with running_up(WITH_REAL_SERVER, tmp_path, *given) as up:
-        code = await up.ended()
 
-    assert code == 1
-    assert up.errors[0].startswith("error: ")
-    assert said in "\n".join(up.errors)
-    assert "Traceback" not in "\n".join(up.errors)
+    assert cli.main(["up", *given]) == 1
+
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert said in errors
 
 
 async def test_a_port_in_use_is_told(tmp_path: Path) -> None:
