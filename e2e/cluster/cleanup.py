@@ -105,8 +105,11 @@ def _shims(lab: Path) -> list[int]:
 
 def _shim_sockets(lab: Path) -> list[Path]:
     """Sockets that shims keep outside of the lab's folder; containerd forgets them as soon as a shim dies."""
-    addresses = (lab / "c" / "state").glob("io.containerd.runtime.v2.task/*/*/address")
-    return [Path(address.read_text().removeprefix("unix://")) for address in addresses]
+    found = []
+    for address in (lab / "c" / "state").glob("io.containerd.runtime.v2.task/*/*/address"):
+        with contextlib.suppress(OSError):
+            found.append(Path(address.read_text().removeprefix("unix://")))
+    return found
 
 
 def _mounts_below(lab: Path) -> list[str]:
@@ -137,20 +140,22 @@ def _cgroup_folders(name: str) -> list[Path]:
 
 def _cgroup_processes(name: str) -> list[int]:
     found: set[int] = set()
-    for top in _cgroup_folders(name):
-        for file in top.rglob("cgroup.procs"):
-            try:
-                found.update(int(line) for line in file.read_text().split())
-            except OSError:
-                continue
+    for folder in _cgroups(name):
+        # It may go while it is looked at: that is what the clean-up waits for.
+        with contextlib.suppress(OSError):
+            found.update(int(line) for line in (folder / "cgroup.procs").read_text().split())
     return sorted(found)
 
 
 def _remove_cgroups(name: str) -> None:
-    for top in _cgroup_folders(name):
-        folders = [folder for folder in top.rglob("*") if folder.is_dir()]
-        for folder in [*sorted(folders, key=lambda f: len(f.parts), reverse=True), top]:
-            _remove_cgroup(folder)
+    for folder in _cgroups(name):
+        _remove_cgroup(folder)
+
+
+def _cgroups(name: str) -> list[Path]:
+    """All cgroups of the cluster, children before parents. os.walk passes over what vanishes meanwhile."""
+    walks = (os.walk(top, topdown=False) for top in _cgroup_folders(name))
+    return [Path(folder) for walk in walks for folder, _, _ in walk]
 
 
 def _remove_cgroup(folder: Path) -> None:
