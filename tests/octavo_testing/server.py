@@ -195,6 +195,10 @@ class Server:
     session: aiohttp.ClientSession
     fake: FakeParts | None = None
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
     async def post(self, path: str, body: Any, **kwargs: Any) -> Answer:
         async with self.session.post(self.url + path, json=body, **kwargs) as response:
             return Answer(response.status, response.headers, await response.read())

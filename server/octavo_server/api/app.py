@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from octavo_server.api import chat, completions, life, models, tokens
+from octavo_server.api.error_response import ApiError, error_response
 from octavo_server.api.middleware import errors, require_key, set_request_id_header
 from octavo_server.api.state import STATE
 
@@ -40,9 +41,26 @@ def make_app(state: ServerState) -> web.Application:
     app[STATE] = state
     for (method, path), handler in ROUTES.items():
         # A GET answers HEAD too.
-        app.router.add_get(path, handler) if method == "GET" else app.router.add_post(path, handler)
+        if method == "GET":
+            app.router.add_get(path, handler, expect_handler=answer_expectation)
+        else:
+            app.router.add_post(path, handler, expect_handler=answer_expectation)
     app.on_response_prepare.append(set_request_id_header)
     return app
+
+
+async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
+    """Lets a client that asks first send its body; what else it may expect is refused."""
+    if request.version < HttpVersion11:
+        return None
+    if request.headers["Expect"].lower() != "100-continue":
+        return error_response(
+            ApiError(417, "the header Expect may be 100-continue alone; leave it out", code="expectation", close=True)
+        )
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # The writer counts it as a begun answer, after which no error could be said.
+    request.writer.output_size = 0
+    return None
 
 
 @web.middleware

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+from aiohttp import web
 
 from octavo_server.api.error_response import ApiError
-
-if TYPE_CHECKING:
-    from aiohttp import web
+from octavo_server.api.state import STATE
 
 LARGE_BODY_BYTES = 2**18
 """Above it parsing would hold up every stream for milliseconds, so a thread does it."""
+
+
+READ_TIMEOUT_S = 30.0
+"""A body of which nothing comes for so long is given up, as the gateway does."""
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
     """The body as an object.
 
     Raises:
-        ApiError: 415 for another content type, 400 for anything but one JSON object.
-        HTTPRequestEntityTooLarge: over the limit that the application was made with.
+        ApiError: 415 for another content type, 413 over --max-request-bytes, 408 where it stops coming, 400 for anything but one JSON object.
     """
     # aiohttp gives octet-stream where the header is missing.
     if request.content_type not in ("application/json", "application/octet-stream"):
         raise ApiError(
             415, f"the content type is {request.content_type[:100]}; send application/json", code="media_type"
         )
-    raw = await request.read()
+    raw = await _read(request)
     try:
         if len(raw) > LARGE_BODY_BYTES:
             value = await asyncio.to_thread(_parse, raw)
@@ -41,6 +44,38 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return value
+
+
+async def _read(request: web.Request) -> bytes:
+    limit = request.app[STATE].config.max_request_bytes
+    body = bytearray()
+    _check_size(request.content_length or 0, limit)
+    try:
+        while chunk := await _next_chunk(request):
+            body += chunk
+            _check_size(len(body), limit)
+    except web.RequestPayloadError as error:
+        raise ApiError(
+            400, "the body is not what its headers say (encoding or length)", code="invalid_body", close=True
+        ) from error
+    return bytes(body)
+
+
+async def _next_chunk(request: web.Request) -> bytes:
+    """Empty at the end."""
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            return await request.content.readany()
+    except TimeoutError as error:
+        message = f"nothing of the body came for {READ_TIMEOUT_S:g} s; send it again"
+        raise ApiError(408, message, code="request_timeout", close=True) from error
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        message = f"the body has at least {size:,} bytes, --max-request-bytes is {limit:,}; send less"
+        # What is still to come is not read, so the connection cannot serve another request.
+        raise ApiError(413, message, code="too_large", close=True)
 
 
 def _parse(raw: bytes) -> Any:

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_MESSAGE_CHARS = 1000
+REQUEST_ID_HEADER = "X-Request-Id"
 
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
+    417: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }

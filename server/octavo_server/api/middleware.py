@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from octavo_server.api.error_response import ApiError, as_api_error, error_response
+from octavo_server.api.error_response import REQUEST_ID_HEADER, ApiError, as_api_error, error_response
 from octavo_server.api.state import STATE
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
-REQUEST_ID_HEADER = "X-Request-Id"
 MAX_REQUEST_ID_CHARS = 128
 
 _PROTECTED = ("/v1/", "/tokenize", "/detokenize")
@@ -33,7 +32,8 @@ _COUNTED = ("/v1/chat/completions", "/v1/completions")
 
 async def set_request_id_header(request: web.Request, response: web.StreamResponse) -> None:
     """Signal handler: every answer, a stream's too, carries the request's id."""
-    response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+    # Without an id of its own where aiohttp refused it before any middleware ran.
+    response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID) or request.app[STATE].new_id()
 
 
 @web.middleware

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from octavo_server.api.app import make_app
+from octavo_server.api.connection import Runner
 from octavo_server.api.state import ServerState
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.build import build_engine
@@ -82,7 +83,7 @@ async def serve(state: ServerState) -> bool:
 def make_runner(state: ServerState) -> web.AppRunner:
     """What runs the application; not yet set up."""
     # Cancelling handlers of clients that went away is what frees their blocks.
-    return web.AppRunner(make_app(state), handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S)
+    return Runner(make_app(state), handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S)
 
 
 async def listen(runner: web.AppRunner, config: ServerConfig) -> int:

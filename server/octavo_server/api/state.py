@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from octavo_server.metrics import ServerMetrics
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """For requests and answers; nobody can guess it."""
     return secrets.token_hex(12)
 
 
@@ -35,7 +36,7 @@ class ServerState:
     """Names that clients may ask for; the first is the label of metrics."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds of the start; `created` of `/v1/models`."""
-    new_id: Callable[[], str] = _new_id
+    new_id: Callable[[], str] = new_id
     draining: bool = False
     num_active: int = 0
     """Generation handlers that have not ended."""

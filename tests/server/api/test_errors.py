@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -185,6 +186,91 @@ async def test_another_content_type_is_a_415(server: Server) -> None:
 
 async def test_a_body_over_the_limit_is_a_413(server: Server) -> None:
     check(await server.post(CHAT, a_chat("x" * 30_000)), 413, None, "--max-request-bytes")
+
+
+async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(server: Server) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n".encode()
+
+    status, error = await exchange(server, head, until_closed=False)
+
+    assert (status, error["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\x01garbage\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 20,
+        b"GET /health HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"y" * 20_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(2000)) + b"\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    ],
+)
+async def test_what_is_no_http_is_a_400_of_the_one_shape(
+    server: Server, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, error = await exchange(server, sent)
+
+    assert (status, error["code"]) == (400, "invalid_http")
+    assert len(error["message"]) < 300
+    assert not caplog.records, "strangers may not fill the log"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "code"),
+    [
+        ("Content-Encoding: gzip", b"abc", 400, "invalid_body"),
+        ("Expect: a miracle", b"abc", 417, "expectation"),
+        ("Expect: 100-continue", b"{{{", 400, "invalid_json"),
+    ],
+)
+async def test_a_body_that_is_not_what_its_headers_say(
+    server: Server, headers: str, body: bytes, status: int, code: str
+) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{headers}\r\n\r\n"
+
+    found, error = await exchange(server, head.encode() + body)
+
+    assert (found, error["code"]) == (status, code)
+
+
+async def test_a_body_that_stops_coming_is_a_408(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo_server.api.body.READ_TIMEOUT_S", 0.05)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
+
+    status, error = await exchange(server, head, until_closed=False)
+
+    assert (status, error["code"]) == (408, "request_timeout")
+
+
+async def test_a_head_that_stops_coming_closes_the_connection(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_server.api.connection.IDLE_TIMEOUT_S", 0.05)
+    async with fake_server(tokenizer_folder) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nX-A")
+
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+
+async def exchange(server: Server, sent: bytes, *, until_closed: bool = True) -> tuple[int, dict[str, Any]]:
+    """Sends raw bytes; the answer's status and error."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            answer = (await reader.read() if until_closed else await reader.readuntil(b"}}")).decode()
+    finally:
+        writer.close()
+    head, _, body = answer.removeprefix("HTTP/1.1 100 Continue\r\n\r\n").partition("\r\n\r\n")
+    assert "x-request-id" in head.lower()
+    assert "application/json" in head
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return int(head.split()[1]), error
 
 
 async def test_an_unknown_path_is_a_404_and_a_wrong_method_a_405(server: Server) -> None:

@@ -1,0 +1,73 @@
+"""One client's connection: what goes wrong before there is a request is told in our shape, and idling is bounded.
+
+aiohttp answers what is no HTTP with plain text and logs a traceback of it; strangers send such bytes all day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+
+from aiohttp import web
+
+from octavo_server.api.error_response import REQUEST_ID_HEADER, ApiError, as_api_error, error_response
+from octavo_server.api.state import new_id
+
+logger = logging.getLogger(__name__)
+
+IDLE_TIMEOUT_S = 75.0
+"""A connection that has not sent a whole request head for so long, since it opened or since its last answer, is closed.
+Above what proxies keep idle connections for, so that it is they who close first."""
+MAX_DETAIL_CHARS = 200
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's, but for its errors."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what no handler of ours has seen; the connection ends with it."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun, no other can be sent")
+        if status == HTTPStatus.BAD_REQUEST:
+            detail = " ".join((message or "").split())[:MAX_DETAIL_CHARS]
+            error = ApiError(status, f"this is not a valid HTTP request: {detail}", code="invalid_http", close=True)
+            logger.debug("a client sent what is no HTTP: %s", detail)
+        else:
+            logger.error("a request failed outside of its handler", exc_info=exc)
+            error = as_api_error(RuntimeError())
+            error.close = True
+        response = error_response(error)
+        response.headers[REQUEST_ID_HEADER] = new_id()
+        return response
+
+
+class _ConnectionFactory(web.Server):
+    """Makes a `Connection` for each client; aiohttp's own makes its own kind."""
+
+    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server.request_handler,
+            request_factory=server.request_factory,
+            handler_cancellation=server.handler_cancellation,
+            loop=loop,
+        )
+        self._connection_loop = loop
+
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, loop=self._connection_loop, access_log=None, keepalive_timeout=IDLE_TIMEOUT_S)
+
+
+class Runner(web.AppRunner):
+    """Serves an application over `Connection`s."""
+
+    async def _make_server(self) -> web.Server:
+        return _ConnectionFactory(await super()._make_server(), asyncio.get_running_loop())
