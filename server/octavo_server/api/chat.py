@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.body import read_json
-from octavo_server.api.generation import Output, answer, generation_of, make_requests
+from octavo_server.api.generation import Output, answer, encode_prompt, generation_of, make_requests
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs_json, shown_tokens
 from octavo_server.api.schemas import ChatRequest, parse_chat
 from octavo_server.api.state import STATE
@@ -54,7 +54,7 @@ def render(loaded: LoadedEngine, chat: ChatRequest) -> list[int]:
         extra=chat.chat_template_kwargs,
     )
     # The template writes special tokens itself.
-    return loaded.tokenizer.encode(text, add_special_tokens=False)
+    return encode_prompt(loaded, text, add_special_tokens=False)
 
 
 class ChatShape:

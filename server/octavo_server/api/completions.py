@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.body import read_json
-from octavo_server.api.generation import Output, answer, generation_of, make_requests
+from octavo_server.api.generation import Output, answer, encode_prompt, generation_of, make_requests
 from octavo_server.api.logprobs import CompletionLogprobs, prompt_logprobs_json, shown_tokens
 from octavo_server.api.schemas import CompletionRequest, parse_completion
 from octavo_server.api.state import STATE
@@ -49,7 +49,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
 def encode_prompts(loaded: LoadedEngine, completion: CompletionRequest) -> list[list[int]]:
     """Token ids of each prompt."""
     return [
-        loaded.tokenizer.encode(prompt, add_special_tokens=completion.add_special_tokens)
+        encode_prompt(loaded, prompt, add_special_tokens=completion.add_special_tokens)
         if isinstance(prompt, str)
         else list(prompt)
         for prompt in completion.prompts

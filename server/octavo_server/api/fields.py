@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import InvalidRequestError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _SHOWN_CHARS = 80
+_MAX_NESTED = 100
 
 
 class Fields:
@@ -23,6 +25,7 @@ class Fields:
         self._values = values
         self._prefix = prefix
         self._read: set[str] = set()
+        self._ignored: list[str] = []
 
     def get(self, name: str) -> Any:
         """The raw value, or None."""
@@ -97,9 +100,13 @@ class Fields:
         """Marks fields as known though they change nothing."""
         self._read.update(names)
 
+    def ignore(self, names: Iterable[str]) -> None:
+        """Takes full names of nested fields that nobody asked for, for `unread`; as many as anybody would read."""
+        self._ignored += islice(names, max(0, _MAX_NESTED - len(self._ignored)))
+
     def unread(self) -> tuple[str, ...]:
         """Names that nobody asked for, sorted."""
-        return tuple(sorted(self._prefix + name for name in self._values if name not in self._read))
+        return tuple(sorted(self._prefix + name for name in self._values if name not in self._read) + self._ignored)
 
 
 def checked_text(value: str, param: str) -> str:

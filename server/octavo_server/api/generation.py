@@ -18,12 +18,14 @@ from octavo_server.api.state import STATE, ServerState
 from octavo_server.engine.admission import check_request
 from octavo_server.engine.engine import FAILED_MESSAGE
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
+from octavo_server.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from octavo_server.api.schemas import GenerationOptions
     from octavo_server.engine.async_engine import RequestStream
+    from octavo_server.engine.build import LoadedEngine
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import PromptLogprob, SampledToken
 
@@ -115,11 +117,7 @@ class Generation:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Names the fields that were ignored, within the header's bound."""
-        names = ", ".join(name for name in self.options.ignored if name.isascii() and name.isprintable())
-        if len(names) > MAX_IGNORED_BYTES:
-            names = names[: MAX_IGNORED_BYTES - 3].rsplit(", ", 1)[0] + ", …".encode("ascii", "replace").decode()
-        return {IGNORED_HEADER: names} if names else {}
+        return ignored_headers(self.options.ignored)
 
     def envelope(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What stands around choices."""
@@ -155,6 +153,30 @@ def make_requests(
     for request in requests:
         check_request(request, loaded.engine.limits)
     return requests
+
+
+def ignored_headers(ignored: Iterable[str]) -> dict[str, str]:
+    """Names the fields that were ignored, within the header's bound."""
+    names = ", ".join(name for name in ignored if name.isascii() and name.isprintable())
+    if len(names) > MAX_IGNORED_BYTES:
+        names = names[: MAX_IGNORED_BYTES - 5].rsplit(", ", 1)[0] + ", ..."
+    return {IGNORED_HEADER: names} if names else {}
+
+
+def encode_prompt(loaded: LoadedEngine, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a prompt; one that cannot fit is refused before seconds go into it.
+
+    Raises:
+        InvalidRequestError: it has more characters than the context's tokens can stand for.
+    """
+    limit, most = loaded.engine.limits.max_sequence_tokens, loaded.tokenizer.max_token_chars
+    if len(text) > limit * most:
+        raise InvalidRequestError(
+            f"the prompt has {len(text):,} characters, the context holds {limit:,} tokens of at most {most:,} each; "
+            f"shorten the prompt or raise --max-model-len",
+            param="prompt",
+        )
+    return loaded.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 async def answer(http: web.Request, generation: Generation) -> web.StreamResponse:

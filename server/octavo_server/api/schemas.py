@@ -272,7 +272,7 @@ def _stream_options(fields: Fields, stream: bool) -> bool:
 
 def _stop(fields: Fields) -> tuple[str, ...]:
     value = fields.get("stop")
-    items = [value] if isinstance(value, str) else value or []
+    items = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(items, list) or len(items) > MAX_STOP_STRINGS:
         raise fields.fail("stop", f"a string or an array of at most {MAX_STOP_STRINGS} strings")
     for item in items:
@@ -290,7 +290,9 @@ def _token_ids(fields: Fields, name: str) -> tuple[int, ...]:
 
 
 def _logit_bias(fields: Fields) -> dict[int, float]:
-    given = fields.get("logit_bias") or {}
+    given = fields.get("logit_bias")
+    if given is None:
+        return {}
     if not isinstance(given, dict) or len(given) > 1024:
         raise fields.fail("logit_bias", "an object of at most 1024 token ids and numbers")
     bias: dict[int, float] = {}
@@ -334,10 +336,10 @@ def _messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
     given = fields.array("messages", max_items=MAX_MESSAGES)
     if not given:
         raise fields.fail("messages", "a non-empty array of messages")
-    return tuple(_message(item, index) for index, item in enumerate(given))
+    return tuple(_message(item, index, fields) for index, item in enumerate(given))
 
 
-def _message(value: object, index: int) -> Mapping[str, Any]:
+def _message(value: object, index: int, request: Fields) -> Mapping[str, Any]:
     where = f"messages[{index}]"
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{where} must be an object with role and content, got {shown(value)}", param=where)
@@ -349,6 +351,8 @@ def _message(value: object, index: int) -> Mapping[str, Any]:
         raise fields.fail("role", "one of " + ", ".join(_ROLES))
     message = {"role": "system" if role == "developer" else role, "content": _content(fields, where)}
     name = fields.text("name", max_chars=256)
+    # A client that sends an answer back sends its empty fields too.
+    request.ignore(field for field in fields.unread() if value[field.removeprefix(f"{where}.")] not in (None, []))
     return {**message, "name": name} if name else message
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from octavo_server.api.body import read_json
 from octavo_server.api.chat import render
 from octavo_server.api.fields import Fields
-from octavo_server.api.generation import IGNORED_HEADER
+from octavo_server.api.generation import ignored_headers
 from octavo_server.api.schemas import parse_chat
 from octavo_server.api.state import STATE
 
@@ -34,7 +34,7 @@ async def tokenize(http: web.Request) -> web.Response:
         ignored = fields.unread()
         ids = await asyncio.to_thread(loaded.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
     answer = {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.limits.max_sequence_tokens}
-    return web.json_response(answer, headers={IGNORED_HEADER: ", ".join(ignored)[:1024]} if ignored else {})
+    return web.json_response(answer, headers=ignored_headers(ignored))
 
 
 async def detokenize(http: web.Request) -> web.Response:

@@ -46,6 +46,8 @@ class Limits:
     max_sequence_tokens: int
     """Prompt and output together: --max-model-len, or the KV cache where that is smaller."""
     vocab_size: int
+    ranks_by_priority: bool = False
+    """Whether --scheduling-policy is priority."""
 
 
 def check_request(request: Request, limits: Limits) -> None:
@@ -57,6 +59,12 @@ def check_request(request: Request, limits: Limits) -> None:
     check_params(request.params)
     _check_token_ids(request, limits)
     params, num_prompt, limit = request.params, len(request.prompt_token_ids), limits.max_sequence_tokens
+    if request.priority and not limits.ranks_by_priority:
+        raise InvalidRequestError(
+            f"priority is {request.priority}, but this server does not rank by it; leave it out, or start the server "
+            f"with --scheduling-policy priority",
+            param="priority",
+        )
     if num_prompt == 0:
         raise InvalidRequestError("the prompt has 0 tokens; send at least one", param="prompt")
     if num_prompt + (params.max_tokens != 0) > limit:

@@ -18,6 +18,7 @@ from octavo_server.engine.detokenizer import Detokenizer
 from octavo_server.engine.outputs import RunnerOutput, SchedulerOutput, SequenceId
 from octavo_server.engine.request import FinishReason
 from octavo_server.engine.sequence import Sequence
+from octavo_server.engine.waiting_queue import SchedulingPolicy
 from octavo_server.errors import EngineDeadError
 from octavo_server.metrics import EngineSnapshot, RequestTimes
 
@@ -88,7 +89,11 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
     ) -> None:
-        self.limits = Limits(max_sequence_tokens=scheduler.max_sequence_tokens, vocab_size=vocab_size)
+        self.limits = Limits(
+            max_sequence_tokens=scheduler.max_sequence_tokens,
+            vocab_size=vocab_size,
+            ranks_by_priority=scheduler.config.policy is SchedulingPolicy.PRIORITY,
+        )
         self._scheduler = scheduler
         self._runner = runner
         self._tokens = tokens

@@ -18,10 +18,9 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to choose tokens and when to stop; names, ranges and meanings as in vLLM. Validated where it is made.
+    """How to choose tokens and when to stop; names, ranges and meanings as in vLLM.
 
-    Raises:
-        InvalidRequestError: a value out of range; `param` names the field.
+    Any value can be held; `admission.check_request` refuses what is out of range before anything runs.
     """
 
     n: int = 1
@@ -57,6 +56,6 @@ class Request:
     params: SamplingParams
     arrival_s: float
     priority: int = 0
-    """Lower runs earlier (vLLM's meaning); used by the policy `priority` alone."""
+    """Lower runs earlier (vLLM's meaning); other than 0 only with the policy `priority`."""
     cache_salt: str = ""
     """Isolates the prefix cache: only requests with an equal salt share blocks."""

@@ -23,6 +23,8 @@ TOOL_TEMPLATE = "tool_use"
 _CONTINUATION_MARK = "OCTAVO_CONTINUES_HERE "
 # What a template's expressions may raise on messages that they do not expect.
 _TEMPLATE_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "self"})
+"""What `render` gives a template by itself; `self` is Jinja's."""
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -70,6 +72,10 @@ class ChatTemplate:
         template = self._templates.get(TOOL_TEMPLATE) if tools else None
         if template is None:
             template = self._templates.get(DEFAULT_TEMPLATE) or next(iter(self._templates.values()))
+        taken = next((name for name in extra or {} if name in _OWN_VARIABLES), None)
+        if taken is not None:
+            message = f"chat_template_kwargs may not hold {taken!r}, which the request itself decides; leave it out"
+            raise InvalidRequestError(message, param="chat_template_kwargs")
         variables = {**self._special_tokens, **(extra or {})}
         try:
             text = template.render(
@@ -81,6 +87,11 @@ class ChatTemplate:
             )
         except (TemplateError, *_TEMPLATE_FAULTS) as error:
             raise InvalidRequestError(f"the chat template refuses these messages: {error}", param="messages") from error
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            message = "chat_template_kwargs holds a lone surrogate, which is no text; send valid Unicode"
+            raise InvalidRequestError(message, param="chat_template_kwargs") from error
         return _cut_at_mark(text) if continue_final_message else text
 
 

@@ -40,6 +40,7 @@ class Tokenizer:
     def __init__(self, parts: TokenizerParts, *, chat_template: str | None = None) -> None:
         self._backend = parts.backend
         self._bytes = TokenBytes(parts.backend)
+        self._max_token_chars = max(map(len, parts.backend.get_vocab(with_added_tokens=True)), default=1)
         self.special_tokens = dict(parts.special_tokens)
         added = parts.backend.get_added_tokens_decoder()
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -68,6 +69,11 @@ class Tokenizer:
     def chat_template_sources(self) -> Mapping[str, str]:
         """Name -> Jinja source, to recognise what a model's tool calls look like."""
         return self._template_sources
+
+    @property
+    def max_token_chars(self) -> int:
+        """Characters of text that one token stands for at most."""
+        return self._max_token_chars
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; special tokens written out in it are recognised."""

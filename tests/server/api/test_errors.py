@@ -76,6 +76,15 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     (CHAT, a_chat(echo=True), "echo", ("not supported yet",)),
     (CHAT, a_chat(continue_final_message=True, add_generation_prompt=True), "continue_final_message", ()),
     (CHAT, a_chat(chat_template_kwargs=[1]), "chat_template_kwargs", ()),
+    (CHAT, a_chat(chat_template_kwargs={"messages": 1}), "chat_template_kwargs", ("'messages'", "leave it out")),
+    (CHAT, a_chat(chat_template_kwargs={"self": 1}), "chat_template_kwargs", ("'self'",)),
+    (CHAT, a_chat(priority=5), "priority", ("5", "--scheduling-policy priority")),
+    (CHAT, a_chat(stop=0), "stop", ("got 0",)),
+    (CHAT, a_chat(stop={}), "stop", ("array",)),
+    (CHAT, a_chat(logit_bias=False), "logit_bias", ("got false",)),
+    (CHAT, a_chat(logit_bias=[]), "logit_bias", ("object",)),
+    (CHAT, a_chat("long " * 3_000), "prompt", ("characters", "512", "--max-model-len")),
+    (COMPLETIONS, a_completion("long " * 3_000), "prompt", ("characters", "512")),
     (CHAT, a_chat(cache_salt=5), "cache_salt", ()),
     (CHAT, a_chat(response_format={"type": "json_object"}), "response_format", ("not supported yet",)),
     (CHAT, a_chat(tools=[{"type": "function"}]), "tools", ("not supported yet",)),
@@ -143,6 +152,20 @@ async def test_unknown_fields_are_ignored_and_named(server: Server, stream: bool
     answer = await server.post(CHAT, a_chat(zebra=1, apple=2, stream=stream))
 
     assert (answer.status, answer.headers["X-Octavo-Ignored"]) == (200, "apple, zebra")
+
+
+async def test_unknown_fields_of_messages_are_named_unless_they_are_empty(server: Server) -> None:
+    sent_back = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "reasoning_content": "hm"}
+
+    answer = await server.post(CHAT, a_chat(messages=[sent_back, {**MESSAGE, "mood": "sad"}], zebra=1))
+
+    assert answer.headers["X-Octavo-Ignored"] == "zebra, messages[0].reasoning_content, messages[1].mood"
+
+
+async def test_tokenize_names_ignored_fields_as_safely(server: Server) -> None:
+    answer = await server.post("/tokenize", {"prompt": "a", "zebra": 1, "new\r\nline": 1, "ünïcode": 1})
+
+    assert (answer.status, answer.headers["X-Octavo-Ignored"]) == (200, "zebra")
 
 
 async def test_the_header_of_ignored_fields_is_bounded_and_safe(server: Server) -> None:

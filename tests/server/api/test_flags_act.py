@@ -136,6 +136,11 @@ async def test_a_chat_template_of_ones_own_is_used(tiny_model: Path, tmp_path: P
     assert text == "[hello]"
 
 
+async def test_priorities_are_taken_where_the_policy_ranks_by_them(tiny_model: Path) -> None:
+    async with real_server(tiny_model, engine={"scheduling_policy": "priority"}) as server:
+        assert (await server.post(COMPLETIONS, a_completion(priority=5))).status == 200
+
+
 async def test_without_prefix_caching_nothing_is_looked_up(tiny_model: Path) -> None:
     async with real_server(tiny_model, engine={"enable_prefix_caching": False}) as server:
         usages = [(await server.post(COMPLETIONS, a_completion([9] * 64))).json["usage"] for _ in range(2)]

@@ -129,6 +129,13 @@ def test_what_a_template_refuses_or_breaks_on_is_the_clients_error(source: str, 
     assert caught.value.param == "messages"
 
 
+def test_half_a_character_in_the_templates_variables_is_the_clients_error() -> None:
+    with pytest.raises(InvalidRequestError, match="lone surrogate") as raised:
+        ours("{{ mood }}", [], extra={"mood": "\ud800"})
+
+    assert raised.value.param == "chat_template_kwargs"
+
+
 def test_nothing_to_continue_is_the_clients_error() -> None:
     for chat, source in [([], CHATML), ([{"role": "user", "content": None}], CHATML), (CHAT[:2], "constant")]:
         with pytest.raises(InvalidRequestError, match="continue_final_message"):
