@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 def test_stopped_program_is_gone_and_its_output_is_kept(processes: Processes, tmp_path: Path) -> None:
     marker = tmp_path / "begun"
-    process_id = processes.start("sleeper", ["sh", "-c", f"echo begun; touch {marker}; exec sleep 60"])
+    process_id = processes.start("sleeper", ["sh", "-c", f"echo begun; : > {marker}; exec sleep 60"])
     _wait(marker)
     assert {"sleeper": process_id} == processes.running()
 
@@ -35,7 +36,7 @@ def test_stopped_program_is_gone_and_its_output_is_kept(processes: Processes, tm
 
 def test_deaf_program_is_killed_after_the_grace(processes: Processes, tmp_path: Path) -> None:
     marker = tmp_path / "trapped"
-    process_id = processes.start("deaf", ["sh", "-c", f"trap '' TERM; touch {marker}; while :; do sleep 60; done"])
+    process_id = processes.start("deaf", ["sh", "-c", f"trap '' TERM; : > {marker}; while :; do sleep 60; done"])
     _wait(marker)
 
     processes.stop(["deaf"], grace_s=0.2)
@@ -75,7 +76,7 @@ def test_ended_program_is_reported_with_the_end_of_its_log(processes: Processes)
 
 def test_descendants_are_children_of_children(processes: Processes, tmp_path: Path) -> None:
     marker = tmp_path / "ready"
-    parent = processes.start("parent", ["sh", "-c", f"sh -c 'sleep 60 & touch {marker}; wait' & wait"])
+    parent = processes.start("parent", ["sh", "-c", f"sh -c 'sleep 60 & : > {marker}; wait' & wait"])
     _wait(marker)
 
     found = descendants([parent])
@@ -87,4 +88,4 @@ def test_descendants_are_children_of_children(processes: Processes, tmp_path: Pa
 
 def _wait(file: Path) -> None:
     while not file.exists():
-        pass
+        time.sleep(0.01)
