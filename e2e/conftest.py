@@ -11,6 +11,7 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from e2e.cluster.artifacts import artifacts_dir, collect
 from e2e.cluster.errors import UnavailableError
 from e2e.cluster.kubectl import Kubectl

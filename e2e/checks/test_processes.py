@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.processes import Processes, descendants, start_time
 

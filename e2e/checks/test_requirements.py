@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytest
+
 from e2e.cluster import requirements, tools
 from e2e.cluster.errors import UnavailableError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from e2e.cluster import tools
 from e2e.cluster.errors import ClusterError, CommandError, UnavailableError
 

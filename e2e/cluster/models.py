@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
 from e2e.cluster.errors import CommandError
 from e2e.cluster.octavo import Octavo
 from e2e.cluster.waiting import wait_until
-from prometheus_client.parser import text_string_to_metric_families
 
 START_LIMIT_S = 120
 """A server on a busy machine of two cores: interpreter, torch, weights, warm-up."""

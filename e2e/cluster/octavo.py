@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import CHART
 from e2e.cluster.shell import run

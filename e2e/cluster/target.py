@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from e2e.cluster import tools
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.image import IMAGE_REGISTRY, IMAGE_TAG

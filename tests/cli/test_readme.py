@@ -15,8 +15,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from e2e.cluster.__main__ import _parser as cluster_parser
 
+from e2e.cluster.__main__ import _parser as cluster_parser
 from octavo_cli.__main__ import COMMANDS
 from octavo_cli.local.manifests import load_manifests
 from octavo_testing.local_mode import running_up

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from e2e.cases.autoscaling.load import Load
 from e2e.cluster.models import Model, apply_model, read_manifest
 from e2e.cluster.octavo import Octavo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from e2e.cases.bare_node.workload import documents
 from e2e.cluster.image import USER_ID
 from e2e.cluster.kubectl import Kubectl

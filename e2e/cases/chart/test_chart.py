@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.octavo import NAMESPACE, RELEASE, Octavo, install, uninstall
 from e2e.cluster.waiting import wait_until

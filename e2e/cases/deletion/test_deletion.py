@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.models import apply_model, read_manifest
 from e2e.cluster.octavo import Octavo

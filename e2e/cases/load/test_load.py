@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import openai
 import pytest
+
 from e2e.cluster.models import Model
 from e2e.cluster.waiting import wait_until
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from e2e.cluster.errors import CommandError
 from e2e.cluster.octavo import Octavo
 

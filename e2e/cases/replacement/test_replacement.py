@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
+
 from e2e.cluster.models import Model
 from e2e.cluster.waiting import wait_until
 

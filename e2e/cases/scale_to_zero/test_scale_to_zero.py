@@ -6,6 +6,7 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from e2e.cluster.models import START_LIMIT_S, Model, apply_model, read_manifest
 from e2e.cluster.octavo import Octavo
 from e2e.cluster.waiting import wait_until
