@@ -12,13 +12,16 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from octavo_kernels.errors import KernelError
 
 if TYPE_CHECKING:
     import torch
+
+    from octavo_kernels.quantized_weight import QuantizedWeight
 
 NULL_BLOCK = 0
 """Block 0 is never given to a sequence; padding entries of block tables point to it."""
@@ -176,6 +179,88 @@ class KernelBackend(Protocol):
 
     def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
         """Copies whole blocks in all layers; source, destination: [n] int64, disjoint."""
+
+
+class DecoderLayer(Protocol):
+    """What a layer of a decoder computes with; q_norm and k_norm are both None or both not."""
+
+    @property
+    def input_norm(self) -> torch.Tensor: ...
+    @property
+    def qkv(self) -> LinearHandle: ...
+    @property
+    def q_norm(self) -> torch.Tensor | None: ...
+    @property
+    def k_norm(self) -> torch.Tensor | None: ...
+    @property
+    def output(self) -> LinearHandle: ...
+    @property
+    def post_attention_norm(self) -> torch.Tensor: ...
+    @property
+    def gate_up(self) -> LinearHandle: ...
+    @property
+    def down(self) -> LinearHandle: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """A pre-norm decoder of rotary attention and a gated SiLU MLP, in this backend's own handles."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    cos_sin: torch.Tensor
+    """[max_positions, rotary_dim] float32, see `rotary`."""
+    layers: Sequence[DecoderLayer]
+    final_norm: torch.Tensor
+
+
+class DecoderStep(Protocol):
+    """All layers of one step in one call; the same result as operation by operation, up to rounding."""
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionBatch,
+        cache: KVCache,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """hidden: [num_tokens, hidden] float32, the embedded tokens, overwritten; K/V are written into `cache`.
+
+        -> new [num_rows, hidden]: after the final norm, the rows in `rows` [num_rows] int64, or all where it is None.
+        """
+
+
+@runtime_checkable
+class QuantizedBackend(KernelBackend, Protocol):
+    """A backend that keeps weights in few bits and may run a decoder's layers as one."""
+
+    @property
+    def description(self) -> str:
+        """What the kernels run on, for the start's log line."""
+
+    def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> LinearHandle:
+        """Takes a weight [out, in] of few bits and bias [out] and repacks them; `linear` rounds activations to int8."""
+
+    def compile_decoder(self, spec: DecoderSpec) -> DecoderStep | None:
+        """None: this decoder runs operation by operation."""
+
+
+def select_quantized_backend(device: str, num_threads: int) -> QuantizedBackend:
+    """The compiled CPU kernels.
+
+    Raises:
+        KernelError: there are none for `device`, or Numba is not installed.
+    """
+    if device != "cpu":
+        raise KernelError(f"quantised linear layers run on cpu, not on {device} yet")
+    try:
+        from octavo_kernels.numba_backend import NumbaBackend
+    except ImportError as error:
+        raise KernelError(f"quantised linear layers need Numba, which cannot be imported: {error}") from error
+    return NumbaBackend(num_threads)
 
 
 def select_backend(device: str) -> KernelBackend:

@@ -201,6 +201,17 @@ def require_own(handle: object, kind: type[_Handle]) -> _Handle:
     return handle
 
 
+def require_float32(name: str, tensor: torch.Tensor) -> None:
+    """A float32 tensor on the CPU, for kernels that know nothing else."""
+    _require_dtype(name, tensor, torch.float32)
+    _require_device(name, tensor, torch.device("cpu"))
+
+
+def require_shape(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...]) -> None:
+    """None stands for any size."""
+    _require_shape(name, tensor, shape)
+
+
 def check_layer(layer: int, num_layers: int) -> None:
     if not 0 <= layer < num_layers:
         raise KernelError(f"layer {layer} is not in the cache, which has {num_layers}")

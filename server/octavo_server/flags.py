@@ -31,7 +31,6 @@ C = TypeVar("C")
 
 NOT_SUPPORTED_YET = frozenset(
     {
-        "--quantization",
         "--kv-cache-dtype",
         "--tensor-parallel-size",
         "--enforce-eager",

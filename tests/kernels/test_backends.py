@@ -1,4 +1,4 @@
-"""Both backends through the Protocol: a whole decoder layer on a mixed batch, cache writes included."""
+"""All backends through the Protocol: a whole decoder layer on a mixed batch, cache writes included."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from octavo_kernels.backend import PAD_SLOT, KernelBackend, KVCacheSpec, select_backend
 from octavo_kernels.errors import KernelError
+from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.torch_backend import TorchBackend
 from octavo_kernels.triton_backend import TritonBackend
 from octavo_testing.kernels import a_paged_case, a_sampling_batch, assert_close
@@ -17,10 +18,12 @@ from octavo_testing.kernels import a_paged_case, a_sampling_batch, assert_close
 HIDDEN, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 48, 6, 3, 24
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "triton", "numba"])
 def backend(request: pytest.FixtureRequest) -> KernelBackend:
     if request.param == "torch":
         return TorchBackend(torch.device("cpu"))
+    if request.param == "numba":
+        return NumbaBackend(2)
     return TritonBackend(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
 
 

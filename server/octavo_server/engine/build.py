@@ -65,7 +65,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, metrics: Serve
         context_length=model_config.max_positions, device=device, device_memory_bytes=_device_memory_bytes(device)
     )
     progress.enter("loading_weights")
-    model = _load_model(location, config.dtype, device, progress)
+    model = _load_model(location, config, device, progress)
     from octavo_server.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(location, chat_template=template)
@@ -107,7 +107,7 @@ def _locate(config: EngineConfig, progress: StartupProgress) -> Path:
     return fetch_model(config.model, revision=config.revision, on_bytes=progress.add_bytes)
 
 
-def _load_model(location: Path, dtype: str, device: str, progress: StartupProgress) -> LoadedModel:
+def _load_model(location: Path, config: EngineConfig, device: str, progress: StartupProgress) -> LoadedModel:
     import torch
 
     from octavo_server.models.loader import load_model
@@ -117,13 +117,23 @@ def _load_model(location: Path, dtype: str, device: str, progress: StartupProgre
         quota = cpu_quota([_read(name) for name in _CGROUP_CPU_FILES])
         torch.set_num_threads(min(torch.get_num_threads(), quota or torch.get_num_threads()))
     try:
-        return load_model(location, dtype=dtype, device=device, on_progress=progress.add_bytes)
+        model = load_model(
+            location,
+            dtype=config.dtype,
+            device=device,
+            on_progress=progress.add_bytes,
+            quantization=config.quantization,
+        )
     except torch.OutOfMemoryError as error:
         raise StartupError(
             "GPUOutOfMemory", "the weights do not fit into the GPU's memory; use a larger one"
         ) from error
     except MemoryError as error:
         raise StartupError("HostOutOfMemory", "the weights do not fit into this machine's memory") from error
+    if config.quantization != "none":
+        # The compiled kernels have threads of their own, and torch's would spin on the same cores.
+        torch.set_num_threads(1)
+    return model
 
 
 def _plan_kv_cache(config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, device: str) -> KVPlan:
@@ -210,7 +220,7 @@ def _log_plan(plan: KVPlan, model: LoadedModel, device: str) -> None:
         "%s on %s with %s kernels in %s: weights %.1f MiB, KV cache %.1f MiB for %d tokens, context %d tokens",
         model.config.architecture,
         device,
-        model.backend.name,
+        getattr(model.backend, "description", model.backend.name),
         str(model.dtype).removeprefix("torch."),
         model.num_weight_bytes / 2**20,
         plan.total_bytes / 2**20,

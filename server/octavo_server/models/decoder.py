@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional
 
+from octavo_kernels.backend import DecoderSpec, QuantizedBackend
+
 if TYPE_CHECKING:
     import torch
 
-    from octavo_kernels.backend import AttentionBatch, AttentionPlan, KernelBackend, KVCache
+    from octavo_kernels.backend import AttentionBatch, AttentionPlan, DecoderStep, KernelBackend, KVCache
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.decoder_weights import DecoderWeights, LayerWeights
 
@@ -27,6 +29,7 @@ class Decoder:
         self.backend = backend
         self._scale = config.head_dim**-0.5
         self._q_size = config.num_heads * config.head_dim
+        self._step = _compile(config, weights, backend)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,6 +56,8 @@ class Decoder:
             [num_rows, hidden], after the final norm.
         """
         backend, weights, eps = self.backend, self.weights, self.config.rms_norm_eps
+        if self._step is not None:
+            return self._step(functional.embedding(token_ids, weights.embedding), positions, attention, cache, rows)
         plan = backend.plan_attention(attention, cache, self.config.num_heads)
         # residual: [num_tokens, hidden], the running sum; add_rms_norm updates it in place
         residual = functional.embedding(token_ids, weights.embedding)
@@ -96,3 +101,20 @@ class Decoder:
         backend.store_kv(k, v, cache, index, attention.slot_mapping)
         context = backend.attention(q, cache, index, plan, self._scale)
         return backend.linear(context.view(num_tokens, self._q_size), layer.output)
+
+
+def _compile(config: ModelConfig, weights: DecoderWeights, backend: KernelBackend) -> DecoderStep | None:
+    """All layers as one function, where the backend has such."""
+    if not isinstance(backend, QuantizedBackend):
+        return None
+    return backend.compile_decoder(
+        DecoderSpec(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
+            cos_sin=weights.cos_sin,
+            layers=weights.layers,
+            final_norm=weights.final_norm,
+        )
+    )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from octavo_kernels.backend import QuantizedBackend
+from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, quantize, stack
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import rope_table
 
@@ -55,18 +57,26 @@ class DecoderWeights:
     cos_sin: torch.Tensor
     """[max_positions, head_dim] float32."""
     num_bytes: int
-    """Bytes of the parameters in the dtype that they are computed in, a tied head counted once."""
+    """Bytes of the parameters as they are kept; a tied head is counted once where it is the embedding itself."""
 
 
 def load_decoder_weights(
-    config: ModelConfig, source: WeightSource, backend: KernelBackend, dtype: torch.dtype, on_progress: Progress
+    config: ModelConfig,
+    source: WeightSource,
+    backend: KernelBackend,
+    dtype: torch.dtype,
+    on_progress: Progress,
+    bits: int | None = None,
 ) -> DecoderWeights:
     """Reads every tensor that `config` needs, some layers at once, and warns of those that it does not.
+
+    With `bits`, which needs a `QuantizedBackend`, linear layers stay in the few bits that they are stored in, and what
+    is stored in more is rounded to 4 or 8; an output head never to less than 8.
 
     Raises:
         StartupError: ModelInvalid, naming the tensor that is missing, mis-shaped or of an unknown type.
     """
-    reader = _Reader(source, backend, dtype)
+    reader = _Reader(source, backend, dtype, bits)
     _check_before_reading(config, source)
     total = sum(source.num_bytes(name) for name in source.names)
     on_progress(0, total)
@@ -78,7 +88,7 @@ def load_decoder_weights(
             layers.append(layer)
             on_progress(reader.num_read, total)
         embedding = embedding_job.result()
-    head = backend.prepare_linear(embedding) if config.tie_word_embeddings else _head(reader, config)
+    head = reader.head(_EMBEDDING if config.tie_word_embeddings else _HEAD, embedding)
     final_norm = reader.tensor("model.norm.weight", (config.hidden_size,))
     _warn_of_extra(config, source, reader)
     cos_sin = rope_table(config.rope, config.head_dim, config.max_positions, source.rope_divisors())
@@ -89,7 +99,7 @@ def load_decoder_weights(
         final_norm=final_norm,
         head=head,
         cos_sin=cos_sin.to(backend.device),
-        num_bytes=reader.num_elements * dtype.itemsize,
+        num_bytes=reader.num_kept_bytes,
     )
 
 
@@ -125,14 +135,15 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 class _Reader:
     """Reads tensors into the wanted dtype and device; owns the record of what was read."""
 
-    def __init__(self, source: WeightSource, backend: KernelBackend, dtype: torch.dtype) -> None:
+    def __init__(self, source: WeightSource, backend: KernelBackend, dtype: torch.dtype, bits: int | None) -> None:
         self.source = source
         self.backend = backend
         self.dtype = dtype
+        self.bits = bits
         self._lock = threading.Lock()
         self.num_read = 0
         """Stored bytes."""
-        self.num_elements = 0
+        self.num_kept_bytes = 0
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return self.stacked([name], shape[1:])
@@ -145,15 +156,38 @@ class _Reader:
         for name, count in zip(names, rows, strict=True):
             target[start : start + count].copy_(self.source.read(name))
             start += count
-        with self._lock:
-            self.num_read += sum(self.source.num_bytes(name) for name in names)
-            self.num_elements += target.numel()
+        self._record(names, target.nbytes)
         return target
 
     def linear(self, names: list[str], in_features: int, has_bias: bool) -> LinearHandle:
-        weight = self.stacked([f"{name}.weight" for name in names], (in_features,))
+        weights = [f"{name}.weight" for name in names]
         bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
-        return self.backend.prepare_linear(weight, bias)
+        if self.bits is None or in_features % GROUP:
+            return self.backend.prepare_linear(self.stacked(weights, (in_features,)), bias)
+        return self._quantized(weights, self.bits, bias)
+
+    def head(self, name: str, embedding: torch.Tensor) -> LinearHandle:
+        """The output projection; `embedding` is its weight where `name` is the embedding's."""
+        if self.bits is not None and embedding.shape[1] % GROUP == 0:
+            return self._quantized([name], 8, None)
+        return self.backend.prepare_linear(
+            embedding if name == _EMBEDDING else self.tensor(name, tuple(embedding.shape))
+        )
+
+    def _quantized(self, names: list[str], bits: int, bias: torch.Tensor | None) -> LinearHandle:
+        if not isinstance(self.backend, QuantizedBackend):
+            raise TypeError(f"the {self.backend.name} backend takes no quantised weights")
+        weight = stack([self._codes(name, bits) for name in names])
+        self._record([name for name in names if name != _EMBEDDING], weight.num_bytes)
+        return self.backend.prepare_quantized_linear(weight, bias)
+
+    def _codes(self, name: str, bits: int) -> QuantizedWeight:
+        return self.source.read_codes(name) or quantize(self.source.read(name), bits)
+
+    def _record(self, names: list[str], num_kept_bytes: int) -> None:
+        with self._lock:
+            self.num_read += sum(self.source.num_bytes(name) for name in names)
+            self.num_kept_bytes += num_kept_bytes
 
 
 def _check_before_reading(config: ModelConfig, source: WeightSource) -> None:
@@ -184,10 +218,6 @@ def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
         gate_up=reader.linear([f"{mlp}.gate_proj", f"{mlp}.up_proj"], config.hidden_size, config.mlp_bias),
         down=reader.linear([f"{mlp}.down_proj"], config.intermediate_size, config.mlp_bias),
     )
-
-
-def _head(reader: _Reader, config: ModelConfig) -> LinearHandle:
-    return reader.backend.prepare_linear(reader.tensor(_HEAD, (config.vocab_size, config.hidden_size)))
 
 
 def _warn_of_extra(config: ModelConfig, source: WeightSource, reader: _Reader) -> None:

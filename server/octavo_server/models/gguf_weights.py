@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from octavo_server.errors import StartupError
 from octavo_server.models.gguf_file import read_gguf
-from octavo_server.quantization.gguf_types import GGUF_TYPES, dequantize_rows, type_name
+from octavo_server.quantization.gguf_types import GGUF_TYPES, dequantize_rows, read_codes, type_name
 
 if TYPE_CHECKING:
     import torch
 
+    from octavo_kernels.quantized_weight import QuantizedWeight
     from octavo_server.models.config import ModelConfig
 
 _MODEL_NAMES = {
@@ -71,19 +72,14 @@ class GGUFWeights:
         import torch
 
         tensor = self._file.tensors[self._stored_name[name]]
-        blocks = self._file.rows(tensor.name)
-        num_heads = self._permuted_heads(name)
-        if num_heads:
-            # Whole rows move, so blocks may be put in order before they become numbers. A bias is one row of numbers.
-            if len(tensor.shape) == 1:
-                blocks = blocks.reshape(tensor.shape[0], -1)
-            blocks = _halves_apart(blocks, num_heads)
-            if len(tensor.shape) == 1:
-                blocks = blocks.reshape(1, -1)
+        blocks = self._rows_in_order(name)
         if GGUF_TYPES[tensor.type_code].name == "BF16":
             # numpy has no bfloat16, torch reads the same bits.
             return torch.from_numpy(blocks.copy()).view(torch.bfloat16).reshape(tensor.shape)
         return torch.from_numpy(dequantize_rows(np.ascontiguousarray(blocks), tensor.type_code)).reshape(tensor.shape)
+
+    def read_codes(self, name: str) -> QuantizedWeight | None:
+        return read_codes(self._rows_in_order(name), self._file.tensors[self._stored_name[name]].type_code)
 
     def rope_divisors(self) -> tuple[float, ...] | None:
         tensor = self._file.tensors.get(_ROPE_DIVISORS)
@@ -94,6 +90,18 @@ class GGUFWeights:
             message = f"{self._file.path}: {_ROPE_DIVISORS} has {values.size} factors, head_dim {self._config.head_dim}"
             raise StartupError("ModelInvalid", f"{message} needs {self._config.head_dim // 2}")
         return tuple(float(value) for value in values)
+
+    def _rows_in_order(self, name: str) -> NDArray[np.uint8]:
+        """Stored rows [rows, row bytes]; whole rows move, so they are put in order before they become numbers."""
+        tensor = self._file.tensors[self._stored_name[name]]
+        blocks = self._file.rows(tensor.name)
+        num_heads = self._permuted_heads(name)
+        if not num_heads:
+            return blocks
+        if len(tensor.shape) > 1:
+            return _halves_apart(blocks, num_heads)
+        # a bias is one row of numbers
+        return _halves_apart(blocks.reshape(tensor.shape[0], -1), num_heads).reshape(1, -1)
 
     def _permuted_heads(self, name: str) -> int:
         """Heads of a tensor whose rows are stored in rotary pairs, 0 where they are not."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import KVCacheSpec
+from octavo_kernels.backend import KVCacheSpec, select_backend, select_quantized_backend
+from octavo_kernels.errors import KernelError
 from octavo_server.errors import StartupError
 from octavo_server.models.config import ModelConfig, read_model_config
 from octavo_server.models.decoder import Decoder
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from octavo_server.models.weights import Progress
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_BITS = {"none": None, "int8": 8, "int4": 4}
+"""By `--quantization`, what a linear layer's weight is rounded to unless it is stored in fewer bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,12 @@ class LoadedModel:
 
 
 def load_model(
-    location: str | Path, *, dtype: str = "auto", device: str = "cpu", on_progress: Progress | None = None
+    location: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    on_progress: Progress | None = None,
+    quantization: str = "none",
 ) -> LoadedModel:
     """Loads the model at `location`.
 
@@ -59,18 +68,18 @@ def load_model(
         dtype: "auto", "float32", "float16" or "bfloat16".
         device: "cpu" or "cuda[:N]".
         on_progress: told (bytes read, bytes in all) after each layer.
+        quantization: "none", "int8" or "int4", see `EngineConfig`.
 
     Raises:
-        StartupError: ModelNotFound, ModelInvalid or UnsupportedArchitecture.
+        StartupError: ModelNotFound, ModelInvalid, UnsupportedArchitecture or SpecInvalid.
     """
-    from octavo_kernels.backend import select_backend
-
     resolved = resolve_location(location)
     config = read_model_config(resolved)
     torch_dtype = resolve_dtype(dtype, config, device)
     source = open_weights(resolved, config)
-    backend = select_backend(device)
-    weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress)
+    bits = _BITS[quantization]
+    backend = _select_backend(device, torch_dtype, bits)
+    weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress, bits)
     return LoadedModel(
         config=config,
         decoder=Decoder(config, weights, backend),
@@ -97,6 +106,18 @@ def resolve_dtype(dtype: str, config: ModelConfig, device: str) -> torch.dtype:
     if dtype not in _DTYPES:
         raise StartupError("SpecInvalid", f"dtype {dtype!r} is not supported; use auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
+
+
+def _select_backend(device: str, dtype: torch.dtype, bits: int | None) -> KernelBackend:
+    if bits is None:
+        return select_backend(device)
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise StartupError("SpecInvalid", f"--quantization computes in float32, not in {name}; leave --dtype out")
+    try:
+        return select_quantized_backend(device, torch.get_num_threads())
+    except KernelError as error:
+        raise StartupError("SpecInvalid", f"--quantization: {error}; use --quantization none") from error
 
 
 def _no_progress(_done: int, _total: int) -> None:

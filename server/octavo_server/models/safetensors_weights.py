@@ -14,6 +14,8 @@ from octavo_server.models.location import read_json
 if TYPE_CHECKING:
     import torch
 
+    from octavo_kernels.quantized_weight import QuantizedWeight
+
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -61,6 +63,9 @@ class SafetensorsWeights:
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
         return tensor
+
+    def read_codes(self, _name: str) -> QuantizedWeight | None:
+        return None
 
     def rope_divisors(self) -> tuple[float, ...] | None:
         return None

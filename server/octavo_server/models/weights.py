@@ -15,6 +15,7 @@ from octavo_server.models.safetensors_weights import SafetensorsWeights
 if TYPE_CHECKING:
     import torch
 
+    from octavo_kernels.quantized_weight import QuantizedWeight
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.location import ModelLocation
 
@@ -40,6 +41,9 @@ class WeightSource(Protocol):
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor on the CPU, float32, float16 or bfloat16; may share the file's memory, so it is not written."""
+
+    def read_codes(self, name: str) -> QuantizedWeight | None:
+        """A matrix of few bits as it is stored; None where it is stored in another way."""
 
     def rope_divisors(self) -> tuple[float, ...] | None:
         """[head_dim / 2] factors that divide the rotary frequencies, where the checkpoint stores them as a tensor."""

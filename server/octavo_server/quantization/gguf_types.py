@@ -1,4 +1,4 @@
-"""The tensor types of a GGUF file that we read, and how their blocks become float32.
+"""The tensor types of a GGUF file that we read, and how their blocks become float32 or codes of few bits.
 
 The block arithmetic is the `gguf` package's, imported on first use (0.2 s) so that reading metadata stays cheap.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from octavo_kernels.quantized_weight import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +65,39 @@ def dequantize_rows(blocks: NDArray[np.uint8], code: int) -> NDArray[np.float32]
 
     values: NDArray[np.float32] = dequantize(blocks, GGMLQuantizationType(code))
     return values
+
+
+def read_codes(blocks: NDArray[np.uint8], code: int) -> QuantizedWeight | None:
+    """blocks: [rows, row bytes] uint8 -> the same numbers as codes; None for a type that is not one of small blocks.
+
+    A block of 32 is, in ggml's order: the scale, float16; Q4_1's minimum, float16; the codes, of 4 bits the first 16
+    in the low halves of bytes.
+    """
+    import numpy as np
+    import torch
+
+    from octavo_kernels.quantized_weight import QuantizedWeight
+
+    kind = GGUF_TYPES[code]
+    if kind.name not in ("Q4_0", "Q4_1", "Q8_0"):
+        return None
+    # raw: [rows, groups, bytes of a block]
+    raw = blocks.reshape(blocks.shape[0], -1, kind.block_bytes)
+    numbers = 2 if kind.name == "Q4_1" else 1
+    scales, *stored = (
+        np.ascontiguousarray(raw[..., 2 * i : 2 * i + 2]).view(np.float16)[..., 0].astype(np.float32)
+        for i in range(numbers)
+    )
+    packed = raw[..., 2 * numbers :]
+    if kind.name == "Q8_0":
+        # int8 with its sign bit turned is the code + 128
+        codes, minima = packed ^ 128, scales * -128
+    else:
+        codes = np.concatenate((packed & 15, packed >> 4), axis=-1)
+        minima = stored[0] if stored else scales * -8
+    return QuantizedWeight(
+        bits=8 if kind.name == "Q8_0" else 4,
+        codes=torch.from_numpy(codes.reshape(blocks.shape[0], -1)),
+        scales=torch.from_numpy(scales),
+        minima=torch.from_numpy(minima),
+    )

@@ -1,0 +1,154 @@
+"""The compiled CPU backend: quantised weights stay quantised in memory, activations are int8 inside linear layers.
+
+Computes in float32 otherwise. Linear layers and attention are compiled kernels; what is left of single operations is
+the torch backend's. A decoder whose layers are all quantised runs as one function (`numba_step.py`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from octavo_kernels import torch_sampling
+from octavo_kernels.backend import (
+    AttentionBatch,
+    AttentionPlan,
+    DecoderSpec,
+    DecoderStep,
+    KVCache,
+    KVCacheSpec,
+    LinearHandle,
+    SamplingBatch,
+)
+from octavo_kernels.checks import (
+    check_attention_batch,
+    check_cache_spec,
+    check_copy_blocks,
+    check_layer,
+    check_linear_weight,
+    check_num_heads,
+    check_table_width,
+    require_float32,
+    require_own,
+    require_shape,
+)
+from octavo_kernels.errors import KernelError
+from octavo_kernels.numba_attention import (
+    RowPlan,
+    TransposedCache,
+    allocate_cache,
+    attention_kernel,
+    plan_rows,
+    running_buffers,
+    scaled_queries,
+    store_kernel,
+)
+from octavo_kernels.numba_compile import INSTRUCTIONS
+from octavo_kernels.numba_linear import PackedLinear, linear, pack
+from octavo_kernels.numba_step import CompiledDecoder, can_compile
+from octavo_kernels.numba_threads import ThreadPool
+from octavo_kernels.quantized_weight import QuantizedWeight
+from octavo_kernels.torch_backend import TorchLinear
+from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
+
+
+class NumbaBackend:
+    """`QuantizedBackend` on a CPU, with threads of its own."""
+
+    def __init__(self, num_threads: int) -> None:
+        if num_threads < 1:
+            raise KernelError(f"num_threads is {num_threads}, must be at least 1")
+        self._pool = ThreadPool(num_threads)
+
+    @property
+    def name(self) -> str:
+        return "numba"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def description(self) -> str:
+        return f"numba ({INSTRUCTIONS}, {self._pool.num_threads} threads)"
+
+    def allocate_kv_cache(self, spec: KVCacheSpec) -> TransposedCache:
+        check_cache_spec(spec)
+        if spec.dtype != torch.float32:
+            raise KernelError(f"KV cache is {spec.dtype}, the numba backend computes in float32 only")
+        return allocate_cache(spec)
+
+    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchLinear:
+        check_linear_weight(weight, bias)
+        return TorchLinear(weight=weight, bias=bias)
+
+    def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> PackedLinear:
+        if bias is not None:
+            require_shape("bias", bias, (weight.codes.shape[0],))
+        return pack(weight, bias)
+
+    def compile_decoder(self, spec: DecoderSpec) -> DecoderStep | None:
+        return CompiledDecoder(spec, self._pool) if can_compile(spec) else None
+
+    def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
+        require_float32("x", x)
+        require_shape("x", x, (None, handle.in_features))
+        if isinstance(handle, TorchLinear):
+            return torch.nn.functional.linear(x, handle.weight, handle.bias)
+        return linear(x, require_own(handle, PackedLinear), self._pool)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return add_rms_norm(x, residual, weight, eps)
+
+    def rotary(self, q: torch.Tensor, k: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> None:
+        rotary(q, k, cos_sin, positions)
+
+    def store_kv(
+        self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, slot_mapping: torch.Tensor
+    ) -> None:
+        own = require_own(cache, TransposedCache)
+        check_layer(layer, own.spec.num_layers)
+        for name, tensor in (("k", k), ("v", v)):
+            require_float32(name, tensor)
+            require_shape(name, tensor, (slot_mapping.shape[0], own.spec.num_kv_heads, own.spec.head_dim))
+        k, v = k.contiguous(), v.contiguous()
+        self._pool.run(store_kernel, 1, k.numpy(), v.numpy(), own.keys, own.values, layer, slot_mapping.numpy())
+
+    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
+        check_attention_batch(batch)
+        check_num_heads(num_heads, cache.spec.num_kv_heads)
+        check_table_width(batch, cache.spec.block_size)
+        return plan_rows(batch, num_heads)
+
+    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+        own, rows = require_own(cache, TransposedCache), require_own(plan, RowPlan)
+        check_layer(layer, own.spec.num_layers)
+        require_float32("q", q)
+        require_shape("q", q, (len(rows.row_lengths), rows.num_heads, own.spec.head_dim))
+        out = torch.empty(q.shape, dtype=torch.float32)
+        self._pool.run(
+            attention_kernel,
+            1,
+            scaled_queries(q, scale),
+            (rows.row_sequences, rows.row_lengths, rows.block_tables),
+            (own.keys, own.values, own.spec.block_size, rows.num_heads),
+            layer,
+            running_buffers(self._pool.num_threads, own),
+            out.flatten(1).numpy(),
+        )
+        return out
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        return silu_and_mul(x)
+
+    def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+        return torch_sampling.sample(logits, params)
+
+    def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
+        own = require_own(cache, TransposedCache)
+        check_copy_blocks(source, destination, self.device)
+        for array in (own.keys, own.values):
+            array[:, destination.numpy()] = np.take(array, source.numpy(), axis=1)

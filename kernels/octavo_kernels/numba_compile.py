@@ -1,0 +1,73 @@
+"""How CPU kernels are compiled: which instructions they may use, and where the machine code is kept.
+
+Compiling takes seconds, so the code is cached on disk, under $NUMBA_CACHE_DIR, else $OCTAVO_CACHE, else the user's
+cache folder. The folder's name holds all that the code depends on, because Numba itself looks at one source file only.
+NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another processor than this one, e.g. while an image is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.registry import cpu_target
+
+logger = logging.getLogger(__name__)
+
+
+def _target() -> tuple[str, str, str]:
+    """Triple, processor and features ("+avx2,-sse4a,…") that Numba compiles for."""
+    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    return str(triple), str(processor), str(features)
+
+
+HAS_VNNI = {"+avx512vnni", "+avx512bw", "+avx512vl"} <= set(_target()[2].split(","))
+"""Whether one instruction multiplies and adds 64 pairs of bytes (AVX-512 VNNI)."""
+
+IS_X86 = _target()[0].startswith(("x86_64", "i686"))
+
+INSTRUCTIONS = "AVX-512 VNNI" if HAS_VNNI else "portable vectors"
+"""For the start's log line."""
+
+
+def _cache_folder() -> Path | None:
+    """A folder for this code on this processor; None where nothing can be written."""
+    key = hashlib.blake2b(repr((_target(), numba.__version__, llvmlite.__version__)).encode(), digest_size=8)
+    for source in sorted(Path(__file__).parent.glob("numba_*.py")):
+        key.update(source.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("OCTAVO_CACHE") or Path(home) / "octavo"
+    folder = Path(base) / f"numba-{key.hexdigest()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        logger.warning("compiled kernels are not kept, each start compiles them anew: %s", error)
+        return None
+
+
+_CACHE = _cache_folder()
+if _CACHE is not None:
+    # Read when a function is decorated, so this stands before the first kernel.
+    numba.config.CACHE_DIR = str(_CACHE)
+
+# A sum may be taken in any order, so that it fits vectors; NaN and infinity keep their meaning.
+_FAST_MATH = {"reassoc", "contract", "nsz"}
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """Compiles `function` on its first call, for threads that run without the interpreter's lock."""
+    return numba.njit(nogil=True, cache=_CACHE is not None, fastmath=_FAST_MATH, error_model="numpy")(function)
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """A function that only kernels call."""
+    return numba.njit(nogil=True, fastmath=_FAST_MATH, error_model="numpy")(function)

@@ -1,0 +1,83 @@
+"""Weights of few bits: what they mean, how they are made from numbers, and back. Knows no layout of any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from octavo_kernels.errors import KernelError
+
+GROUP = 32
+"""Inputs that share a scale and a minimum, as in GGUF's small blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """A matrix [out, in] as codes: value = scale * code + minimum, in groups of 32 along `in`.
+
+    Q4_0, Q4_1 and Q8_0 blocks of GGUF are this without loss: a fixed offset of the codes is part of the minimum.
+    """
+
+    bits: int
+    """4 or 8: codes are below 2**bits."""
+    codes: torch.Tensor
+    """[out, in] uint8."""
+    scales: torch.Tensor
+    """[out, in / 32] float32."""
+    minima: torch.Tensor
+    """[out, in / 32] float32."""
+
+    def __post_init__(self) -> None:
+        num_rows, num_columns = self.codes.shape
+        if self.bits not in (4, 8) or num_columns % GROUP:
+            raise KernelError(f"{self.bits} bits and {num_columns} inputs; must be 4 or 8, and a multiple of {GROUP}")
+        for name, tensor in (("scales", self.scales), ("minima", self.minima)):
+            if tensor.shape != (num_rows, num_columns // GROUP):
+                raise KernelError(f"{name} is {list(tensor.shape)}, must be {[num_rows, num_columns // GROUP]}")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes once it is packed."""
+        return self.codes.numel() * self.bits // 8 + 8 * self.scales.numel()
+
+    def dequantize(self) -> torch.Tensor:
+        """-> [out, in] float32, new memory."""
+        groups = _groups(self.codes.float())
+        return groups.mul_(self.scales.unsqueeze(-1)).add_(self.minima.unsqueeze(-1)).flatten(1)
+
+
+def quantize(weight: torch.Tensor, bits: int) -> QuantizedWeight:
+    """weight: [out, in], in a multiple of 32, any floating dtype -> the nearest codes between each group's extremes.
+
+    8 bits are symmetric around 0, as Q8_0 is; 4 bits span from the least to the largest value, as Q4_1 does.
+    """
+    groups = _groups(weight.float().contiguous())
+    if bits == 8:
+        largest = groups.abs().amax(dim=-1)
+        scales, minima = largest / 127, largest * (-128 / 127)
+    else:
+        minima = groups.amin(dim=-1)
+        scales = (groups.amax(dim=-1) - minima) / (2**bits - 1)
+    # a group of one value has scale 0, and any code of it is right
+    steps = torch.where(scales > 0, scales, 1.0).unsqueeze(-1)
+    codes = ((groups - minima.unsqueeze(-1)) / steps).round_().clamp_(0, 2**bits - 1)
+    return QuantizedWeight(bits=bits, codes=codes.to(torch.uint8).flatten(1), scales=scales, minima=minima)
+
+
+def stack(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """The rows of all parts, one below the other; codes of 4 bits are valid as codes of 8."""
+    if len(parts) == 1:
+        return parts[0]
+    return QuantizedWeight(
+        bits=max(part.bits for part in parts),
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        minima=torch.cat([part.minima for part in parts]),
+    )
+
+
+def _groups(matrix: torch.Tensor) -> torch.Tensor:
+    """[out, in] -> [out, in / 32, 32], a view."""
+    return matrix.view(matrix.shape[0], -1, GROUP)

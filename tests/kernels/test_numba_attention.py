@@ -1,0 +1,113 @@
+"""Attention over transposed keys against the references, and cache writes through the Protocol."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from octavo_kernels.backend import KVCacheSpec
+from octavo_kernels.errors import KernelError
+from octavo_kernels.extend_attention_ref import attend_sequence
+from octavo_kernels.numba_attention import TransposedCache
+from octavo_kernels.numba_backend import NumbaBackend
+from octavo_testing.kernels import PagedCase, Shape, a_paged_case, assert_close
+
+TOLERANCE = 3e-6
+"""Relative and absolute; exp2's polynomial is right to 2e-7."""
+
+
+@pytest.fixture(scope="module")
+def backend() -> NumbaBackend:
+    return NumbaBackend(2)
+
+
+def filled(backend: NumbaBackend, case: PagedCase) -> TransposedCache:
+    """The case's caches in this backend's layout, NaN included, as the second layer of two."""
+    num_blocks, num_kv_heads, block_size, head_dim = case.key_cache.shape
+    cache = backend.allocate_kv_cache(
+        KVCacheSpec(
+            num_layers=2,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            dtype=torch.float32,
+        )
+    )
+    k, v = (values.transpose(1, 2).flatten(0, 1) for values in (case.key_cache, case.value_cache))
+    backend.store_kv(k, v, cache, 1, torch.arange(num_blocks * block_size))
+    return cache
+
+
+def attended(backend: NumbaBackend, case: PagedCase) -> torch.Tensor:
+    cache = filled(backend, case)
+    plan = backend.plan_attention(case.batch, cache, case.q.shape[1])
+    return backend.attention(case.q, cache, 1, plan, case.scale)
+
+
+def expected(case: PagedCase) -> torch.Tensor:
+    starts = pairwise(case.batch.query_start_loc.tolist())
+    caches = case.key_cache, case.value_cache
+    return torch.cat(
+        [
+            attend_sequence(case.q[start:end], *caches, case.batch, sequence, case.scale)
+            for sequence, (start, end) in enumerate(starts)
+        ]
+    )
+
+
+SHAPES = [
+    Shape(),
+    Shape(num_heads=9, num_kv_heads=3, head_dim=64),
+    Shape(num_heads=14, num_kv_heads=2, head_dim=64),
+    Shape(num_heads=4, num_kv_heads=4, head_dim=80),
+    Shape(num_heads=8, num_kv_heads=2, head_dim=128),
+    Shape(num_heads=5, num_kv_heads=1, head_dim=16, block_size=8),
+    Shape(num_heads=2, num_kv_heads=1, head_dim=40, block_size=24),
+    Shape(num_heads=2, num_kv_heads=1, head_dim=32, block_size=1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_is_the_references(backend: NumbaBackend, shape: Shape) -> None:
+    """Decodes, a chunk of a prefill and a whole one in one batch; what nobody owns is NaN."""
+    case = a_paged_case([1, 5, 1, 33], [1, 40, 63, 33], shape=shape)
+
+    assert_close(attended(backend, case), expected(case), TOLERANCE)
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch(backend: NumbaBackend) -> None:
+    case = a_paged_case([1, 1, 1], [70, 3, 16])
+    together = attended(backend, case)
+    cache = filled(backend, case)
+    alone = a_paged_case([1], [70]).batch
+    alone.block_tables[:] = case.batch.block_tables[:1]
+
+    plan = backend.plan_attention(alone, cache, case.q.shape[1])
+
+    assert torch.equal(backend.attention(case.q[:1], cache, 1, plan, case.scale), together[:1])
+
+
+def test_large_scores_do_not_overflow(backend: NumbaBackend) -> None:
+    case = a_paged_case([1, 20], [50, 20])
+    case.q.mul_(300)
+
+    out = attended(backend, case)
+
+    assert_close(out, expected(case), 1e-4)
+
+
+def test_another_layer_is_left_alone(backend: NumbaBackend) -> None:
+    cache = filled(backend, a_paged_case([3], [3]))
+
+    assert not cache.keys[0].any()
+    assert not cache.values[0].any()
+
+
+def test_only_float32_is_taken(backend: NumbaBackend) -> None:
+    spec = KVCacheSpec(num_layers=1, num_blocks=2, block_size=16, num_kv_heads=1, head_dim=16, dtype=torch.bfloat16)
+
+    with pytest.raises(KernelError, match="computes in float32 only"):
+        backend.allocate_kv_cache(spec)

@@ -1,0 +1,257 @@
+"""Quantised linear layers: the arithmetic to the last bit that matters, on this processor's path and the portable one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from octavo_kernels.backend import select_quantized_backend
+from octavo_kernels.errors import KernelError
+from octavo_kernels.numba_backend import NumbaBackend
+from octavo_kernels.numba_dot import tile_function
+from octavo_kernels.numba_linear import activation_buffers, linear, pack
+from octavo_kernels.numba_threads import ThreadPool
+from octavo_kernels.quantized_weight import QuantizedWeight, quantize, stack
+
+WITHIN_8_BITS = 0.02
+"""Of the results' spread: what activations of 8 bits a group may cost; measured 0.006."""
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """x: [num_tokens, in] as int8 with one scale for 32 inputs, and back; the meaning of the kernels' activations."""
+    groups = x.unflatten(1, (-1, 32))
+    steps = groups.abs().amax(dim=-1, keepdim=True) / 127
+    return (torch.round(groups / torch.where(steps > 0, steps, 1.0)) * steps).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def backend() -> NumbaBackend:
+    return NumbaBackend(2)
+
+
+@pytest.mark.parametrize(("bits", "steps"), [(4, 15), (8, 254)])
+def test_a_rounded_weight_is_half_a_step_away_at_most(bits: int, steps: int) -> None:
+    weight = random(1, 6, 96)
+    groups = weight.unflatten(1, (-1, 32))
+    low, high = groups.amin(dim=-1), groups.amax(dim=-1)
+    span = high - low if bits == 4 else 2 * torch.maximum(high, -low)
+
+    error = (quantize(weight, bits).dequantize() - weight).abs().unflatten(1, (-1, 32)).amax(dim=-1)
+
+    assert bool((error <= span / steps / 2 * 1.001).all())
+
+
+def test_a_group_of_equal_values_is_exact() -> None:
+    weight = torch.full((1, 32), -0.75)
+
+    assert quantize(weight, 4).dequantize().tolist() == weight.tolist()
+    assert quantize(torch.zeros(1, 32), 8).dequantize().tolist() == [[0.0] * 32]
+
+
+def test_stacked_parts_of_different_bits_keep_their_values() -> None:
+    parts = [quantize(random(1, 3, 64), 4), quantize(random(2, 5, 64), 8)]
+
+    whole = stack(parts)
+
+    assert whole.bits == 8
+    assert torch.equal(whole.dequantize(), torch.cat([part.dequantize() for part in parts]))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 8, 21])
+@pytest.mark.parametrize(("out_features", "in_features"), [(16, 32), (37, 96), (160, 320)])
+def test_a_linear_layer_is_its_rounded_operands_product(
+    backend: NumbaBackend, bits: int, num_tokens: int, out_features: int, in_features: int
+) -> None:
+    weight = quantize(random(1, out_features, in_features), bits)
+    bias = random(2, out_features)
+    x = random(3, num_tokens, in_features) * 5
+
+    out = backend.linear(x, backend.prepare_quantized_linear(weight, bias))
+
+    expected = rounded(x).double() @ weight.dequantize().double().T + bias
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5 * in_features)
+    exact = x @ weight.dequantize().T + bias
+    assert float((out - exact).std() / exact.std()) < WITHIN_8_BITS
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_extreme_codes_do_not_overflow(backend: NumbaBackend, bits: int) -> None:
+    """All codes at their largest against activations of one sign: the largest sums that can occur."""
+    largest = 2**bits - 1
+    weight = QuantizedWeight(
+        bits=bits,
+        codes=torch.full((16, 64), largest, dtype=torch.uint8),
+        scales=torch.ones(16, 2),
+        minima=torch.zeros(16, 2),
+    )
+    x = torch.full((1, 64), -1.0)
+
+    out = backend.linear(x, backend.prepare_quantized_linear(weight))
+
+    torch.testing.assert_close(out, torch.full((1, 16), -64.0 * largest))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_is_the_same_alone_and_in_any_batch(backend: NumbaBackend, bits: int) -> None:
+    handle = backend.prepare_quantized_linear(quantize(random(1, 48, 128), bits))
+    x = random(2, 15, 128)
+
+    together = backend.linear(x, handle)
+
+    assert all(torch.equal(backend.linear(x[row : row + 1], handle), together[row : row + 1]) for row in range(15))
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    packed, x = pack(quantize(random(1, 80, 64), 4), None), random(2, 5, 64)
+
+    outs = [linear(x, packed, ThreadPool(count)) for count in (1, 2, 5)]
+
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+def test_work_is_whole_without_the_threads_that_do_not_come() -> None:
+    """A busy machine may give a core to somebody else for as long as it likes."""
+    pool, packed, x = ThreadPool(3), pack(quantize(random(1, 80, 64), 4), None), random(2, 5, 64)
+    for jobs in pool._jobs:
+        jobs.put(None)
+
+    out = linear(x, packed, pool)
+
+    assert torch.equal(out, linear(x, packed, ThreadPool(1)))
+
+
+def test_a_forgotten_pool_ends_its_threads() -> None:
+    before = set(threading.enumerate())
+    pool = ThreadPool(3)
+    own = [thread for thread in threading.enumerate() if thread not in before]
+
+    del pool
+    for thread in own:
+        thread.join(timeout=10)
+
+    assert len(own) == 2
+    assert not any(thread.is_alive() for thread in own)
+
+
+def test_what_is_not_a_number_stays_in_its_row(backend: NumbaBackend) -> None:
+    """The runner tells a failed row by it."""
+    handle = backend.prepare_quantized_linear(quantize(random(1, 16, 64), 4))
+    x = random(2, 3, 64)
+    x[1, 40] = torch.nan
+
+    out = backend.linear(x, handle)
+
+    assert out.isnan().any(dim=1).tolist() == [False, True, False]
+
+
+def test_no_tokens_give_no_rows(backend: NumbaBackend) -> None:
+    handle = backend.prepare_quantized_linear(quantize(random(1, 20, 64), 4))
+
+    assert backend.linear(torch.zeros(0, 64), handle).shape == (0, 20)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_portable_instructions_give_the_same(backend: NumbaBackend, bits: int) -> None:
+    """The path of processors without VNNI, whatever this one has; eight tokens, one tile."""
+    tile = tile_function(8, bits, vnni=False)
+
+    @numba.njit
+    def run(weight, scales, bias, codes, pairs, out):  # type: ignore[no-untyped-def]
+        tile(
+            weight.ctypes.data,
+            scales.ctypes.data,
+            bias.ctypes.data,
+            codes.ctypes.data,
+            pairs.ctypes.data,
+            out.ctypes.data,
+            pairs.shape[1],
+            out.shape[1] * 4,
+        )
+
+    packed = pack(quantize(random(1, 16, 96), bits), random(2, 16))
+    x = random(3, 8, 96)
+    codes, pairs = activation_buffers(8, 96)
+    steps = x.unflatten(1, (-1, 32)).abs().amax(dim=-1) / 127
+    codes[:] = torch.round(x / steps.repeat_interleave(32, dim=1)).to(torch.int8).numpy()
+    pairs[..., 0] = steps.numpy()
+    pairs[..., 1] = pairs[..., 0] * codes.reshape(8, 3, 32).sum(axis=-1)
+    out = np.full((8, 16), np.nan, np.float32)
+
+    run(packed.codes, packed.scales, packed.bias, codes, pairs, out)
+
+    torch.testing.assert_close(torch.from_numpy(out), linear(x, packed, ThreadPool(1)), rtol=1e-5, atol=1e-5)
+
+
+AVX2_SCRIPT = """
+import torch
+from octavo_kernels.backend import select_quantized_backend
+from octavo_kernels.quantized_weight import quantize
+backend = select_quantized_backend("cpu", 2)
+print(backend.description)
+x, weight = torch.arange(-480.0, 480.0).view(5, 192), quantize(torch.arange(24.0 * 192).view(24, 192).cos(), 4)
+out = backend.linear(x, backend.prepare_quantized_linear(weight))
+exact = x @ weight.dequantize().T
+print(float((out - exact).std() / exact.std()))
+"""
+
+
+def test_another_processor_is_compiled_for_and_its_code_is_kept(tmp_path: Path) -> None:
+    """As an image is built for processors older than the builder's; AVX2 has no instruction for dots of bytes."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": ":".join(sys.path),
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma,+f16c",
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-c", AVX2_SCRIPT], env=environment, capture_output=True, text=True, check=True, timeout=250
+    )
+
+    description, error = done.stdout.splitlines()
+    assert description == "numba (portable vectors, 2 threads)"
+    assert float(error) < WITHIN_8_BITS
+    assert list(tmp_path.glob("numba-*/**/*.nbc"))
+
+
+@pytest.mark.parametrize("device", ["cuda", "hip"])
+def test_other_devices_are_refused(device: str) -> None:
+    with pytest.raises(KernelError, match=f"run on cpu, not on {device} yet"):
+        select_quantized_backend(device, 2)
+
+
+@pytest.mark.parametrize("columns", [33, 16])
+def test_a_width_of_broken_groups_is_refused(columns: int) -> None:
+    with pytest.raises(KernelError, match="a multiple of 32"):
+        QuantizedWeight(
+            bits=4,
+            codes=torch.zeros(2, columns, dtype=torch.uint8),
+            scales=torch.zeros(2, 1),
+            minima=torch.zeros(2, 1),
+        )
+
+
+def test_other_shapes_and_dtypes_are_refused(backend: NumbaBackend) -> None:
+    handle = backend.prepare_quantized_linear(quantize(random(1, 16, 64), 4))
+
+    with pytest.raises(KernelError, match="x has shape"):
+        backend.linear(torch.zeros(1, 32), handle)
+    with pytest.raises(KernelError, match=r"x is torch\.bfloat16"):
+        backend.linear(torch.zeros(1, 64, dtype=torch.bfloat16), handle)
+    with pytest.raises(KernelError, match="bias has shape"):
+        backend.prepare_quantized_linear(quantize(random(1, 16, 64), 4), torch.zeros(15))
