@@ -64,12 +64,14 @@ def build_engine(config: EngineConfig, progress: StartupProgress, metrics: Serve
     limits = config.resolve(
         context_length=model_config.max_positions, device=device, device_memory_bytes=_device_memory_bytes(device)
     )
+    # Before loading, which takes the weights from what the machine has available, but not from a cgroup's limit.
+    host_memory = _host_memory_bytes() if device == "cpu" and config.kv_cache_memory_bytes is None else 0
     progress.enter("loading_weights")
     model = _load_model(location, config, device, progress)
     from octavo_server.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(location, chat_template=template)
-    plan = _plan_kv_cache(config, limits, model, device)
+    plan = _plan_kv_cache(config, limits, model, device, host_memory)
     progress.enter("warming_up")
     engine = _make_engine(config, limits, plan, model, tokenizer, metrics)
     _log_plan(plan, model, device)
@@ -136,7 +138,9 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
     return model
 
 
-def _plan_kv_cache(config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, device: str) -> KVPlan:
+def _plan_kv_cache(
+    config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, device: str, host_memory: int
+) -> KVPlan:
     shape = KVShape(
         num_layers=model.config.num_layers,
         num_kv_heads=model.config.num_kv_heads,
@@ -146,7 +150,8 @@ def _plan_kv_cache(config: EngineConfig, limits: ResolvedLimits, model: LoadedMo
     )
     return plan_kv_cache(
         shape=shape,
-        budget_bytes=config.kv_cache_memory_bytes or _kv_budget_bytes(config, limits, model, shape, device),
+        budget_bytes=config.kv_cache_memory_bytes
+        or _kv_budget_bytes(config, limits, model, shape, device, host_memory),
         context_length=limits.max_model_len,
         asked_max_model_len=config.max_model_len,
         num_blocks_override=config.num_gpu_blocks_override,
@@ -154,16 +159,15 @@ def _plan_kv_cache(config: EngineConfig, limits: ResolvedLimits, model: LoadedMo
 
 
 def _kv_budget_bytes(
-    config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, shape: KVShape, device: str
+    config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, shape: KVShape, device: str, host_memory: int
 ) -> int:
-    """What the cache may take where nobody said."""
+    """What the cache may take where nobody said; `host_memory` is what there was before the weights came."""
     if device == "cpu":
         return default_cpu_kv_bytes(
             shape=shape,
             max_num_seqs=limits.max_num_seqs,
             max_model_len=limits.max_model_len,
-            memory_bytes=_host_memory_bytes(),
-            # The weights are already taken from what the machine says is available, but not from a cgroup's limit.
+            memory_bytes=host_memory,
             weight_bytes=model.num_weight_bytes,
         )
     import torch

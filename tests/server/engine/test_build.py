@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from octavo_server.config import EngineConfig
+from octavo_server.engine import build
 from octavo_server.engine.build import build_engine, cpu_quota
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import ConfigError, StartupError
@@ -64,6 +66,34 @@ def test_a_small_cache_shrinks_the_context_that_nobody_asked_for(tiny_model: Pat
     config = EngineConfig(model=str(tiny_model), num_gpu_blocks_override=11)
 
     assert build_engine(config, StartupProgress()).engine.limits.max_sequence_tokens == 160
+
+
+def test_weights_are_taken_from_the_machines_memory_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, weights = 8 * 2**20, 2 * 2**20
+    available = memory
+
+    class Model:
+        num_weight_bytes = weights
+
+        def __init__(self, model: object) -> None:
+            self._model = model
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._model, name)
+
+    def load(*arguments: Any) -> Model:
+        nonlocal available
+        available = memory - weights
+        return Model(load_model(*arguments))
+
+    load_model = build._load_model
+    monkeypatch.setattr(build, "_load_model", load)
+    monkeypatch.setattr(build, "_read", lambda name: f"MemAvailable: {available // 1024} kB" * name.endswith("meminfo"))
+
+    snapshot = build_engine(EngineConfig(model=str(tiny_model)), StartupProgress()).engine.snapshot()
+
+    # 2 layers of keys and values, 2 heads of 16 float32 each, 16 tokens a block; one block is the null block.
+    assert snapshot.num_blocks == int(0.4 * (memory - weights)) // (2 * 2 * 2 * 16 * 4 * 16) - 1
 
 
 def test_a_gpu_that_is_not_there_is_refused(tiny_model: Path) -> None:
