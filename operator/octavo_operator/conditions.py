@@ -135,7 +135,7 @@ def _draining(observed: Observed) -> str:
 def _available(observed: Observed, *, wanted: int) -> Condition:
     ready = len(observed.ready_pods())
     if ready:
-        message = f"{ready} replicas take requests"
+        message = f"{ready} {'replica takes' if ready == 1 else 'replicas take'} requests"
         return Condition(kind=AVAILABLE, status=True, reason=reasons.SOME_READY, message=message)
     draining = sum(pod.is_terminating for pod in observed.pods)
     if draining:
@@ -180,7 +180,8 @@ def _scheduled(observed: Observed, findings: tuple[Finding, ...]) -> Condition:
     finding = worst(finding for finding in findings if finding.reason in _UNSCHEDULED)
     if finding is not None:
         return Condition(kind=SCHEDULED, status=False, reason=finding.reason, message=finding.sentence)
-    message = f"{len(observed.living_pods)} pods have a node"
+    pods = len(observed.living_pods)
+    message = f"{pods} {'pod has' if pods == 1 else 'pods have'} a node"
     return Condition(kind=SCHEDULED, status=True, reason=reasons.ALL_SCHEDULED, message=message)
 
 

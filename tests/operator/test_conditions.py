@@ -48,6 +48,15 @@ def test_all_replicas_ready() -> None:
     assert "ScalingActive" not in found
 
 
+def test_one_is_told_as_one() -> None:
+    desired = a_desired(a_resource(replicas=2))
+
+    found = conditions(observed_as(desired, pods=pods(desired.revision, ready=1)), replicas=2)
+
+    assert found["Available"].message == "1 replica takes requests"
+    assert found["Scheduled"].message == "1 pod has a node"
+
+
 def test_ready_tells_what_the_missing_replica_does() -> None:
     desired = a_desired(a_resource(replicas=2))
     observed = observed_as(

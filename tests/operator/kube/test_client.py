@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from kubernetes.aio.config import incluster_config
 
 from octavo_operator.errors import ClusterError
 from octavo_operator.kube.client import KubeClient, proxy_of
@@ -194,3 +196,18 @@ async def test_watches_get_the_same_credentials(kube: KubeClient) -> None:
 
     assert credentials.token == "secret"
     assert credentials.server.startswith("http://127.0.0.1:")
+
+
+async def test_watches_get_the_token_of_the_pods_own_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library hands it over as "bearer TOKEN", in lower case."""
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", certifi.where())
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+
+    async with KubeClient.connect(None) as kube:
+        credentials = await kube.credentials()
+
+    assert credentials.token == "secret"
+    assert credentials.server == "https://127.0.0.1:6443"
