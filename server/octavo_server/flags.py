@@ -193,17 +193,27 @@ class Setting:
 
     def read(self, value: object, source: str) -> object:
         """The field's value from what `source` (a flag, a variable, a file) gave."""
-        if isinstance(value, list | tuple) and self.is_list:
-            return tuple(str(item) for item in value)
+        if self.is_list:
+            return self._read_list(value, source)
         if self.kind is bool and isinstance(value, bool):
             return value
         if isinstance(value, bool | list | dict | tuple) or value is None:
             raise ConfigError(f"{source} is {value!r}, which is no value for {self.flag}")
         return self._read_text(str(value), source)
 
+    def _read_list(self, value: object, source: str) -> tuple[str, ...]:
+        if isinstance(value, dict) or value is None:
+            raise ConfigError(f"{source} is {value!r}, which is no value for {self.flag}")
+        if isinstance(value, list | tuple):
+            items = tuple(str(item) for item in value)
+        else:
+            items = tuple(part.strip() for part in str(value).split(",") if part.strip())
+        # An unset variable behind --api-key must not open the server to everybody.
+        if not items or not all(items):
+            raise ConfigError(f"{source} is empty; give {self.flag} a value or leave it out")
+        return items
+
     def _read_text(self, text: str, source: str) -> object:
-        if self.is_list:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
         if self.choices:
             if text not in self.choices:
                 raise ConfigError(f"{source} is {text!r}, it must be one of {', '.join(self.choices)}")

@@ -55,7 +55,8 @@ def bench_serve(argv: Sequence[str]) -> int:
         max_tokens=values.max_tokens,
         temperature=values.temperature,
         ignore_eos=values.ignore_eos,
-        api_key=values.api_key or os.environ.get("OCTAVO_API_KEY", ""),
+        # The variable may hold all keys of a server.
+        api_key=values.api_key or os.environ.get("OCTAVO_API_KEY", "").split(",")[0].strip(),
         extra=_json_object(values.extra),
     )
     if values.token_ids and values.endpoint == "chat":

@@ -69,6 +69,16 @@ async def test_load_counts_what_the_server_counts(tokenizer_folder: Path, endpoi
         assert result.ttft.p50_ms is not None
 
 
+async def test_the_first_of_a_servers_keys_is_sent(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OCTAVO_API_KEY", "one, two")
+    async with fake_server(tokenizer_folder, api_key=("one", "two")) as server:
+        argv = ["bench", "serve", "--url", server.url, "--model", NAME, "-c", "1", "-n", "1", "--prompt-tokens", "4"]
+
+        assert await asyncio.to_thread(main, argv) == 0, capsys.readouterr()
+
+
 async def test_failures_are_counted_and_named(tokenizer_folder: Path) -> None:
     async with fake_server(tokenizer_folder) as server:
         refused = await run_load(Target(url=server.url, model="other"), ["x"], concurrency=1)

@@ -81,6 +81,21 @@ def test_keys_in_a_variable_are_separated_by_commas() -> None:
     assert read("m", env={"OCTAVO_API_KEY": "k1, k2"})[1].api_key == ("k1", "k2")
 
 
+@pytest.mark.parametrize(
+    ("argv", "env", "source"),
+    [
+        (["--api-key", ""], {}, "--api-key"),
+        (["--api-key", "k1", ""], {}, "--api-key"),
+        (["--served-model-name", ""], {}, "--served-model-name"),
+        ([], {"OCTAVO_API_KEY": ""}, "OCTAVO_API_KEY"),
+        ([], {"OCTAVO_API_KEY": " , "}, "OCTAVO_API_KEY"),
+    ],
+)
+def test_an_empty_key_or_name_is_refused_rather_than_open(argv: list[str], env: dict[str, str], source: str) -> None:
+    with pytest.raises(ConfigError, match=f"{source} is empty"):
+        read("m", *argv, env=env)
+
+
 def test_a_service_link_of_kubernetes_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _, server = read("m", env={"OCTAVO_PORT": "tcp://10.96.0.7:8000"})
