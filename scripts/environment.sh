@@ -69,7 +69,7 @@ make_environment() {
     local extras=$1 python uv stamp
     python=$(find_python)
     # The build of torch that was chosen once stays, unless another one is named.
-    [ -n "${UV_TORCH_BACKEND:-}" ] || [ ! -s "$VENV/.torch-backend" ] || export UV_TORCH_BACKEND=$(cat "$VENV/.torch-backend")
+    [ -n "${UV_TORCH_BACKEND:-}" ] || [ -z "$(cat "$VENV/.torch-backend" 2>/dev/null)" ] || export UV_TORCH_BACKEND=$(cat "$VENV/.torch-backend")
     stamp="$extras $("$python" -VV | tr '\n' ' ') ${UV_TORCH_BACKEND:-} $(cksum <"$ROOT/pyproject.toml")"
     # What a wider set of extras installed serves a narrower one too.
     if [ -f "$VENV/.octavo" ] && { [ "$(cat "$VENV/.octavo")" = "$stamp" ] || [ "$(cat "$VENV/.octavo")" = "dev${stamp#"$extras"}" ]; }; then return; fi
@@ -79,7 +79,7 @@ make_environment() {
     "$uv" pip install --python "$VENV/bin/python" -e "$ROOT[$extras]" >&2
     # Bytecode of what is always imported, so that read-only mounts and the first start find it.
     env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c 'import torch, transformers, aiohttp, gguf, tokenizers, safetensors.torch' >&2 || true
-    echo "${UV_TORCH_BACKEND:-}" >"$VENV/.torch-backend"
+    printf %s "${UV_TORCH_BACKEND:-}" >"$VENV/.torch-backend"
     echo "$stamp" >"$VENV/.octavo"
 }
 

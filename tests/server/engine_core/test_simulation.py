@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Callable
 from random import Random
 from statistics import mean
 
@@ -72,13 +73,18 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-def test_a_million_requests_leave_nothing_behind() -> None:
+def test_a_million_requests_leave_nothing_behind(record_property: Callable[[str, object], None]) -> None:
     simulator, report = soak(1_000_000)
+    record_property("requests", report.ended)
+    record_property("preemptions", report.preemptions)
+    record_property("largest_bookkeeping", report.largest_bookkeeping)
 
     check_nothing_is_left(simulator, report, 1_000_000)
 
 
-def test_kv_waste_on_chat_lengths_is_under_4_percent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kv_waste_on_chat_lengths_is_under_4_percent(
+    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> None:
     """ShareGPT's means (161 tokens of prompt, 338 of output); nothing shared, so that sharing does not flatter it."""
     config = SchedulerConfig(max_num_batched_tokens=2048, max_num_seqs=64, max_model_len=2048)
     traffic = Traffic(mean_prompt=161, mean_output=338, max_prompt=1024, arrivals_per_step=0.15, shared=0.0)
@@ -87,6 +93,8 @@ def test_kv_waste_on_chat_lengths_is_under_4_percent(capsys: pytest.CaptureFixtu
     report = simulator.run(traffic.requests(400, Random(2), vocabulary=1000))
 
     paged, contiguous = mean(report.waste), mean(report.contiguous_waste)
+    record_property("kv_waste", round(paged, 4))
+    record_property("contiguous_waste", round(contiguous, 4))
     with capsys.disabled():
         print(f"\nKV waste, ShareGPT-like mix: blocks of 16 {paged:.1%}, reserving the whole context {contiguous:.1%}")  # noqa: T201
     assert report.wrong == 0
