@@ -118,9 +118,11 @@ def read_gguf(path: Path) -> GGUFFile:
         num_tensors, num_pairs = reader.scalar(_U64), reader.scalar(_U64)
         metadata = {reader.string(): reader.value(reader.scalar(_U32)) for _ in range(num_pairs)}
         infos = [reader.tensor() for _ in range(num_tensors)]
-    except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1 or not all(shape for _, shape, _, _ in infos):
+            raise ValueError("no alignment, or a tensor without dimensions")
+    except (struct.error, ValueError, KeyError, MemoryError, OverflowError, RecursionError) as error:
         raise StartupError("ModelInvalid", f"{path} is truncated or damaged: its header cannot be read") from error
-    alignment = int(metadata.get("general.alignment", _DEFAULT_ALIGNMENT))
     data_start = -(-reader.offset // alignment) * alignment
     tensors = {
         name: GGUFTensor(name=name, shape=shape, type_code=code, start=data_start + offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,37 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
 
     assert caught.value.reason == "ModelInvalid"
     assert "model.gguf" in str(caught.value)
+
+
+def _header(*pairs: bytes, tensors: bytes = b"", num_tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, num_tensors, len(pairs)) + b"".join(pairs) + tensors
+
+
+def _pair(key: str, code: int, value: bytes) -> bytes:
+    return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", code) + value
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        _header(_pair("general.alignment", 4, struct.pack("<I", 0))),
+        _header(_pair("general.alignment", 8, struct.pack("<Q", 1) + b"x")),
+        _header(_pair("a", 9, struct.pack("<IQ", 9, 1) * 100_000)),
+        _header(_pair("a", 9, struct.pack("<IQ", 9, 2**60))),
+        _header(_pair("a", 9, struct.pack("<IQ", 4, 2**60))),
+        _header(_pair("a", 9, struct.pack("<IQ", 8, 2**62))),
+        _header(tensors=struct.pack("<Q1sIIQ", 1, b"t", 0, 0, 0), num_tensors=1),
+    ],
+    ids=["alignment 0", "alignment x", "nested", "arrays", "numbers", "strings", "a tensor without dimensions"],
+)
+def test_a_damaged_header_is_the_files_fault(tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(damaged)
+
+    with pytest.raises(StartupError, match="damaged") as raised:
+        read_gguf(path)
+
+    assert raised.value.reason == "ModelInvalid"
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
