@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,35 @@ from octavo_server.errors import ConfigError, StartupError
 )
 def test_a_cgroups_processors_bound_the_threads(limits: list[str], expected: int | None) -> None:
     assert cpu_quota(limits) == expected
+
+
+@pytest.mark.parametrize("given", [{"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_spin_as_a_person_has_set(given: dict[str, str]) -> None:
+    env = dict(given)
+
+    build.bound_spinning(env)
+
+    assert env == given
+
+
+def test_threads_sleep_soon_because_it_is_said_before_torch_is_imported(tiny_model: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from octavo_server import LLM\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "LLM(sys.argv[1])\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+
+    done = subprocess.run([sys.executable, "-c", script, str(tiny_model)], env=env, capture_output=True, check=True)
+
+    assert done.stdout.decode().strip() == str(build.OMP_SPINS)
 
 
 def test_stages_are_walked_and_bytes_counted(tiny_model: Path) -> None:
