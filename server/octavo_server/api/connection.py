@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from octavo_server.api.error_response import REQUEST_ID_HEADER, ApiError, as_api_error, error_response
+from octavo_server.api.error_response import REQUEST_ID_HEADER, ApiError, error_response
 from octavo_server.api.state import new_id
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,7 @@ class Connection(web.RequestHandler):
             logger.debug("a client sent what is no HTTP: %s", detail)
         else:
             logger.error("a request failed outside of its handler", exc_info=exc)
-            error = as_api_error(RuntimeError())
-            error.close = True
+            error = ApiError(500, "the server failed on this request", code="internal_error", close=True)
         response = error_response(error)
         response.headers[REQUEST_ID_HEADER] = new_id()
         return response

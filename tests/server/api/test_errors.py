@@ -258,6 +258,21 @@ async def test_a_body_that_is_not_what_its_headers_say(
     assert (found, error["code"]) == (status, code)
 
 
+async def test_what_fails_outside_of_any_handler_is_a_500_of_the_one_shape(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: str) -> str:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("octavo_server.api.middleware._clean_id", fail)
+
+    status, error = await exchange(server, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert (status, error["code"]) == (500, "internal_error")
+    assert "secret" not in error["message"]
+    assert "secret" in caplog.text
+
+
 async def test_a_body_that_stops_coming_is_a_408(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("octavo_server.api.body.READ_TIMEOUT_S", 0.05)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
