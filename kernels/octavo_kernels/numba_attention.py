@@ -95,7 +95,6 @@ def _attend_tile(num_heads: int, e: Emitter, *arguments: Any) -> None:
         tile_peak = e.call("llvm.vector.reduce.fmax.v16f32", FLOAT, score)
         peak = e.call("llvm.maxnum.f32", FLOAT, old_peak, tile_peak)
         weight = e.exp2(b.fsub(score, e.splat(peak)))
-        weight = b.select(present, weight, e.constant(FLOATS, 0.0))
         shrink = e.exp2(e.splat(b.fsub(old_peak, peak)))
         total = b.fadd(b.fmul(old_sum, b.extract_element(shrink, WORD(0))), e.lane_sum(weight))
         e.store(peak, state, 8 * head)

@@ -18,7 +18,7 @@ from octavo_kernels.errors import KernelError
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.numba_dot import tile_function
 from octavo_kernels.numba_linear import activation_buffers, linear, pack
-from octavo_kernels.numba_threads import ThreadPool
+from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, wait
 from octavo_kernels.quantized_weight import QuantizedWeight, quantize, stack
 
 WITHIN_8_BITS = 0.02
@@ -132,6 +132,33 @@ def test_work_is_whole_without_the_threads_that_do_not_come() -> None:
     out = linear(x, packed, pool)
 
     assert torch.equal(out, linear(x, packed, ThreadPool(1)))
+
+
+@numba.njit(nogil=True)
+def _slow_pieces(thread, threads, values, seen):  # type: ignore[no-untyped-def]
+    """Each piece takes milliseconds; the caller's thread then looks at what all have written."""
+    pieces = num_pieces(values.shape[0], threads)
+    start, end = claim(values.shape[0], pieces, 0, threads)
+    while start < end:
+        for i in range(start, end):
+            total = 0.0
+            for step in range(100_000):
+                total += np.sin(step + i)
+            values[i] = 1.0 if total != 0.0 else 2.0
+        finish(0, threads)
+        start, end = claim(values.shape[0], pieces, 0, threads)
+    wait(pieces, 0, threads)
+    if thread == 0:
+        seen[0] = values.sum()
+
+
+def test_a_phase_ends_when_every_begun_piece_is_done() -> None:
+    pool, seen = ThreadPool(4), np.zeros(1)
+
+    for _ in range(10):
+        pool.run(_slow_pieces, 1, np.zeros(16), seen)
+
+        assert seen[0] == 16.0
 
 
 def test_a_forgotten_pool_ends_its_threads() -> None:
