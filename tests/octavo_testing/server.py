@@ -137,14 +137,30 @@ class GatedRunner:
     def __init__(self, inner: ModelRunner) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.closes_after: int | None = None
+        """Steps after which the gate closes by itself; None: never."""
         self.breaks = False
         """Raise at every step."""
         self.num_steps = 0
         self._inner = inner
 
+    def let_through(self, num_steps: int) -> None:
+        """Opens the gate for so many steps and no more, however fast they are."""
+        self.closes_after = num_steps
+        self.gate.set()
+
+    def open(self) -> None:
+        """Opens the gate for good."""
+        self.closes_after = None
+        self.gate.set()
+
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         assert self.gate.wait(timeout=60), "a test left the gate closed"
         self.num_steps += 1
+        if self.closes_after is not None:
+            self.closes_after -= 1
+            if self.closes_after == 0:
+                self.gate.clear()
         if self.breaks or any(set(item.sequence.request.prompt_token_ids) == {POISON} for item in output.scheduled):
             raise RuntimeError("poisoned")
         return self._inner.execute(output)

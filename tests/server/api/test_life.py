@@ -105,13 +105,12 @@ async def test_blocks_are_free_after_a_client_went_away(server: Server, stream: 
     request = asyncio.create_task(server.post(COMPLETIONS, body))
     await server.until(lambda: server.state.engine.num_unfinished == 1)
     if stage == "running":
-        runner.gate.set()
+        runner.let_through(2)
         await server.until(lambda: server.state.engine.snapshot.kv_usage > 0)
-        runner.gate.clear()
 
     request.cancel()
     await server.until(lambda: server.state.engine.num_unfinished == 0, timeout_s=1)
-    runner.gate.set()
+    runner.open()
     await server.until(lambda: server.state.num_active == 0, timeout_s=1)
     await server.until(lambda: not server.fake.loaded.engine.has_work, timeout_s=1)  # type: ignore[union-attr]
     # One more request makes the engine report, whatever it reported last.

@@ -105,12 +105,11 @@ async def test_gauges_show_what_runs_and_waits_and_pressure_is_not_capped(tokeni
             for _ in range(6)
         ]
         await server.until(lambda: server.state.engine.num_unfinished == 6)
-        server.fake.runner.gate.set()
+        server.fake.runner.let_through(1)
         await server.until(lambda: server.state.engine.snapshot.num_waiting == 4)
-        server.fake.runner.gate.clear()
         load = (await server.get("/load")).json
         shown = {name: await server.metric(name) for name in GAUGES}
-        server.fake.runner.gate.set()
+        server.fake.runner.open()
         await asyncio.gather(*tasks)
 
         assert (load["running"], load["waiting"]) == (2, 4)
