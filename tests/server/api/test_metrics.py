@@ -105,7 +105,7 @@ async def test_gauges_show_what_runs_and_waits_and_pressure_is_not_capped(tokeni
             for _ in range(6)
         ]
         await server.until(lambda: server.state.engine.num_unfinished == 6)
-        server.fake.runner.let_through(1)
+        server.fake.runner.let_through(3)
         await server.until(lambda: server.state.engine.snapshot.num_waiting == 4)
         load = (await server.get("/load")).json
         shown = {name: await server.metric(name) for name in GAUGES}
