@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 def bench_serve(argv: Sequence[str]) -> int:
     """Streams requests at each concurrency and prints one row each; 1 where any request failed."""
-    values = _serve_parser().parse_strictly(argv)
+    values = serve_parser().parse_strictly(argv)
     target = Target(
         url=values.url.rstrip("/").removesuffix("/v1"),
         model=values.model,
@@ -94,10 +94,7 @@ async def _measure(target: Target, values: argparse.Namespace) -> list[LoadResul
 
 def bench_throughput(argv: Sequence[str]) -> int:
     """Runs batches of random token ids through the engine, without HTTP, and prints one row a batch size."""
-    parser = FlagParser(prog="octavo bench throughput", description="Measure the engine alone, in this process.")
-    add_flags(parser, EngineConfig)
-    _add_shape(parser)
-    values = parser.parse_strictly(argv)
+    values = throughput_parser().parse_strictly(argv)
     config = build(EngineConfig, read_settings(values, os.environ, EngineConfig))
     from octavo_server.llm import LLM
 
@@ -134,7 +131,7 @@ def _run_batch(llm: Any, size: int, prompt_tokens: int, max_tokens: int, seed: i
     }
 
 
-def _serve_parser() -> FlagParser:
+def serve_parser() -> FlagParser:
     parser = FlagParser(prog="octavo bench serve", description="Measure a running OpenAI-compatible server.")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the server (default: %(default)s)")
     parser.add_argument("--model", required=True, help="the served name")
@@ -155,6 +152,13 @@ def _serve_parser() -> FlagParser:
     )
     parser.add_argument("--api-key", default="", help="default: OCTAVO_API_KEY")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    _add_shape(parser)
+    return parser
+
+
+def throughput_parser() -> FlagParser:
+    parser = FlagParser(prog="octavo bench throughput", description="Measure the engine alone, in this process.")
+    add_flags(parser, EngineConfig)
     _add_shape(parser)
     return parser
 
