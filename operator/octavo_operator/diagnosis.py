@@ -6,6 +6,7 @@ Never guesses: a state that is not in these tables is told as Kubernetes tells i
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -174,9 +175,17 @@ def _ended(pod: Pod, startup: Startup | None) -> Finding | None:
     if ended.get("reason") == "OOMKilled":
         what = f"pod {pod.name} was killed for want of memory; raise resources.memory{restarts}"
         return Finding(reason=reasons.HOST_OUT_OF_MEMORY, sentence=what)
-    said = f": {quote(str(ended['message']))}" if ended.get("message") else ""
-    what = f"pod {pod.name}: the server ended with exit code {ended.get('exitCode')}{restarts}{said}"
+    said = f": {quote_end(str(ended['message']))}" if ended.get("message") else ""
+    what = f"pod {pod.name}: the server ended with exit code {_exit_text(ended.get('exitCode'))}{restarts}{said}"
     return Finding(reason=reasons.ENGINE_CRASHED, sentence=what)
+
+
+def _exit_text(code: object) -> str:
+    """With the signal's name where a signal ended the process."""
+    try:
+        return f"{code} ({signal.Signals(int(str(code)) - 128).name})"
+    except ValueError:
+        return str(code)
 
 
 def last_words(text: str) -> Finding | None:
@@ -203,7 +212,9 @@ def _loading(pod: Pod, startup: Startup | None) -> Finding:
     if startup.stage == "failed":
         said = f": {quote(startup.message)}" if startup.message else ""
         return Finding(reason=reasons.ENGINE_CRASHED, sentence=f"pod {pod.name} failed to start{said}")
-    return Finding(reason=reasons.PROBE_FAILED, sentence=f"pod {pod.name} has started, but its readiness probe fails")
+    return Finding(
+        reason=reasons.PROBE_FAILED, sentence=f"pod {pod.name} has started, but its readiness probe has not passed"
+    )
 
 
 def _progress(startup: Startup) -> str:
@@ -218,3 +229,9 @@ def quote(text: str) -> str:
     """One bounded line of somebody else's words."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_QUOTE else f"{line[: MAX_QUOTE - 1]}…"
+
+
+def quote_end(text: str) -> str:
+    """As `quote`, but the end: a log tells its cause last."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_QUOTE else f"…{line[1 - MAX_QUOTE :]}"

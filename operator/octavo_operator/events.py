@@ -31,6 +31,9 @@ def make_event(
         return None
     if new.get("reason") not in NOTEWORTHY:
         return None
+    if new["reason"] == reasons.PROBE_FAILED and old.get("status") != "True":
+        # At the end of each start the server is ready a moment before the kubelet asks it.
+        return None
     metadata = resource["metadata"]
     stamp = now.astimezone(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return {

@@ -108,7 +108,12 @@ STATES: dict[str, tuple[dict[str, Any], str, str]] = {
         reasons.HOST_OUT_OF_MEMORY,
         "raise resources.memory (restart 1)",
     ),
-    "crash": ({"state": ended(139, "Segmentation fault")}, reasons.ENGINE_CRASHED, "exit code 139: Segmentation fault"),
+    "crash": (
+        {"state": ended(139, "Segmentation fault")},
+        reasons.ENGINE_CRASHED,
+        "exit code 139 (SIGSEGV): Segmentation fault",
+    ),
+    "killed by nobody's known signal": ({"state": ended(255)}, reasons.ENGINE_CRASHED, "exit code 255"),
     "crash without words": ({"state": ended(2)}, reasons.ENGINE_CRASHED, "the server ended with exit code 2"),
     "crash that starts again": (
         running(restartCount=1, lastState=ended(1, termination_log("GPUOutOfMemory", "too big"))),
@@ -164,6 +169,15 @@ def test_old_crash_is_not_blamed_for_a_server_that_has_started() -> None:
     pod = a_pod(server=running(lastState=ended(1)))
 
     assert found(pod, Startup(stage="ready")).reason == reasons.PROBE_FAILED
+
+
+def test_crash_is_told_by_the_end_of_its_log() -> None:
+    log = "Traceback (most recent call last):\n" + '  File "x.py", line 1\n' * 60 + "ValueError: the cause"
+    finding = found(a_pod(server={"state": ended(1, log)}))
+
+    assert finding.sentence.endswith("ValueError: the cause")
+    assert ": …" in finding.sentence
+    assert len(finding.sentence) < MAX_QUOTE + 100
 
 
 def test_pod_without_containers_is_being_made() -> None:

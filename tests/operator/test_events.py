@@ -23,6 +23,8 @@ def status(ready: str, reason: str) -> dict[str, Any]:
         (status("True", "AllReplicasReady"), status("False", "InsufficientGPU"), "Warning"),
         (status("False", "InsufficientGPU"), status("False", "InsufficientGPU"), None),
         (status("False", "Starting"), status("False", "LoadingWeights"), None),
+        (status("False", "WarmingUp"), status("False", "ProbeFailed"), None),
+        (status("True", "AllReplicasReady"), status("False", "ProbeFailed"), "Warning"),
     ],
 )
 def test_only_news_for_people_become_events(old: dict[str, Any] | None, new: dict[str, Any], kind: str | None) -> None:

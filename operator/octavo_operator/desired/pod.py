@@ -84,7 +84,7 @@ def _container(resource: ModelDeployment, settings: PodSettings) -> dict[str, An
         "image": settings.image if has_gpu else settings.image_cpu,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["octavo"],
-        "args": ["serve", *render_server_args(spec, resource.name)],
+        "args": _args(resource),
         "ports": [{"name": names.PORT_NAME, "containerPort": SERVER_PORT, "protocol": "TCP"}],
         "env": _env(resource),
         "resources": _resources(resource),
@@ -102,6 +102,13 @@ def _container(resource: ModelDeployment, settings: PodSettings) -> dict[str, An
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(resource),
     }
+
+
+def _args(resource: ModelDeployment) -> list[str]:
+    """A server that was given a GPU and finds none must say so and not creep on the CPU; extraArgs have the last word."""
+    model, *flags = render_server_args(resource.spec, resource.name)
+    device = ["--device=cuda"] if resource.spec.resources.gpu.count > 0 else []
+    return ["serve", model, *device, *flags]
 
 
 def _env(resource: ModelDeployment) -> list[dict[str, Any]]:

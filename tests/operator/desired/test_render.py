@@ -97,6 +97,13 @@ def test_gpu_pod_asks_for_its_gpu_and_keeps_its_root_writable() -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"] is False
 
 
+def test_server_of_a_gpu_pod_must_find_the_gpu_unless_its_own_flags_say_otherwise() -> None:
+    args = server(engine={"extraArgs": ["--device=auto"]})["args"]
+
+    assert args.index("--device=cuda") < args.index("--device=auto")
+    assert not [arg for arg in server(resources={"gpu": {"count": 0}})["args"] if arg.startswith("--device")]
+
+
 def test_cpu_pod_takes_the_cpu_image_and_a_read_only_root() -> None:
     container = server(resources={"gpu": {"count": 0}})
 
