@@ -1,6 +1,7 @@
 """Events for `kubectl describe`: one when Ready turns, or when it is false for another reason that needs a person.
 
-Passing stages of a start (loading, warming up) are in the status, not in events.
+Passing stages of a start (loading, warming up) are in the status, not in events. They are of the core group, because
+`kubectl describe` sorts by `lastTimestamp`, which events.k8s.io does not let a writer set.
 """
 
 from __future__ import annotations
@@ -35,19 +36,23 @@ def make_event(
         # At the end of each start the server is ready a moment before the kubelet asks it.
         return None
     metadata = resource["metadata"]
-    stamp = now.astimezone(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    at = now.astimezone(datetime.UTC).replace(tzinfo=None)
+    second = f"{at.isoformat(timespec='seconds')}Z"
     return {
         "apiVersion": EVENT.api_version,
         "kind": EVENT.name,
         "metadata": {"namespace": metadata["namespace"], "generateName": f"{metadata['name']}-"},
-        "eventTime": stamp,
+        "eventTime": f"{at.isoformat(timespec='microseconds')}Z",
+        "firstTimestamp": second,
+        "lastTimestamp": second,
+        "count": 1,
         "type": "Normal" if new["status"] == "True" else "Warning",
         "reason": new["reason"],
-        "note": new["message"][:MAX_NOTE],
+        "message": new["message"][:MAX_NOTE],
         "action": "Reconcile",
-        "reportingController": CONTROLLER,
+        "reportingComponent": CONTROLLER,
         "reportingInstance": identity,
-        "regarding": {
+        "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "namespace": metadata["namespace"],

@@ -113,7 +113,7 @@ class Reconciler:
         event = make_event(observed.resource, status, identity=self._identity, now=self._now())
         if event is None:
             return
-        said = {"resource": "/".join(_name(observed)), "reason": event["reason"], "note": event["note"]}
+        said = {"resource": "/".join(_name(observed)), "reason": event["reason"], "note": event["message"]}
         logger.info("readiness changed", extra=said)
         try:
             await self._kube.create(EVENT.path(event["metadata"]["namespace"]), event)

@@ -26,7 +26,7 @@ COLLECTIONS = {
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
     "HorizontalPodAutoscaler": "/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
-    "Event": "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
+    "Event": "/api/v1/namespaces/{namespace}/events",
 }
 MERGE = "application/merge-patch+json"
 

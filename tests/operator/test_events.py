@@ -37,7 +37,19 @@ def test_event_is_about_the_resource_and_bounded() -> None:
     event = make_event(a_manifest(), status("False", "ModelNotFound"), identity="op-1", now=AT)
 
     assert event is not None
-    assert event["regarding"]["kind"] == "ModelDeployment"
+    assert event["involvedObject"]["kind"] == "ModelDeployment"
     assert event["reason"] == "ModelNotFound"
     assert event["eventTime"] == "2026-01-02T00:00:00.000000Z"
-    assert len(event["note"]) == 1024
+    assert len(event["message"]) == 1024
+
+
+def test_event_bears_the_time_by_which_describe_sorts() -> None:
+    event = make_event(a_manifest(), status("False", "ModelNotFound"), identity="op-1", now=AT)
+
+    assert event is not None
+    assert (event["apiVersion"], event["firstTimestamp"], event["lastTimestamp"], event["count"]) == (
+        "v1",
+        "2026-01-02T00:00:00Z",
+        "2026-01-02T00:00:00Z",
+        1,
+    )

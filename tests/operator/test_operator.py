@@ -326,8 +326,8 @@ def test_restarted_operator_finds_all_as_it_should_be(
 
 
 def _notes(namespace: Namespace) -> list[str]:
-    path = f"/apis/events.k8s.io/v1/namespaces/{namespace.name}/events"
-    return [item["note"] for item in namespace.server.request("GET", path).body["items"]]
+    path = f"/api/v1/namespaces/{namespace.name}/events"
+    return [item["message"] for item in namespace.server.request("GET", path).body["items"]]
 
 
 def _admitted(namespace: Namespace) -> list[str]:

@@ -37,7 +37,7 @@ SERVICE_ACCOUNT = Kind(name="ServiceAccount", group="", version="v1", plural="se
 PDB = Kind(name="PodDisruptionBudget", group="policy", version="v1", plural="poddisruptionbudgets")
 HPA = Kind(name="HorizontalPodAutoscaler", group="autoscaling", version="v2", plural="horizontalpodautoscalers")
 POD = Kind(name="Pod", group="", version="v1", plural="pods")
-EVENT = Kind(name="Event", group="events.k8s.io", version="v1", plural="events", selector="")
+EVENT = Kind(name="Event", group="", version="v1", plural="events", selector="")
 LEASE = Kind(name="Lease", group="coordination.k8s.io", version="v1", plural="leases", selector="")
 
 OWNED = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, PDB, HPA)
