@@ -116,6 +116,9 @@ def _ready(resource: ModelDeployment, desired: Desired, observed: Observed, find
     finding = _missing(resource, findings)
     serving = len(observed.ready_pods()) - ready
     still = f"; {serving} of the revision before still serve" if serving else ""
+    stays_at_zero = resource.spec.scaling is None or resource.may_sleep
+    if serving and stays_at_zero and observed.lacks_room(desired.revision):
+        still += "; to swap without free room, scale to 0 and back"
     return Condition(kind=READY, status=False, reason=finding.reason, message=f"{count}; {finding.sentence}{still}")
 
 

@@ -113,6 +113,19 @@ def test_rollout_names_both_revisions_and_who_still_serves() -> None:
     assert found["Ready"].message.endswith("; 1 of the revision before still serve")
 
 
+def test_rollout_that_waits_for_the_room_of_the_serving_revision_says_the_way_out() -> None:
+    desired = a_desired()
+    stuck = a_pod("x", revision=desired.revision, unschedulable="0/1 nodes: 1 Insufficient nvidia.com/gpu")
+    observed = an_observed(*desired.objects, a_deployment("old"), pods=(*pods("old", ready=1), stuck))
+
+    found = conditions(observed)
+
+    assert found["Ready"].reason == reasons.INSUFFICIENT_GPU
+    assert found["Ready"].message.endswith("still serve; to swap without free room, scale to 0 and back")
+    with_scaling = conditions(observed, scaling={"minReplicas": 1, "maxReplicas": 2})
+    assert with_scaling["Ready"].message.endswith("still serve"), "the operator would write minReplicas over the 0"
+
+
 def test_stuck_rollout_says_why_in_both_conditions() -> None:
     desired = a_desired()
     crashed = waiting("CrashLoopBackOff", lastState=ended(1, termination_log("ModelNotFound", "no such model")))
