@@ -45,6 +45,9 @@ async def a_watching_source(server: ApiServer) -> AsyncIterator[tuple[KubeSource
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await transport.close()
+        # A cut TLS stream says goodbye first; a loop that ends before leaves its socket to the collector.
+        selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+        await until(lambda: len(selector.get_map()) == 1)
 
 
 async def call(server: ApiServer, method: str, path: str, body: Any = None, **options: Any) -> Any:
