@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
-from octavo_server.api import chat, completions, life, models, tokens
+from octavo_server.api.endpoint import TABLE
 from octavo_server.api.error_response import ApiError, error_response
-from octavo_server.api.middleware import errors, require_key, set_request_id_header
+from octavo_server.api.middleware import COUNTED, OPEN, errors, require_key, set_request_id_header
+from octavo_server.api.routes import ENDPOINTS
 from octavo_server.api.state import STATE
 
 if TYPE_CHECKING:
-    from octavo_server.api.middleware import Handler
+    from octavo_server.api.endpoint import Handler
     from octavo_server.api.state import ServerState
-
-ROUTES: dict[tuple[str, str], Handler] = {
-    ("POST", "/v1/chat/completions"): chat.chat_completions,
-    ("POST", "/v1/completions"): completions.completions,
-    ("GET", "/v1/models"): models.list_models,
-    ("GET", "/v1/models/{id:.+}"): models.get_model,
-    ("POST", "/tokenize"): tokens.tokenize,
-    ("POST", "/detokenize"): tokens.detokenize,
-    ("GET", "/health"): life.health,
-    ("GET", "/ready"): life.ready,
-    ("GET", "/startup"): life.startup,
-    ("GET", "/load"): life.load,
-    ("GET", "/version"): life.version_,
-    ("GET", "/metrics"): life.metrics,
-}
-
-GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 def make_app(state: ServerState) -> web.Application:
@@ -39,12 +24,13 @@ def make_app(state: ServerState) -> web.Application:
         middlewares=[errors, require_key, count_active], client_max_size=state.config.max_request_bytes
     )
     app[STATE] = state
-    for (method, path), handler in ROUTES.items():
+    app[TABLE] = ENDPOINTS
+    app[COUNTED] = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.generates)
+    app[OPEN] = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.is_open)
+    for endpoint in ENDPOINTS:
         # A GET answers HEAD too.
-        if method == "GET":
-            app.router.add_get(path, handler, expect_handler=answer_expectation)
-        else:
-            app.router.add_post(path, handler, expect_handler=answer_expectation)
+        add = app.router.add_get if endpoint.method == "GET" else partial(app.router.add_route, endpoint.method)
+        add(endpoint.path, endpoint.handler, expect_handler=answer_expectation)
     app.on_response_prepare.append(set_request_id_header)
     return app
 
@@ -66,7 +52,7 @@ async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
 @web.middleware
 async def count_active(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Counts generation handlers, so that draining knows when the last answer has been written."""
-    if request.path not in GENERATING:
+    if request.path not in request.app[COUNTED]:
         return await handler(request)
     state = request.app[STATE]
     state.num_active += 1

@@ -6,7 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.body import read_json
+from octavo_server.api.endpoint import Endpoint
 from octavo_server.api.generation import Output, answer, encode_prompt, generation_of, make_requests
+from octavo_server.api.generation_schemas import CHAT_ANSWERS, CHAT_BODY, CHAT_EXAMPLE
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs_json, shown_tokens
 from octavo_server.api.schemas import ChatRequest, parse_chat
 from octavo_server.api.state import STATE
@@ -110,3 +112,18 @@ class ChatShape:
         if self._options.params.logprobs is None:
             return None
         return {"content": chat_logprobs(items, self._tokens), "refusal": None}
+
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=chat_completions,
+        tag="generation",
+        summary="Answers a conversation",
+        body=CHAT_BODY,
+        examples=(CHAT_EXAMPLE,),
+        answers=CHAT_ANSWERS,
+        generates=True,
+    ),
+)

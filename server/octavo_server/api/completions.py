@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.body import read_json
+from octavo_server.api.endpoint import Endpoint
 from octavo_server.api.generation import Output, answer, encode_prompt, generation_of, make_requests
+from octavo_server.api.generation_schemas import COMPLETION_ANSWERS, COMPLETION_BODY, COMPLETION_EXAMPLE
 from octavo_server.api.logprobs import CompletionLogprobs, prompt_logprobs_json, shown_tokens
 from octavo_server.api.schemas import CompletionRequest, parse_completion
 from octavo_server.api.state import STATE
@@ -135,3 +137,18 @@ class CompletionShape:
             return maker.of_output(items)
         before, after = maker.of_prompt(prompt, output.prompt_logprobs), maker.of_output(items)
         return {name: before[name] + after[name] for name in before}
+
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST",
+        path="/v1/completions",
+        handler=completions,
+        tag="generation",
+        summary="Continues prompts",
+        body=COMPLETION_BODY,
+        examples=(COMPLETION_EXAMPLE,),
+        answers=COMPLETION_ANSWERS,
+        generates=True,
+    ),
+)

@@ -6,7 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
+from octavo_server.api.endpoint import Answer, Endpoint, json_answer
 from octavo_server.api.error_response import ApiError
+from octavo_server.api.json_schema import boolean, integer, number, record, text
 from octavo_server.api.state import STATE
 from octavo_server.engine.async_engine import EngineState
 from octavo_server.metrics import CONTENT_TYPE
@@ -76,3 +78,92 @@ def octavo_version() -> str:
         return version("octavo")
     except PackageNotFoundError:
         return "unknown"
+
+
+_STATUS = record({"status": text()})
+
+ENDPOINTS = (
+    Endpoint(
+        method="GET",
+        path="/health",
+        handler=health,
+        tag="life",
+        summary="Whether the server lives; 503 when it is stuck or dead",
+        answers=json_answer("It lives.", _STATUS),
+        errors=(503,),
+        is_open=True,
+        needs_engine=False,
+    ),
+    Endpoint(
+        method="GET",
+        path="/ready",
+        handler=ready,
+        tag="life",
+        summary="Whether requests are served now",
+        answers=json_answer("They are.", _STATUS),
+        is_open=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/startup",
+        handler=startup,
+        tag="life",
+        summary="How far the start has come",
+        answers=json_answer(
+            "The stage and what it has done.",
+            record(
+                {
+                    "stage": text(),
+                    "bytes": integer(0),
+                    "total_bytes": integer(0),
+                    "stage_seconds": {"type": "object", "additionalProperties": number(0)},
+                    "message": text(),
+                }
+            ),
+        ),
+        is_open=True,
+        needs_engine=False,
+    ),
+    Endpoint(
+        method="GET",
+        path="/load",
+        handler=load,
+        tag="life",
+        summary="How busy the server is",
+        answers=json_answer(
+            "What autoscalers and gateways read.",
+            record(
+                {
+                    "pressure": number(0),
+                    "running": integer(0),
+                    "waiting": integer(0),
+                    "draining": boolean(),
+                    "requests_total": integer(0),
+                    "kv_usage": number(0, 1),
+                }
+            ),
+        ),
+        is_open=True,
+        needs_engine=False,
+    ),
+    Endpoint(
+        method="GET",
+        path="/version",
+        handler=version_,
+        tag="life",
+        summary="The version of Octavo",
+        answers=json_answer("The installed distribution's.", record({"version": text()})),
+        is_open=True,
+        needs_engine=False,
+    ),
+    Endpoint(
+        method="GET",
+        path="/metrics",
+        handler=metrics,
+        tag="life",
+        summary="Prometheus metrics, under vLLM's names",
+        answers={200: Answer(description="Prometheus text.", content={CONTENT_TYPE.split(";")[0]: text()})},
+        is_open=True,
+        needs_engine=False,
+    ),
+)

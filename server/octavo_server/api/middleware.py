@@ -17,17 +17,17 @@ from octavo_server.api.error_response import REQUEST_ID_HEADER, ApiError, as_api
 from octavo_server.api.state import STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    from octavo_server.api.endpoint import Handler
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 MAX_REQUEST_ID_CHARS = 128
 
-_PROTECTED = ("/v1/", "/tokenize", "/detokenize")
-_COUNTED = ("/v1/chat/completions", "/v1/completions")
+COUNTED = web.AppKey("counted", frozenset[str])
+"""Paths whose refusals are counted, and for whose handlers a drain waits: those that run the model."""
+OPEN = web.AppKey("open", frozenset[str])
+"""Paths that need no key."""
 
 
 async def set_request_id_header(request: web.Request, response: web.StreamResponse) -> None:
@@ -56,7 +56,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = api_error.status
         if status >= 500 and not isinstance(error, ApiError):
             logger.exception("a request failed", extra={"request_id": request[REQUEST_ID]})
-        if request.path in _COUNTED:
+        if request.path in request.app[COUNTED]:
             state.metrics.record_rejected(api_error.reason)
         return error_response(api_error)
     finally:
@@ -73,9 +73,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def require_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Where keys are configured, refuses /v1, /tokenize and /detokenize without one of them."""
+    """Where keys are configured, refuses what is not open without one of them."""
     keys = request.app[STATE].config.api_key
-    if keys and request.path.startswith(_PROTECTED):
+    if keys and request.path not in request.app[OPEN]:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not _is_known(given.strip(), keys):
             raise ApiError(

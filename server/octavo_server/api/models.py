@@ -6,6 +6,8 @@ from typing import Any
 
 from aiohttp import web
 
+from octavo_server.api.endpoint import Endpoint, json_answer
+from octavo_server.api.json_schema import MODEL, array, integer, one_of, optional, record, text
 from octavo_server.api.state import STATE, ServerState
 
 
@@ -36,3 +38,37 @@ def _model(state: ServerState, name: str) -> dict[str, Any]:
         "parent": None,
         "max_model_len": loaded.engine.limits.max_sequence_tokens,
     }
+
+
+_MODEL_OBJECT = record(
+    {
+        "id": MODEL,
+        "object": one_of("model"),
+        "created": integer(0),
+        "owned_by": text(),
+        "root": text(),
+        "parent": optional(text()),
+        "max_model_len": integer(1),
+    }
+)
+
+ENDPOINTS = (
+    Endpoint(
+        method="GET",
+        path="/v1/models",
+        handler=list_models,
+        tag="models",
+        summary="The models that are served here",
+        answers=json_answer("All of them.", record({"object": one_of("list"), "data": array(_MODEL_OBJECT)})),
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/models/{id:.+}",
+        handler=get_model,
+        tag="models",
+        summary="One model",
+        answers=json_answer("The model.", _MODEL_OBJECT),
+        parameters=({"name": "id", "in": "path", "required": True, "schema": MODEL},),
+        errors=(404,),
+    ),
+)

@@ -8,10 +8,15 @@ from aiohttp import web
 
 from octavo_server.api.body import read_json
 from octavo_server.api.chat import render
+from octavo_server.api.endpoint import Endpoint, json_answer
 from octavo_server.api.fields import Fields
 from octavo_server.api.generation import ignored_headers
+from octavo_server.api.generation_schemas import CHAT_BODY, CHAT_EXAMPLE
+from octavo_server.api.json_schema import MODEL, TOKEN_ID, any_of, array, boolean, integer, obj, optional, record, text
 from octavo_server.api.schemas import parse_chat
 from octavo_server.api.state import STATE
+
+_MAX_TOKENS = 2**20
 
 
 async def tokenize(http: web.Request) -> web.Response:
@@ -19,13 +24,13 @@ async def tokenize(http: web.Request) -> web.Response:
     state = http.app[STATE]
     loaded = state.ready_engine()
     body = await read_json(http)
-    if body.get("messages") is not None:
+    fields = Fields(body)
+    if fields.get("messages") is not None:
         chat = parse_chat({**body, "model": body.get("model") or state.model_names[0]}, loaded.defaults)
         state.check_model(chat.options.model)
         ignored = chat.options.ignored
         ids = await asyncio.to_thread(render, loaded, chat)
     else:
-        fields = Fields(body)
         state.check_model(fields.text("model") or state.model_names[0])
         prompt = fields.text("prompt")
         if prompt is None:
@@ -43,7 +48,7 @@ async def detokenize(http: web.Request) -> web.Response:
     loaded = state.ready_engine()
     fields = Fields(await read_json(http))
     state.check_model(fields.text("model") or state.model_names[0])
-    ids = fields.array("tokens", max_items=2**20)
+    ids = fields.array("tokens", max_items=_MAX_TOKENS)
     size = loaded.engine.limits.vocab_size
     if ids is None or not all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < size for item in ids
@@ -51,3 +56,50 @@ async def detokenize(http: web.Request) -> web.Response:
         raise fields.fail("tokens", f"an array of token ids from 0 to {size - 1}")
     text = await asyncio.to_thread(loaded.tokenizer.decode, ids, skip_special_tokens=False)
     return web.json_response({"prompt": text})
+
+
+_PROMPT_BODY = obj(
+    {
+        "model": optional(MODEL),
+        "prompt": text(),
+        "add_special_tokens": optional(boolean()),
+        "messages": {"type": "null"},
+    },
+    required=("prompt",),
+)
+_CHAT_BODY = {
+    **CHAT_BODY,
+    "properties": {**CHAT_BODY["properties"], "model": optional(MODEL)},
+    "required": ["messages"],
+}
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST",
+        path="/tokenize",
+        handler=tokenize,
+        tag="tokens",
+        summary="Token ids of a prompt, or of messages as the chat template renders them",
+        body=any_of(_PROMPT_BODY, _CHAT_BODY),
+        examples=({"prompt": "What is a pod?"}, {"messages": CHAT_EXAMPLE["messages"]}),
+        answers=json_answer(
+            "The token ids.",
+            record({"tokens": array(TOKEN_ID), "count": integer(0), "max_model_len": integer(1)}),
+        ),
+        errors=(404,),
+    ),
+    Endpoint(
+        method="POST",
+        path="/detokenize",
+        handler=detokenize,
+        tag="tokens",
+        summary="The text of token ids",
+        body=obj(
+            {"model": optional(MODEL), "tokens": array(TOKEN_ID, high=_MAX_TOKENS)},
+            required=("tokens",),
+        ),
+        examples=({"tokens": [40, 41, 42]},),
+        answers=json_answer("The text.", record({"prompt": text()})),
+        errors=(404,),
+    ),
+)

@@ -1,0 +1,222 @@
+"""What `/openapi.json` says of the bodies and answers of chat and completions; ranges are the parsers' own.
+
+A field that a parser reads and this page does not name fails a test.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from octavo_server.api.endpoint import EVENTS, JSON, Answer
+from octavo_server.api.json_schema import (
+    MODEL,
+    TOKEN_ID,
+    any_of,
+    array,
+    boolean,
+    integer,
+    number,
+    obj,
+    one_of,
+    optional,
+    optionals,
+    record,
+    text,
+)
+from octavo_server.api.schemas import MAX_MESSAGES, MAX_PARTS, MAX_PROMPTS, NOT_SERVED_YET, WITHOUT_MEANING
+from octavo_server.engine.admission import (
+    ABOVE_ZERO,
+    INT64,
+    INTEGER_RANGES,
+    LOGIT_BIAS_LIMIT,
+    MAX_STOP_CHARS,
+    MAX_STOP_STRINGS,
+    RANGES,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from octavo_server.api.endpoint import Schema
+
+_COUNT = integer(0)
+USAGE = record(
+    {
+        "prompt_tokens": _COUNT,
+        "completion_tokens": _COUNT,
+        "total_tokens": _COUNT,
+        "prompt_tokens_details": record({"cached_tokens": _COUNT}),
+    }
+)
+_FINISH_REASON = one_of("stop", "length", "tool_calls")
+_STOP_REASON = {"type": ["string", "integer", "null"]}
+_PROMPT_LOGPROBS = array({"type": ["object", "null"]})
+PRIORITY = integer(
+    -(2**31), 2**31 - 1, description="Lower runs earlier; other than 0 needs --scheduling-policy priority."
+)
+CACHE_SALT = text(maxLength=1024, description="Only requests with an equal salt share cached prefixes.")
+
+
+def _ranged(name: str) -> Schema:
+    """A field of the sampling parameters, with the range that admission checks."""
+    if name in INTEGER_RANGES:
+        return integer(*INTEGER_RANGES[name])
+    low, high = RANGES[name]
+    return {"type": "number", "exclusiveMinimum": low, "maximum": high} if name in ABOVE_ZERO else number(low, high)
+
+
+def not_served(names: Mapping[str, tuple[Any, ...]]) -> dict[str, Schema]:
+    """Known fields that take only the values that change nothing."""
+    return {name: one_of(*neutral, None) for name, neutral in names.items()}
+
+
+_STOP_STRING = text(minLength=1, maxLength=MAX_STOP_CHARS)
+_SAMPLING = {
+    name: _ranged(name)
+    for name in (
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "seed",
+        "min_tokens",
+        "prompt_logprobs",
+    )
+} | {
+    "stop": any_of(_STOP_STRING, array(_STOP_STRING, high=MAX_STOP_STRINGS)),
+    "stop_token_ids": array(TOKEN_ID, high=1024),
+    "include_stop_str_in_output": boolean(),
+    "ignore_eos": boolean(),
+    "skip_special_tokens": boolean(),
+    "logit_bias": {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": number(-LOGIT_BIAS_LIMIT, LOGIT_BIAS_LIMIT),
+        "maxProperties": 1024,
+    },
+}
+_COMMON = optionals(
+    {
+        **_SAMPLING,
+        "stream": boolean(),
+        "stream_options": obj(optionals({"include_usage": boolean(), "include_obfuscation": {}})),
+        "priority": PRIORITY,
+        "cache_salt": CACHE_SALT,
+        "return_token_ids": boolean(),
+    }
+) | {**{name: {} for name in WITHOUT_MEANING}, **not_served(NOT_SERVED_YET)}
+
+_TEXT_PART = obj({"type": one_of("text"), "text": text()}, required=("type", "text"))
+_CONTENT = any_of(text(), array(_TEXT_PART, 1, MAX_PARTS))
+MESSAGE = obj(
+    {
+        "role": one_of("system", "developer", "user", "assistant"),
+        "content": _CONTENT,
+        "name": optional(text(maxLength=256)),
+    },
+    required=("role", "content"),
+)
+MESSAGES = array(MESSAGE, 1, MAX_MESSAGES)
+PROMPT = any_of(
+    text(minLength=1),
+    array(text(minLength=1), 1, MAX_PROMPTS),
+    array(TOKEN_ID, 1),
+    array(array(TOKEN_ID, 1), 1, MAX_PROMPTS),
+)
+
+CHAT_RENDERING = {
+    "add_generation_prompt": boolean(),
+    "continue_final_message": boolean(),
+    "chat_template_kwargs": obj({}),
+}
+CHAT_BODY = obj(
+    {
+        "model": MODEL,
+        "messages": MESSAGES,
+        **_COMMON,
+        **optionals(
+            {
+                **CHAT_RENDERING,
+                "max_tokens": integer(1, INT64),
+                "max_completion_tokens": integer(1, INT64),
+                "logprobs": boolean(),
+                "top_logprobs": integer(*INTEGER_RANGES["logprobs"]),
+            }
+        ),
+        "echo": one_of(False, None),
+    },
+    required=("model", "messages"),
+)
+COMPLETION_BODY = obj(
+    {
+        "model": MODEL,
+        "prompt": PROMPT,
+        **_COMMON,
+        **optionals(
+            {
+                "max_tokens": integer(*INTEGER_RANGES["max_tokens"]),
+                "logprobs": integer(*INTEGER_RANGES["logprobs"]),
+                "echo": boolean(),
+                "add_special_tokens": boolean(),
+            }
+        ),
+    },
+    required=("model", "prompt"),
+)
+
+CHAT_EXAMPLE = {
+    "model": "MODEL",
+    "messages": [{"role": "user", "content": "What is a pod?"}],
+    "max_tokens": 16,
+    "temperature": 0,
+}
+COMPLETION_EXAMPLE = {"model": "MODEL", "prompt": "A pod is", "max_tokens": 16, "temperature": 0}
+
+_TOKEN_LOGPROB = {"token": text(), "logprob": number(), "bytes": optional(array(integer(0, 255)))}
+_CHAT_LOGPROBS = record(
+    {"content": optional(array(record({**_TOKEN_LOGPROB, "top_logprobs": array(record(_TOKEN_LOGPROB))})))}
+)
+_COMPLETION_LOGPROBS = record(
+    {
+        "tokens": array(text()),
+        "token_logprobs": array(optional(number())),
+        "top_logprobs": optional(array({"type": ["object", "null"]})),
+        "text_offset": array(_COUNT),
+    }
+)
+
+
+def _choice(own: Mapping[str, Schema], logprobs: Schema) -> Schema:
+    named = {
+        "index": _COUNT,
+        **own,
+        "logprobs": optional(logprobs),
+        "finish_reason": _FINISH_REASON,
+        "stop_reason": _STOP_REASON,
+    }
+    asked = {"token_ids": array(TOKEN_ID), "prompt_token_ids": array(TOKEN_ID), "prompt_logprobs": _PROMPT_LOGPROBS}
+    return obj({**named, **asked}, required=list(named))
+
+
+def _answers(kind: str, choice: Schema) -> Mapping[int, Answer]:
+    whole = record(
+        {
+            "id": text(),
+            "object": one_of(kind),
+            "created": integer(0),
+            "model": MODEL,
+            "choices": array(choice),
+            "usage": USAGE,
+        }
+    )
+    events = text(description="Server-sent events, one chunk each, then [DONE]; with `stream: true`.")
+    return {200: Answer(description="The answer, whole or streamed.", content={JSON: whole, EVENTS: events})}
+
+
+_ANSWER_MESSAGE = obj({"role": one_of("assistant"), "content": optional(text())}, required=("role", "content"))
+CHAT_ANSWERS = _answers("chat.completion", _choice({"message": _ANSWER_MESSAGE}, _CHAT_LOGPROBS))
+COMPLETION_ANSWERS = _answers("text_completion", _choice({"text": text()}, _COMPLETION_LOGPROBS))

@@ -1,0 +1,14 @@
+"""The one table of endpoints: what is not here is not served, and what is here is described in `/openapi.json`."""
+
+from __future__ import annotations
+
+from octavo_server.api import chat, completions, life, models, openapi, tokens
+
+ENDPOINTS = (
+    *chat.ENDPOINTS,
+    *completions.ENDPOINTS,
+    *models.ENDPOINTS,
+    *tokens.ENDPOINTS,
+    *life.ENDPOINTS,
+    *openapi.ENDPOINTS,
+)
