@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from octavo_server.api.schemas import GenerationOptions
-    from octavo_server.engine.build import LoadedEngine
     from octavo_server.engine.detokenizer import TokenTable
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import SampledToken
     from octavo_server.engine.request import SamplingParams
+    from octavo_server.engine.served_model import ServedModel
 
 
 async def chat_completions(http: web.Request) -> web.StreamResponse:
@@ -43,7 +43,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     )
 
 
-def render(loaded: LoadedEngine, chat: ChatRequest) -> list[int]:
+def render(loaded: ServedModel, chat: ChatRequest) -> list[int]:
     """The prompt's token ids.
 
     Raises:

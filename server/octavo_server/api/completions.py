@@ -17,10 +17,10 @@ from octavo_server.api.state import STATE
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from octavo_server.engine.build import LoadedEngine
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import SampledToken
     from octavo_server.engine.request import SamplingParams
+    from octavo_server.engine.served_model import ServedModel
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
 
@@ -48,7 +48,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
     )
 
 
-def encode_prompts(loaded: LoadedEngine, completion: CompletionRequest) -> list[list[int]]:
+def encode_prompts(loaded: ServedModel, completion: CompletionRequest) -> list[list[int]]:
     """Token ids of each prompt."""
     return [
         encode_prompt(loaded, prompt, add_special_tokens=completion.add_special_tokens)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from octavo_server.api.schemas import GenerationOptions
     from octavo_server.engine.async_engine import RequestStream
-    from octavo_server.engine.build import LoadedEngine
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import PromptLogprob, SampledToken
+    from octavo_server.engine.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def make_requests(
         for prompt in prompts
     )
     for request in requests:
-        check_request(request, loaded.engine.limits)
+        check_request(request, loaded.limits)
     return requests
 
 
@@ -163,13 +163,13 @@ def ignored_headers(ignored: Iterable[str]) -> dict[str, str]:
     return {IGNORED_HEADER: names} if names else {}
 
 
-def encode_prompt(loaded: LoadedEngine, text: str, *, add_special_tokens: bool) -> list[int]:
+def encode_prompt(loaded: ServedModel, text: str, *, add_special_tokens: bool) -> list[int]:
     """Token ids of a prompt; one that cannot fit is refused before seconds go into it.
 
     Raises:
         InvalidRequestError: it has more characters than the context's tokens can stand for.
     """
-    limit, most = loaded.engine.limits.max_sequence_tokens, loaded.tokenizer.max_token_chars
+    limit, most = loaded.limits.max_sequence_tokens, loaded.tokenizer.max_token_chars
     if len(text) > limit * most:
         raise InvalidRequestError(
             f"the prompt has {len(text):,} characters, the context holds {limit:,} tokens of at most {most:,} each; "

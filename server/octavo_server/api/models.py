@@ -36,7 +36,7 @@ def _model(state: ServerState, name: str) -> dict[str, Any]:
         "owned_by": "octavo",
         "root": state.model_names[0],
         "parent": None,
-        "max_model_len": loaded.engine.limits.max_sequence_tokens,
+        "max_model_len": loaded.limits.max_sequence_tokens,
     }
 
 

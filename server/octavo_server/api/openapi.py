@@ -155,7 +155,7 @@ async def openapi(http: web.Request) -> web.Response:
         document(
             http.app[TABLE],
             model_names=state.model_names,
-            vocab_size=None if loaded is None else loaded.engine.limits.vocab_size,
+            vocab_size=None if loaded is None else loaded.limits.vocab_size,
             has_keys=bool(state.config.api_key),
         )
     )

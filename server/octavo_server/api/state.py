@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from octavo_server.config import ServerConfig
-    from octavo_server.engine.build import LoadedEngine
+    from octavo_server.engine.served_model import ServedModel
     from octavo_server.metrics import ServerMetrics
 
 
@@ -41,8 +41,8 @@ class ServerState:
     num_active: int = 0
     """Generation handlers that have not ended."""
 
-    def ready_engine(self) -> LoadedEngine:
-        """The loaded engine.
+    def ready_engine(self) -> ServedModel:
+        """The loaded model.
 
         Raises:
             ApiError: 503 while loading or draining, or when the engine is dead.

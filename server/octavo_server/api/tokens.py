@@ -38,7 +38,7 @@ async def tokenize(http: web.Request) -> web.Response:
         add_special_tokens = fields.boolean("add_special_tokens", default=True)
         ignored = fields.unread()
         ids = await asyncio.to_thread(loaded.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
-    answer = {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.limits.max_sequence_tokens}
+    answer = {"tokens": ids, "count": len(ids), "max_model_len": loaded.limits.max_sequence_tokens}
     return web.json_response(answer, headers=ignored_headers(ignored))
 
 
@@ -49,7 +49,7 @@ async def detokenize(http: web.Request) -> web.Response:
     fields = Fields(await read_json(http))
     state.check_model(fields.text("model") or state.model_names[0])
     ids = fields.array("tokens", max_items=_MAX_TOKENS)
-    size = loaded.engine.limits.vocab_size
+    size = loaded.limits.vocab_size
     if ids is None or not all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < size for item in ids
     ):

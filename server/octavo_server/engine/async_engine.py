@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from octavo_server.engine.build import LoadedEngine
     from octavo_server.engine.engine import Engine
     from octavo_server.engine.request import Request
+    from octavo_server.engine.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class AsyncEngine:
         self.state = EngineState.LOADING
         self.failure: OctavoError | None = None
         """Why the engine is dead."""
-        self.loaded: LoadedEngine | None = None
+        self.loaded: ServedModel | None = None
         self.num_accepted = 0
         self._build = build
         self._max_queued = max_num_queued_reqs
@@ -290,7 +291,7 @@ class AsyncEngine:
     # Callbacks of the thread, run by the loop.
 
     def _on_ready(self, loaded: LoadedEngine, snapshot: EngineSnapshot) -> None:
-        self.loaded = loaded
+        self.loaded = loaded.served
         self.snapshot = snapshot
         self.progress.enter("ready")
         self._enter(EngineState.READY)

@@ -16,6 +16,7 @@ from octavo_server.capacity import KVPlan, KVShape, default_cpu_kv_bytes, plan_k
 from octavo_server.engine.engine import Engine
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.served_model import ServedModel
 from octavo_server.engine.waiting_queue import SchedulingPolicy
 from octavo_server.errors import ConfigError, StartupError
 
@@ -53,6 +54,11 @@ class LoadedEngine:
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     """Sampling values for what a request leaves out."""
+
+    @property
+    def served(self) -> ServedModel:
+        """What the clients' side needs of it."""
+        return ServedModel(tokenizer=self.tokenizer, defaults=self.defaults, limits=self.engine.limits)
 
 
 def build_engine(config: EngineConfig, progress: StartupProgress, metrics: ServerMetrics | None = None) -> LoadedEngine:

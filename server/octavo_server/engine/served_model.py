@@ -1,0 +1,21 @@
+"""The model as those who speak with clients see it: text side and limits, no weights, wherever the engine runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from octavo_server.engine.admission import Limits
+    from octavo_server.models.config import GenerationDefaults
+    from octavo_server.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A loaded model without its tensors."""
+
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    """Sampling values for what a request leaves out."""
+    limits: Limits
