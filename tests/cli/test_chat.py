@@ -105,8 +105,8 @@ async def test_ctrl_c_at_the_prompt_ends_at_once() -> None:
         try:
             async with asyncio.timeout(20):
                 await process.stdout.readexactly(2)
-                # Asleep in read(2): a signal that comes before it would not interrupt it.
-                while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+                # In read(2) of its standard input, a pipe: a signal that comes before it would not interrupt it.
+                while "pipe_read" not in Path(f"/proc/{process.pid}/wchan").read_text():
                     await asyncio.sleep(0.01)
                 process.send_signal(signal.SIGINT)
                 code = await process.wait()
