@@ -8,6 +8,7 @@ misplaced token, a wrong block, an unfounded prefix hit or a block reused too ea
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,12 +53,27 @@ class FakeModel:
     def next_token(self, digest: int, seed: int) -> int:
         return (((digest ^ seed) * 0x94D049BB133111EB & _MASK) >> 40) % self.vocabulary
 
+    def state_alone(self, request: Request) -> bytes:
+        """What a request that pools, alone in the world, is given."""
+        return self.hidden_state(self._after(request))
+
+    def _after(self, request: Request) -> int:
+        """The digest of the whole prompt."""
+        state = self.root(request.cache_salt)
+        for token in request.prompt_token_ids:
+            state = self.digest(state, token)
+        return state
+
+    def hidden_state(self, digest: int) -> bytes:
+        """Eight small numbers that say which tokens stood before."""
+        return struct.pack("<8f", *digest.to_bytes(8, "little"))
+
     def alone(self, request: Request, *, seed: int, max_model_len: int) -> Answer:
         """The stop rules once more, as plainly as they can be written."""
         params, prompt = request.params, request.prompt_token_ids
-        state = self.root(request.cache_salt)
-        for token in prompt:
-            state = self.digest(state, token)
+        if request.pools:
+            return Answer(token_ids=[], finish_reason=FinishReason.STOP)
+        state = self._after(request)
         room = max_model_len - len(prompt)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
         tokens: list[int] = []
@@ -100,6 +116,7 @@ class FakeRunner:
         lasts = [self._compute(item) for item in output.scheduled]
         sampled: dict[SequenceId, SampledToken] = {}
         logprobs: dict[SequenceId, tuple[PromptLogprob, ...]] = {}
+        states: dict[SequenceId, bytes] = {}
         failed: dict[SequenceId, str] = {}
         for item, last in zip(output.scheduled, lasts, strict=True):
             sequence = item.sequence
@@ -111,9 +128,11 @@ class FakeRunner:
                 continue
             if item.samples:
                 sampled[sequence.sequence_id] = SampledToken(token_id=self.model.next_token(last, sequence.seed))
+            if item.pools:
+                states[sequence.sequence_id] = self.model.hidden_state(last)
             if sequence.request.params.prompt_logprobs is not None:
                 logprobs[sequence.sequence_id] = self._prompt_logprobs(item)
-        return RunnerOutput(sampled=sampled, prompt_logprobs=logprobs, failed=failed)
+        return RunnerOutput(sampled=sampled, prompt_logprobs=logprobs, hidden_states=states, failed=failed)
 
     def _compute(self, item: ScheduledSequence) -> int:
         tokens, blocks, size = item.sequence.token_ids, item.sequence.block_ids, self.block_size

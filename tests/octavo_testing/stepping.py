@@ -11,7 +11,7 @@ import torch
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import PromptLogprob, SampledToken, SequenceId
-from octavo_server.engine.request import Request, SamplingParams
+from octavo_server.engine.request import POOLING, Request, SamplingParams
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.sequence import Sequence
 from octavo_server.models.loader import LoadedModel
@@ -25,6 +25,7 @@ class Generated:
     sequence: Sequence
     tokens: list[SampledToken] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    hidden_states: list[bytes] = field(default_factory=list)
 
     @property
     def token_ids(self) -> list[int]:
@@ -58,15 +59,18 @@ class Stepper:
         self.scheduler = Scheduler(config, self.kv)
         self._found: dict[SequenceId, Generated] = {}
 
-    def add(self, prompt: Items[int], *, seed: int = 0, cache_salt: str = "", **params: Any) -> Sequence:
+    def add(
+        self, prompt: Items[int], *, seed: int = 0, cache_salt: str = "", pools: bool = False, **params: Any
+    ) -> Sequence:
         """Queues one sequence; `params` are fields of SamplingParams, greedy without end unless said otherwise."""
         number = len(self._found) + 1
         values = {"temperature": 0.0, "ignore_eos": True, **params}
         request = Request(
             request_id=f"request-{number}",
             prompt_token_ids=tuple(prompt),
-            params=SamplingParams(**values),
+            params=POOLING if pools else SamplingParams(**values),
             arrival_s=0.0,
+            pools=pools,
             cache_salt=cache_salt,
         )
         sequence = Sequence(sequence_id=SequenceId(number), request=request, seed=seed)
@@ -81,6 +85,7 @@ class Stepper:
             entry = self._found[item.sequence.sequence_id]
             entry.tokens += item.tokens
             entry.prompt_logprobs += item.prompt_logprobs
+            entry.hidden_states += [item.hidden_state] if item.hidden_state is not None else []
         self.scheduler.check_integrity()
 
     def run(self, sequences: Items[Sequence]) -> list[Generated]:

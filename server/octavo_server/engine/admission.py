@@ -57,6 +57,9 @@ def check_request(request: Request, limits: Limits) -> None:
         InvalidRequestError: names the field, both numbers and the remedy.
     """
     check_params(request.params)
+    assert not request.pools or (request.params.max_tokens, request.params.n) == (0, 1), (
+        "a request that pools is POOLING"
+    )
     _check_token_ids(request, limits)
     params, num_prompt, limit = request.params, len(request.prompt_token_ids), limits.max_sequence_tokens
     if request.priority and not limits.ranks_by_priority:
@@ -69,8 +72,8 @@ def check_request(request: Request, limits: Limits) -> None:
         raise InvalidRequestError("the prompt has 0 tokens; send at least one", param="prompt")
     if num_prompt + (params.max_tokens != 0) > limit:
         raise InvalidRequestError(
-            f"the prompt has {num_prompt:,} tokens, the context holds {limit:,} with the output; shorten the prompt or "
-            f"raise --max-model-len",
+            f"the prompt has {num_prompt:,} tokens, the context holds {limit:,}"
+            f"{' with the output' if params.max_tokens != 0 else ''}; shorten the prompt or raise --max-model-len",
             param="prompt",
         )
     if params.max_tokens is not None and num_prompt + params.max_tokens > limit:

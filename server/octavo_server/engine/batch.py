@@ -32,7 +32,7 @@ class PromptTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
-    """One step's tensors. Of the rows that `decoder.forward` gives, sampled ones come first, then prompt targets."""
+    """One step's tensors. `decoder.forward` gives the rows of sampled tokens, of pooled ones, then of prompt targets."""
 
     token_ids: torch.Tensor
     """[num_tokens] int64."""
@@ -40,8 +40,9 @@ class ForwardBatch:
     """[num_tokens] int64."""
     attention: AttentionBatch
     logit_rows: torch.Tensor | None
-    """[len(samples) + len(prompt_targets)] int64; None: all rows, in order."""
+    """[len(samples) + len(pooled) + len(prompt_targets)] int64; None: all rows, in order."""
     samples: tuple[ScheduledSequence, ...]
+    pooled: tuple[ScheduledSequence, ...]
     prompt_targets: tuple[PromptTarget, ...]
     invalid: dict[SequenceId, str]
     """Sequences with a token id that the model does not have; they are computed as token 0 and must end."""
@@ -79,9 +80,11 @@ class BatchBuilder:
         slots = self._slots[:num_tokens]
         np.multiply(tables[owners, positions // self._block_size], self._block_size, out=slots, dtype=np.int64)
         slots += positions % self._block_size
-        samples, sample_rows = _samples(output, first_rows)
+        last_rows = (first_rows[1:] - 1).tolist()
+        samples, sample_rows = _last_rows(output, last_rows, [item.samples for item in output.scheduled])
+        pooled, pooled_rows = _last_rows(output, last_rows, [item.pools for item in output.scheduled])
         targets, target_rows = _prompt_targets(output, first_rows)
-        rows = sample_rows + target_rows
+        rows = sample_rows + pooled_rows + target_rows
         return ForwardBatch(
             token_ids=self._tensor(token_ids),
             positions=self._tensor(positions),
@@ -93,8 +96,9 @@ class BatchBuilder:
                 max_query_len=int(counts.max()),
                 max_seq_len=int(ends.max()),
             ),
-            logit_rows=None if len(rows) == num_tokens and not targets else self._tensor(np.array(rows, np.int64)),
+            logit_rows=None if len(sample_rows) == len(rows) == num_tokens else self._tensor(np.array(rows, np.int64)),
             samples=samples,
+            pooled=pooled,
             prompt_targets=targets,
             invalid=invalid,
         )
@@ -147,10 +151,14 @@ class BatchBuilder:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
 
-def _samples(output: SchedulerOutput, first_rows: NDArray[np.int64]) -> tuple[tuple[ScheduledSequence, ...], list[int]]:
-    samples = tuple(item for item in output.scheduled if item.samples)
-    last_rows = (first_rows[1:] - 1).tolist()
-    return samples, [row for item, row in zip(output.scheduled, last_rows, strict=True) if item.samples]
+def _last_rows(
+    output: SchedulerOutput, last_rows: list[int], wanted: list[bool]
+) -> tuple[tuple[ScheduledSequence, ...], list[int]]:
+    """The wanted sequences and the rows of their last tokens."""
+    chosen = [
+        (item, row) for item, row, is_wanted in zip(output.scheduled, last_rows, wanted, strict=True) if is_wanted
+    ]
+    return tuple(item for item, _ in chosen), [row for _, row in chosen]
 
 
 def _prompt_targets(

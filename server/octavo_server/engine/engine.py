@@ -48,6 +48,8 @@ class OutputDelta:
     text: str = ""
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    hidden_state: bytes | None = None
+    """Of a request that pools, with its last delta: float32 little-endian."""
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache saved."""
     finish_reason: FinishReason | None = None
@@ -214,6 +216,7 @@ class Engine:
         return RunnerOutput(
             sampled={**first.sampled, **second.sampled},
             prompt_logprobs={**first.prompt_logprobs, **second.prompt_logprobs},
+            hidden_states={**first.hidden_states, **second.hidden_states},
             failed={**first.failed, **second.failed},
         )
 
@@ -235,6 +238,7 @@ class Engine:
             text=text,
             tokens=update.tokens,
             prompt_logprobs=update.prompt_logprobs,
+            hidden_state=update.hidden_state,
             num_cached_tokens=sequence.num_cached_tokens,
             finish_reason=finish_reason,
             stop_reason=stop_reason,

@@ -24,6 +24,7 @@ _LOGITS_CHUNK_ELEMENTS = 2**24
 """Prompt rows times vocabulary of one chunk of logits: 64 MiB of float32."""
 
 _NON_FINITE = "the model computed a logit that is not a number or infinite; the request cannot go on"
+_NON_FINITE_STATE = "the model computed a hidden state that is not a number or infinite; the request cannot go on"
 
 
 class DecoderRunner:
@@ -47,11 +48,16 @@ class DecoderRunner:
             batch.token_ids, batch.positions, batch.attention, self.kv_cache, batch.logit_rows
         )
         failed = dict(batch.invalid)
-        num_samples = len(batch.samples)
+        num_samples, num_pooled = len(batch.samples), len(batch.pooled)
         sampled = self._sample(hidden[:num_samples], batch.samples, failed) if num_samples else {}
-        prompt_logprobs = self._prompt_logprobs(hidden[num_samples:], batch, failed) if batch.prompt_targets else {}
+        pooled = hidden[num_samples : num_samples + num_pooled]
+        hidden_states = _hidden_states(pooled, batch.pooled, failed) if num_pooled else {}
+        asked = hidden[num_samples + num_pooled :]
+        prompt_logprobs = self._prompt_logprobs(asked, batch, failed) if batch.prompt_targets else {}
         # A sequence in `failed` ends, whatever else the step gave it.
-        return RunnerOutput(sampled=sampled, prompt_logprobs=prompt_logprobs, failed=failed)
+        return RunnerOutput(
+            sampled=sampled, prompt_logprobs=prompt_logprobs, hidden_states=hidden_states, failed=failed
+        )
 
     @torch.inference_mode()
     def warm_up(self, max_num_tokens: int, max_num_seqs: int) -> None:
@@ -126,7 +132,18 @@ class DecoderRunner:
         return {sequence_id: tuple(entries) for sequence_id, entries in found.items()}
 
 
+def _hidden_states(
+    hidden: torch.Tensor, pooled: tuple[ScheduledSequence, ...], failed: dict[SequenceId, str]
+) -> dict[SequenceId, bytes]:
+    """hidden: [len(pooled), hidden] model dtype -> float32 bytes of each row that is finite."""
+    rows = hidden.float().cpu()
+    for row in _non_finite_rows(rows):
+        failed.setdefault(pooled[row].sequence.sequence_id, _NON_FINITE_STATE)
+    values = rows.numpy().astype("<f4", copy=False)
+    return {item.sequence.sequence_id: values[row].tobytes() for row, item in enumerate(pooled)}
+
+
 def _non_finite_rows(logits: torch.Tensor) -> list[int]:
-    """Rows of [num_rows, vocab] float32 that hold a NaN or an infinity: either makes the row's sum non-finite."""
+    """Rows of [num_rows, any] float32 that hold a NaN or an infinity: either makes the row's sum non-finite."""
     sums = logits.sum(dim=-1)
     return [] if bool(sums.isfinite().all()) else (~sums.isfinite()).nonzero().flatten().tolist()

@@ -27,6 +27,8 @@ class ScheduledSequence:
     num_tokens: int
     samples: bool
     """True where the range ends with the last known token, so that a next token is sampled."""
+    pools: bool = False
+    """True where the range ends with the last token of a request that asks for its hidden state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,8 @@ class RunnerOutput:
 
     sampled: dict[SequenceId, SampledToken]
     prompt_logprobs: dict[SequenceId, tuple[PromptLogprob, ...]] = field(default_factory=dict)
+    hidden_states: dict[SequenceId, bytes] = field(default_factory=dict)
+    """Of sequences that pool: the last token's, after the final norm, float32 little-endian."""
     failed: dict[SequenceId, str] = field(default_factory=dict)
     """Sequences whose row alone failed (a non-finite logit), with a message; they end, the others go on."""
 
@@ -89,6 +93,8 @@ class SequenceOutput:
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprob, ...] = ()
     """Those not reported before, in order."""
+    hidden_state: bytes | None = None
+    """Of a sequence that pools, when it ends."""
     finish_reason: FinishReason | None = None
     """None while the sequence goes on."""
 

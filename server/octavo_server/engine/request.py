@@ -47,6 +47,10 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
+POOLING = SamplingParams(max_tokens=0, detokenize=False)
+"""Of a request that pools: nothing is sampled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One accepted request; `params.n` sequences come of it."""
@@ -57,5 +61,7 @@ class Request:
     arrival_s: float
     priority: int = 0
     """Lower runs earlier (vLLM's meaning); other than 0 only with the policy `priority`."""
+    pools: bool = False
+    """Asks for the hidden state of its last token instead of output tokens; its params are POOLING."""
     cache_salt: str = ""
     """Isolates the prefix cache: only requests with an equal salt share blocks."""

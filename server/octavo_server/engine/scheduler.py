@@ -88,11 +88,13 @@ class _StepPlan:
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         assert num_tokens > 0, f"sequence {sequence.sequence_id} was left out of a step"
         start = sequence.num_computed_tokens
+        is_last = start + num_tokens == sequence.num_tokens
         self.scheduled[sequence.sequence_id] = ScheduledSequence(
             sequence=sequence,
             start=start,
             num_tokens=num_tokens,
-            samples=start + num_tokens == sequence.num_tokens and sequence.max_output_tokens > 0,
+            samples=is_last and sequence.max_output_tokens > 0,
+            pools=is_last and sequence.request.pools,
         )
         self.budget -= num_tokens
 
@@ -325,9 +327,13 @@ class Scheduler:
         if computed >= (sequence.num_published_blocks + 1) * self.kv.block_size:
             sequence.num_published_blocks = self.kv.publish(sequence)
         tokens: tuple[SampledToken, ...] = ()
+        hidden_state = None
         if item.samples:
             tokens = (runner_output.sampled[sequence.sequence_id],)
             self._append_token(sequence, tokens[0].token_id, now)
+        elif item.pools:
+            hidden_state = runner_output.hidden_states[sequence.sequence_id]
+            self._finish(sequence, FinishReason.STOP)
         elif sequence.num_uncomputed_tokens == 0:
             # Asked for its prompt alone (max_tokens 0): nothing is sampled and nothing is left
             self._finish(sequence, FinishReason.LENGTH)
@@ -335,7 +341,11 @@ class Scheduler:
         if not (tokens or prompt_logprobs or sequence.is_finished):
             return None
         return SequenceOutput(
-            sequence=sequence, tokens=tokens, prompt_logprobs=prompt_logprobs, finish_reason=sequence.finish_reason
+            sequence=sequence,
+            tokens=tokens,
+            prompt_logprobs=prompt_logprobs,
+            hidden_state=hidden_state,
+            finish_reason=sequence.finish_reason,
         )
 
     def _append_token(self, sequence: Sequence, token_id: int, now: float) -> None:
@@ -367,7 +377,8 @@ class Scheduler:
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
         self._finished.append(sequence)
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+        # What was asked for no output says nothing of the next one's length
+        if reason in (FinishReason.STOP, FinishReason.LENGTH) and sequence.max_output_tokens:
             self._lengths.add(sequence.num_output_tokens)
 
     def _release(self, sequence: Sequence, *, keep: bool) -> None:

@@ -88,6 +88,18 @@ def test_aborted_and_failed_outputs_do_not_count_as_finished() -> None:
     assert scheduler._lengths.expected == 64
 
 
+def test_a_request_for_no_output_says_nothing_of_the_next_ones_length() -> None:
+    """Embeddings beside a chat would else make every waiting answer look short."""
+    scheduler = a_scheduler(blocks=20, seqs=100)
+    for _ in range(10):
+        scheduler.add(a_sequence(1, params=SamplingParams(max_tokens=0)))
+    a_step(scheduler)
+
+    scheduler.add(a_sequence(10, params=LONG))
+
+    assert scheduler.stats().pressure == 19 / 20
+
+
 def test_a_running_request_counts_what_it_holds() -> None:
     """5 tokens and the slot for the sixth: 2 blocks of 10."""
     scheduler = a_scheduler(blocks=10, seqs=100)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.outputs import PromptLogprob, SequenceId
-from octavo_server.engine.request import FinishReason, Request, SamplingParams
+from octavo_server.engine.request import POOLING, FinishReason, Request, SamplingParams
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.sequence import Sequence
 from octavo_server.engine.waiting_queue import SchedulingPolicy
@@ -83,23 +83,27 @@ class SchedulerLife(RuleBasedStateMachine):
         self.accepted: dict[SequenceId, Sequence] = {}
         self.streamed: dict[SequenceId, list[int]] = {}
         self.logprobs: dict[SequenceId, list[PromptLogprob]] = {}
+        self.states: dict[SequenceId, list[bytes]] = {}
         self.ends: Counter[SequenceId] = Counter()
         self.told_ends: Counter[SequenceId] = Counter()
         self.from_outside: dict[SequenceId, FinishReason] = {}
 
     @rule(
         prompt=prompts,
-        params=sampling,
+        params=st.one_of(sampling, sampling, st.just(POOLING)),
         copies=st.integers(1, 3),
         salt=st.sampled_from(["", "", "s"]),
         priority=st.integers(-1, 1),
     )
     def arrives(self, prompt: tuple[int, ...], params: SamplingParams, copies: int, salt: str, priority: int) -> None:
+        pools = params is POOLING
+        copies = 1 if pools else copies
         room = self.scheduler.max_sequence_tokens if params.max_tokens == 0 else self.scheduler.max_prompt_tokens
         request = Request(
             request_id=str(len(self.accepted)),
             prompt_token_ids=prompt[:room] or (1,),
             params=params,
+            pools=pools,
             arrival_s=self.now,
             priority=priority,
             cache_salt=salt,
@@ -111,6 +115,7 @@ class SchedulerLife(RuleBasedStateMachine):
             self.accepted[sequence_id] = sequence
             self.streamed[sequence_id] = []
             self.logprobs[sequence_id] = []
+            self.states[sequence_id] = []
 
     @rule()
     def step(self) -> None:
@@ -188,6 +193,7 @@ class SchedulerLife(RuleBasedStateMachine):
             assert not self.told_ends[sequence_id], "a word after the last"
             self.streamed[sequence_id] += [token.token_id for token in result.tokens]
             self.logprobs[sequence_id] += result.prompt_logprobs
+            self.states[sequence_id] += [] if result.hidden_state is None else [result.hidden_state]
             self.told_ends[sequence_id] += result.finish_reason is not None
 
     def collect(self) -> None:
@@ -208,6 +214,7 @@ class SchedulerLife(RuleBasedStateMachine):
             assert sequence_id in self.failing
         else:
             assert streamed == answer.token_ids
+            assert self.states[sequence_id] == ([MODEL.state_alone(request)] if request.pools else [])
             assert (sequence.finish_reason, sequence.stop_reason) == (answer.finish_reason, answer.stop_reason)
             if request.params.prompt_logprobs is not None:
                 positions = [item.position for item in self.logprobs[sequence_id]]
