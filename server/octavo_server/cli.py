@@ -14,11 +14,12 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from octavo_server.config import EngineConfig, ServerConfig
-from octavo_server.errors import ConfigError, OctavoError, StartupError
+from octavo_server.errors import ConfigError, EngineStuckError, OctavoError, StartupError
 from octavo_server.flags import FlagParser, add_config_file, add_flags, build, read_settings
+from octavo_server.logs import set_up_logging
 from octavo_server.termination import write_termination_log
 
 if TYPE_CHECKING:
@@ -67,11 +68,13 @@ def serve(argv: Sequence[str]) -> int:
     try:
         settings = read_settings(parser.parse_strictly(argv), os.environ, EngineConfig, ServerConfig)
         engine_config, server_config = build(EngineConfig, settings), build(ServerConfig, settings)
-        _set_up_logging(server_config.log_level)
+        set_up_logging(server_config.log_level)
         return _serve(engine_config, server_config)
     except OctavoError as error:
         # In a pod the operator reads this line and shows it in the resource's status.
         write_termination_log(error.reason if isinstance(error, StartupError) else "EngineCrashed", str(error))
+        if isinstance(error, EngineStuckError):
+            _leave_now(_fail(error))
         raise
 
 
@@ -79,20 +82,18 @@ def _serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     from octavo_server.api.server import EndNow, make_state, serve
 
     async def run() -> bool:
-        return await serve(make_state(engine_config, server_config))
+        try:
+            return await serve(make_state(engine_config, server_config))
+        except EndNow:
+            _leave_now(FORCED_EXIT)
 
-    status = 0
-    try:
-        thread_ended = asyncio.run(run())
-    except EndNow:
-        status, thread_ended = FORCED_EXIT, False
-    if not thread_ended:
-        # The interpreter would wait for, or crash in, a thread that is inside a kernel or an import.
-        _leave_now(status)
-    return status
+    if not asyncio.run(run()):
+        _leave_now(0)
+    return 0
 
 
-def _leave_now(status: int) -> None:
+def _leave_now(status: int) -> NoReturn:
+    """Ends the process; the interpreter would wait for, or crash in, a thread that is inside a kernel or an import."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -112,7 +113,7 @@ def generate(argv: Sequence[str]) -> int:
     config = build(EngineConfig, settings)
     if not values.prompts:
         raise ConfigError("PROMPT is missing: octavo generate MODEL 'What is Kubernetes?'")
-    _set_up_logging("warning")
+    set_up_logging("warning")
     from dataclasses import replace
 
     from octavo_server.llm import LLM
@@ -169,9 +170,3 @@ def _fail(error: OctavoError) -> int:
     line = " ".join(str(error).split())
     print(f"octavo: error: {line}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )

@@ -178,6 +178,11 @@ class ServerConfig:
     max_request_bytes: int = setting(64 * 2**20, minimum=1024, parse=human_int)
     """Bytes of a request's body, 1,024 or more; a larger one gets 413. 64 MiB: room for pictures in messages."""
 
+    engine_process: Literal["auto", "in", "out"] = setting("auto")
+    """Where the engine runs. in: on a thread of the serving process; out: in a process of its own, so that HTTP and the
+    engine's Python never wait for each other. auto: out where there may be a GPU, in on a CPU, whose cores two processes
+    would fight over."""
+
     ssl_certfile: str | None = setting(None)
     """PEM file with the certificate to serve HTTPS with. None: plain HTTP."""
 

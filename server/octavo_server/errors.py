@@ -4,6 +4,7 @@ OctavoError
 ├── InvalidRequestError      400, names the field
 ├── QueueFullError           429
 ├── EngineDeadError          503
+│   └── EngineStuckError     its thread may still be inside a kernel
 └── StartupError             the process ends; `reason` is a condition reason of the control plane
     └── ConfigError          a flag, variable, file entry or argument that cannot be used
 """
@@ -29,6 +30,10 @@ class QueueFullError(OctavoError):
 
 class EngineDeadError(OctavoError):
     """The engine ended or is ending; nothing more is accepted."""
+
+
+class EngineStuckError(EngineDeadError):
+    """The engine was given up while it hung."""
 
 
 class StartupError(OctavoError):

@@ -42,7 +42,6 @@ NOT_SUPPORTED_YET = frozenset(
         "--kv-offloading-size",
         "--tokenizer",
         "--load-format",
-        "--engine-process",
         "--data-dir",
         "--logprobs-mode",
         "--allowed-origins",

@@ -19,6 +19,8 @@ from octavo_server.engine.request import FinishReason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from octavo_server.engine.records import EngineRecords
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _TTFT_BUCKETS = (
@@ -191,30 +193,25 @@ class ServerMetrics:
             "octavo_engine_host_gap_seconds", "Between two steps while work is there.", _STEP_BUCKETS
         )
 
-    def record_step(self, *, num_tokens: int, seconds: float, gap_s: float | None) -> None:
-        """One step that ended; `gap_s` is the time since the one before, where work was waiting all along."""
-        self._iteration.observe(num_tokens)
-        self._step.observe(seconds)
-        if gap_s is not None:
-            self._host_gap.observe(gap_s)
-
-    def record_accepted(self, num_prompt_tokens: int) -> None:
-        """A request that the engine took."""
-        self._prompt_tokens.inc(num_prompt_tokens)
-
-    def record_tokens(self, num_tokens: int, gap_s: float | None) -> None:
-        """Output tokens of one sequence in one step; `gap_s` since the sequence's last one."""
-        self._generation_tokens.inc(num_tokens)
-        if gap_s is not None:
+    def record(self, records: EngineRecords) -> None:
+        """Counts what the engine noted since its last report."""
+        for step in records.steps:
+            self._iteration.observe(step.num_tokens)
+            self._step.observe(step.seconds)
+            if step.gap_s is not None:
+                self._host_gap.observe(step.gap_s)
+        for num_tokens in records.accepted_prompt_tokens:
+            self._prompt_tokens.inc(num_tokens)
+        self._generation_tokens.inc(records.num_output_tokens)
+        for gap_s in records.token_gaps_s:
             self._itl.observe(gap_s)
+        for seconds in records.first_tokens_s:
+            self._ttft.observe(seconds)
+        for request in records.finished:
+            self._record_finished(request.times, request.ended_s)
+        self._step_errors.inc(records.num_step_errors)
 
-    def record_first_token(self, times: RequestTimes) -> None:
-        """The first token of a request."""
-        if times.first_token_s is not None:
-            self._ttft.observe(times.first_token_s - times.arrival_s)
-
-    def record_finished(self, times: RequestTimes, now: float) -> None:
-        """All outputs of a request ended."""
+    def _record_finished(self, times: RequestTimes, now: float) -> None:
         for reason in times.finish_reasons:
             self._success[reason].inc()
         self._e2e.observe(now - times.arrival_s)
@@ -239,10 +236,6 @@ class ServerMetrics:
     def record_startup(self, stage: str, seconds: float) -> None:
         """A stage of the start that ended."""
         self._startup.labels(self._model, stage).set(seconds)
-
-    def record_step_error(self) -> None:
-        """A step that raised."""
-        self._step_errors.inc()
 
     def render(self) -> bytes:
         """The text of `/metrics`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,23 +15,19 @@ import aiohttp
 from octavo_server.api.server import listen, make_runner
 from octavo_server.api.state import ServerState
 from octavo_server.config import EngineConfig, ServerConfig
-from octavo_server.engine.async_engine import AsyncEngine, EngineState
-from octavo_server.engine.build import LoadedEngine, build_engine
-from octavo_server.engine.engine import Engine
-from octavo_server.engine.kv_cache_manager import KVCacheManager
-from octavo_server.engine.outputs import ModelRunner, RunnerOutput, SchedulerOutput
-from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.async_engine import AsyncEngine, EngineHost, EngineState
+from octavo_server.engine.build import LoadedEngine
+from octavo_server.engine.engine_thread import EngineThread
+from octavo_server.engine.placement import make_host
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.metrics import ServerMetrics
-from octavo_server.models.config import GenerationDefaults
-from octavo_server.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from octavo_testing.fake_model import FakeModel, FakeRunner
+from octavo_server.tokenizer.tokenizer import load_tokenizer
+from octavo_testing.fake_engine import CONTEXT, POISON, VOCABULARY, FakeParts, GatedRunner, fake_engine
+from octavo_testing.remote_engine import RemoteEngine, remote_engine
+
+__all__ = ["CONTEXT", "NAME", "POISON", "VOCABULARY", "FakeParts", "GatedRunner", "fake_engine"]
 
 NAME = "tiny"
-VOCABULARY = 512
-CONTEXT = 512
-POISON = 77
-"""A prompt of nothing but this token makes a `GatedRunner`'s step raise."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -131,77 +126,6 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-class GatedRunner:
-    """A fake model whose steps wait for `gate`, and raise for a prompt of POISON. Counts what it was given."""
-
-    def __init__(self, inner: ModelRunner) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.closes_after: int | None = None
-        """Steps after which the gate closes by itself; None: never."""
-        self.breaks = False
-        """Raise at every step."""
-        self.num_steps = 0
-        self._inner = inner
-
-    def let_through(self, num_steps: int) -> None:
-        """Opens the gate for so many steps and no more, however fast they are."""
-        self.closes_after = num_steps
-        self.gate.set()
-
-    def open(self) -> None:
-        """Opens the gate for good."""
-        self.closes_after = None
-        self.gate.set()
-
-    def execute(self, output: SchedulerOutput) -> RunnerOutput:
-        assert self.gate.wait(timeout=60), "a test left the gate closed"
-        self.num_steps += 1
-        if self.closes_after is not None:
-            self.closes_after -= 1
-            if self.closes_after == 0:
-                self.gate.clear()
-        if self.breaks or any(set(item.sequence.request.prompt_token_ids) == {POISON} for item in output.scheduled):
-            raise RuntimeError("poisoned")
-        return self._inner.execute(output)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeParts:
-    """An engine over a fake model, and what a test may pull at."""
-
-    loaded: LoadedEngine
-    runner: GatedRunner
-    scheduler: Scheduler
-
-
-def fake_engine(
-    tokenizer: Tokenizer,
-    *,
-    blocks: int = 200,
-    seqs: int = 8,
-    metrics: ServerMetrics | None = None,
-    eos_token_id: int = 1,
-    clock: Callable[[], float] | None = None,
-) -> FakeParts:
-    """The real engine and scheduler over `FakeModel`."""
-    config = SchedulerConfig(
-        max_num_batched_tokens=256,
-        max_num_seqs=seqs,
-        max_model_len=CONTEXT,
-        eos_token_ids=frozenset({eos_token_id}),
-    )
-    scheduler = Scheduler(config, KVCacheManager(num_blocks=blocks + 1, block_size=16))
-    model = FakeModel(vocabulary=VOCABULARY, eos_token_id=eos_token_id)
-    runner = GatedRunner(FakeRunner(model, num_blocks=blocks + 1, block_size=16))
-    extra: dict[str, Any] = {"clock": clock} if clock else {}
-    engine = Engine(
-        scheduler=scheduler, runner=runner, tokens=tokenizer, vocab_size=VOCABULARY, metrics=metrics, **extra
-    )
-    loaded = LoadedEngine(engine=engine, tokenizer=tokenizer, defaults=GenerationDefaults(temperature=0.0))
-    return FakeParts(loaded=loaded, runner=runner, scheduler=scheduler)
-
-
 @dataclass(slots=True, kw_only=True)
 class Server:
     """A server on a loopback port and a client for it."""
@@ -209,7 +133,7 @@ class Server:
     url: str
     state: ServerState
     session: aiohttp.ClientSession
-    fake: FakeParts | None = None
+    fake: FakeParts | RemoteEngine | None = None
 
     @property
     def port(self) -> int:
@@ -258,19 +182,18 @@ class Answer:
 
 @asynccontextmanager
 async def running(
-    build: Callable[[StartupProgress], LoadedEngine],
-    metrics_of: Callable[[ServerMetrics], None] = lambda _: None,
+    build: Callable[[StartupProgress], LoadedEngine] | EngineHost,
     *,
-    fake: FakeParts | None = None,
+    fake: FakeParts | RemoteEngine | None = None,
     wait: bool = True,
     **config: Any,
 ) -> AsyncIterator[Server]:
-    """A server over whatever `build` makes; `config` are fields of ServerConfig."""
+    """A server over whatever `build` makes on a thread, or over a host; `config` are fields of ServerConfig."""
     server_config = ServerConfig(host="127.0.0.1", port=0, **config)
     metrics = ServerMetrics(NAME, lambda: engine.snapshot)
-    metrics_of(metrics)
     engine = AsyncEngine(
-        build,
+        EngineThread(build) if callable(build) else build,
+        on_records=metrics.record,
         max_num_queued_reqs=server_config.max_num_queued_reqs,
         stall_timeout_s=server_config.stall_timeout,
     )
@@ -286,7 +209,7 @@ async def running(
             yield Server(url=f"http://127.0.0.1:{port}", state=state, session=session, fake=fake)
     finally:
         if fake is not None:
-            fake.runner.gate.set()
+            fake.runner.open()
         await engine.aclose()
         await runner.cleanup()
 
@@ -298,39 +221,25 @@ async def real_server(model: Path, *, engine: dict[str, Any] | None = None, **co
 
     # Tiny matrices gain nothing from threads, and on a busy machine their barriers cost milliseconds each.
     torch.set_num_threads(1)
-    made: list[ServerMetrics] = []
-
-    def build(progress: StartupProgress) -> LoadedEngine:
-        settings = {"num_gpu_blocks_override": 200, **(engine or {})}
-        return build_engine(EngineConfig(model=str(model), **settings), progress, made[0])
-
-    async with running(build, made.append, **config) as server:
+    settings = {"num_gpu_blocks_override": 200, **(engine or {})}
+    host = make_host(EngineConfig(model=str(model), **settings), where="in", log_level="info")
+    async with running(host, **config) as server:
         yield server
 
 
 @asynccontextmanager
 async def fake_server(
-    tokenizer_folder: Path, *, blocks: int = 200, seqs: int = 8, **config: Any
+    tokenizer_folder: Path, *, where: str = "in", blocks: int = 200, seqs: int = 8, **config: Any
 ) -> AsyncIterator[Server]:
-    """The real engine over the fake model, whose steps a test can hold or break."""
-    tokenizer = load_tokenizer(tokenizer_folder)
-    made: list[ServerMetrics] = []
-    parts: list[FakeParts] = []
-
-    def remember(metrics: ServerMetrics) -> None:
-        made.append(metrics)
-        parts.append(fake_engine(tokenizer, blocks=blocks, seqs=seqs, metrics=metrics))
-
-    def build(progress: StartupProgress) -> LoadedEngine:
-        return parts[0].loaded
-
-    # `running` calls `remember` before anything else reads `parts`.
-    async with running(build, remember, **config) as server:
-        server.fake = parts[0]
-        try:
+    """The real engine over the fake model, whose steps a test can hold or break, `in` this process or `out` of it."""
+    if where == "in":
+        parts = fake_engine(load_tokenizer(tokenizer_folder), blocks=blocks, seqs=seqs)
+        async with running(lambda _: parts.loaded, fake=parts, **config) as server:
             yield server
-        finally:
-            parts[0].runner.gate.set()
+        return
+    with remote_engine(tokenizer_folder, blocks=blocks, seqs=seqs) as remote:
+        async with running(remote.host, fake=remote, **config) as server:
+            yield server
 
 
 def samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from octavo_server.api.schemas import GenerationOptions
-    from octavo_server.engine.async_engine import RequestStream
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import PromptLogprob, SampledToken
+    from octavo_server.engine.request_stream import RequestStream
     from octavo_server.engine.served_model import ServedModel
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The life of a serving process: port first, then the model; drain on SIGTERM; exit codes that mean something.
 
-bind → start the engine's thread → serve → (SIGTERM: drain | engine dead: fail) → stop the thread → exit code
+bind → start the engine → serve → (SIGTERM: drain | engine dead or stuck: fail) → stop the engine → exit code
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from octavo_server.api.app import make_app
 from octavo_server.api.connection import Runner
 from octavo_server.api.state import ServerState
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
-from octavo_server.engine.build import build_engine
-from octavo_server.errors import ConfigError, StartupError
+from octavo_server.engine.placement import make_host
+from octavo_server.errors import ConfigError, EngineStuckError, StartupError
 from octavo_server.metrics import ServerMetrics
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def make_state(engine_config: EngineConfig, server_config: ServerConfig) -> Serv
     names = server_config.served_model_name or (default_model_name(engine_config.model),)
     metrics = ServerMetrics(names[0], lambda: engine.snapshot)
     engine = AsyncEngine(
-        lambda progress: build_engine(engine_config, progress, metrics),
+        make_host(engine_config, where=server_config.engine_process, log_level=server_config.log_level),
+        on_records=metrics.record,
         max_num_queued_reqs=server_config.max_num_queued_reqs,
         stall_timeout_s=server_config.stall_timeout,
     )
@@ -57,7 +58,7 @@ async def serve(state: ServerState) -> bool:
     """Serves until SIGTERM or SIGINT, or until the engine dies.
 
     Returns:
-        Whether the engine's thread has ended; False where it was left behind in the middle of something.
+        Whether the engine has ended; False where its thread was left behind in the middle of something.
 
     Raises:
         StartupError: the port cannot be opened, or the model cannot be loaded.
@@ -74,9 +75,16 @@ async def serve(state: ServerState) -> bool:
         await listen(runner, state.config)
         state.engine.start()
         await _run_until_end(state, signals)
-    finally:
-        stopped = await state.engine.aclose()
+    except EndNow:
+        # No last words: whoever sent the second signal waits for the end alone.
+        await state.engine.aclose(at_once=True)
+        raise
+    except BaseException as error:
+        await state.engine.aclose(at_once=isinstance(error, EngineStuckError))
         await runner.cleanup()
+        raise
+    stopped = await state.engine.aclose()
+    await runner.cleanup()
     return stopped
 
 
@@ -108,7 +116,7 @@ async def listen(runner: web.AppRunner, config: ServerConfig) -> int:
 async def _run_until_end(state: ServerState, signals: asyncio.Queue[int]) -> None:
     ends = asyncio.create_task(signals.get())
     dies = asyncio.create_task(state.engine.wait_until(EngineState.DEAD))
-    is_ready = asyncio.create_task(_announce_ready(state))
+    others = [asyncio.create_task(_announce_ready(state)), asyncio.create_task(state.engine.watch())]
     try:
         await asyncio.wait({ends, dies}, return_when=asyncio.FIRST_COMPLETED)
         if dies.done():
@@ -117,7 +125,7 @@ async def _run_until_end(state: ServerState, signals: asyncio.Queue[int]) -> Non
             raise state.engine.failure
         await _drain(state, signals, dies)
     finally:
-        for task in (ends, dies, is_ready):
+        for task in (ends, dies, *others):
             task.cancel()
 
 

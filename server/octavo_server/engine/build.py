@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from octavo_server.config import EngineConfig, ResolvedLimits
     from octavo_server.engine.startup import StartupProgress
-    from octavo_server.metrics import ServerMetrics
     from octavo_server.models.config import GenerationDefaults
     from octavo_server.models.loader import LoadedModel
     from octavo_server.tokenizer.tokenizer import Tokenizer
@@ -61,17 +60,32 @@ class LoadedEngine:
         return ServedModel(tokenizer=self.tokenizer, defaults=self.defaults, limits=self.engine.limits)
 
 
-def build_engine(config: EngineConfig, progress: StartupProgress, metrics: ServerMetrics | None = None) -> LoadedEngine:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSide:
+    """What turns a client's text into token ids and fills in what it left out; no weights, and no torch."""
+
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+
+
+def build_server_engine(config: EngineConfig, progress: StartupProgress) -> LoadedEngine:
+    """As build_engine, for a server: what it does is noted for `/metrics`."""
+    return build_engine(config, progress, keeps_records=True)
+
+
+def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_records: bool = False) -> LoadedEngine:
     """Loads the model and everything around it.
 
     Raises:
         StartupError: with the reason that the control plane shows.
     """
-    from octavo_server.models.config import GenerationDefaults, load_model_config
+    from octavo_server.models.config import load_model_config
 
     bound_spinning(os.environ)
-    template = _chat_template(config.chat_template)
+    # Before seconds go into the weights.
+    _chat_template(config.chat_template)
     location = _locate(config, progress)
+    progress.locate(location)
     model_config = load_model_config(location)
     device = resolve_device(config.device)
     limits = config.resolve(
@@ -81,15 +95,27 @@ def build_engine(config: EngineConfig, progress: StartupProgress, metrics: Serve
     host_memory = _host_memory_bytes() if device == "cpu" and config.kv_cache_memory_bytes is None else 0
     progress.enter("loading_weights")
     model = _load_model(location, config, device, progress)
-    from octavo_server.tokenizer.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(location, chat_template=template)
+    text = load_text_side(config, location)
     plan = _plan_kv_cache(config, limits, model, device, host_memory)
     progress.enter("warming_up")
-    engine = _make_engine(config, limits, plan, model, tokenizer, metrics)
+    engine = _make_engine(config, limits, plan, model, text.tokenizer, keeps_records=keeps_records)
     _log_plan(plan, model, device)
-    defaults = model_config.generation if config.generation_config == "auto" else GenerationDefaults()
-    return LoadedEngine(engine=engine, tokenizer=tokenizer, defaults=defaults)
+    return LoadedEngine(engine=engine, tokenizer=text.tokenizer, defaults=text.defaults)
+
+
+def load_text_side(config: EngineConfig, location: Path) -> TextSide:
+    """The tokenizer and sampling defaults of the model at `location`.
+
+    Raises:
+        StartupError: they cannot be read.
+    """
+    from octavo_server.models.config import GenerationDefaults, load_model_config
+    from octavo_server.tokenizer.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(location, chat_template=_chat_template(config.chat_template))
+    from_model = config.generation_config == "auto"
+    defaults = load_model_config(location).generation if from_model else GenerationDefaults()
+    return TextSide(tokenizer=tokenizer, defaults=defaults)
 
 
 def bound_spinning(env: MutableMapping[str, str]) -> None:
@@ -204,7 +230,8 @@ def _make_engine(
     plan: KVPlan,
     model: LoadedModel,
     tokenizer: Tokenizer,
-    metrics: ServerMetrics | None,
+    *,
+    keeps_records: bool,
 ) -> Engine:
     from octavo_server.engine.model_runner import DecoderRunner
 
@@ -233,7 +260,7 @@ def _make_engine(
         runner=runner,
         tokens=tokenizer,
         vocab_size=model.config.vocab_size,
-        metrics=metrics,
+        keeps_records=keeps_records,
         seed=config.seed,
     )
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from octavo_server.engine.admission import Limits, check_request
 from octavo_server.engine.detokenizer import Detokenizer
-from octavo_server.engine.outputs import RunnerOutput, SchedulerOutput, SequenceId
+from octavo_server.engine.outputs import PromptLogprob, RunnerOutput, SampledToken, SchedulerOutput, SequenceId
+from octavo_server.engine.records import EngineRecords, FinishedRecord, StepRecord
 from octavo_server.engine.request import FinishReason
 from octavo_server.engine.sequence import Sequence
 from octavo_server.engine.waiting_queue import SchedulingPolicy
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from octavo_server.engine.detokenizer import TokenTable
-    from octavo_server.engine.outputs import ModelRunner, PromptLogprob, SampledToken, SequenceOutput
+    from octavo_server.engine.outputs import ModelRunner, SequenceOutput
     from octavo_server.engine.request import Request
     from octavo_server.engine.scheduler import Scheduler
-    from octavo_server.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Engine:
         runner: ModelRunner,
         tokens: TokenTable,
         vocab_size: int,
-        metrics: ServerMetrics | None = None,
+        keeps_records: bool = False,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
     ) -> None:
@@ -99,7 +99,7 @@ class Engine:
         self._scheduler = scheduler
         self._runner = runner
         self._tokens = tokens
-        self._metrics = metrics
+        self._records = EngineRecords() if keeps_records else None
         self._clock = clock
         self._rng = random.Random(seed)
         self._groups: dict[str, _Group] = {}
@@ -123,15 +123,21 @@ class Engine:
         assert request.request_id not in self._groups, "request ids are made unique by the server"
         times = RequestTimes(arrival_s=request.arrival_s, prompt_tokens=len(request.prompt_token_ids))
         group = _Group(request=request, times=times)
-        for index in range(request.params.n):
-            sequence = self._make_sequence(request, index)
-            output = _Output(sequence=sequence, group=group, detokenizer=self._make_detokenizer(request))
-            self._scheduler.add(sequence)
-            group.live[sequence.sequence_id] = output
-            self._outputs[sequence.sequence_id] = output
+        try:
+            for index in range(request.params.n):
+                sequence = self._make_sequence(request, index)
+                output = _Output(sequence=sequence, group=group, detokenizer=self._make_detokenizer(request))
+                self._scheduler.add(sequence)
+                group.live[sequence.sequence_id] = output
+        except Exception:
+            for sequence_id in group.live:
+                self._scheduler.abort(sequence_id)
+            self._scheduler.pop_finished()
+            raise
+        self._outputs.update(group.live)
         self._groups[request.request_id] = group
-        if self._metrics:
-            self._metrics.record_accepted(len(request.prompt_token_ids))
+        if self._records is not None:
+            self._records.accepted_prompt_tokens.append(len(request.prompt_token_ids))
 
     def abort(self, request_id: str) -> bool:
         """Ends a request that nobody waits for; its blocks are free at once. False if it has already ended."""
@@ -155,6 +161,13 @@ class Engine:
         self._scheduler.pop_finished()
         self._record_step(decision, started, ended)
         return deltas
+
+    def take_records(self) -> EngineRecords:
+        """What was noted since the last call; nothing where the engine keeps none."""
+        records = EngineRecords()
+        if self._records is not None:
+            records, self._records = self._records, records
+        return records
 
     def snapshot(self) -> EngineSnapshot:
         """What to report now."""
@@ -204,8 +217,8 @@ class Engine:
             return self._runner.execute(decision)
         except Exception:  # The step loop must survive whatever one request provokes
             logger.exception("a step failed", extra={"num_sequences": len(decision.scheduled)})
-            if self._metrics:
-                self._metrics.record_step_error()
+            if self._records is not None:
+                self._records.num_step_errors += 1
         if len(decision.scheduled) == 1:
             return RunnerOutput(sampled={}, failed={decision.scheduled[0].sequence.sequence_id: FAILED_MESSAGE})
         half = len(decision.scheduled) // 2
@@ -223,8 +236,14 @@ class Engine:
     def _delta(self, update: SequenceOutput, now: float) -> OutputDelta:
         sequence = update.sequence
         output = self._outputs[sequence.sequence_id]
-        finish_reason, stop_reason = update.finish_reason, sequence.stop_reason
-        text, stop = self._text_of(update, output)
+        finish_reason, stop_reason, error = update.finish_reason, sequence.stop_reason, sequence.error
+        text, stop = "", None
+        try:
+            text, stop = self._text_of(update, output)
+        except Exception:  # The others must not end with the one whose text cannot be made
+            logger.exception("tokens could not be turned into text", extra={"request_id": sequence.request.request_id})
+            finish_reason, error = FinishReason.ERROR, FAILED_MESSAGE
+            self._scheduler.finish(sequence.sequence_id, FinishReason.ERROR)
         if stop is not None:
             finish_reason, stop_reason = FinishReason.STOP, stop
             # False where the same token also reached max_tokens: then it has already ended.
@@ -242,7 +261,7 @@ class Engine:
             num_cached_tokens=sequence.num_cached_tokens,
             finish_reason=finish_reason,
             stop_reason=stop_reason,
-            error=sequence.error,
+            error=error,
         )
 
     def _text_of(self, update: SequenceOutput, output: _Output) -> tuple[str, str | None]:
@@ -267,8 +286,8 @@ class Engine:
         if group.live:
             return
         del self._groups[group.request.request_id]
-        if self._metrics:
-            self._metrics.record_finished(group.times, self._clock())
+        if self._records is not None:
+            self._records.finished.append(FinishedRecord(times=group.times, ended_s=self._clock()))
 
     def _record_tokens(self, output: _Output, num_tokens: int, now: float) -> None:
         times = output.group.times
@@ -282,17 +301,19 @@ class Engine:
         is_first = times.first_token_s is None
         if is_first:
             times.first_token_s = now
-        if self._metrics:
-            self._metrics.record_tokens(num_tokens, gap_s)
-            if is_first:
-                self._metrics.record_first_token(times)
+        if self._records is None:
+            return
+        self._records.num_output_tokens += num_tokens
+        if gap_s is not None:
+            self._records.token_gaps_s.append(gap_s)
+        if is_first:
+            self._records.first_tokens_s.append(now - times.arrival_s)
 
     def _record_step(self, decision: SchedulerOutput, started: float, ended: float) -> None:
         gap_s = None if self._last_step_end_s is None else started - self._last_step_end_s
         self._last_step_end_s = self._clock() if self.has_work else None
-        if self._metrics is None:
-            return
-        self._metrics.record_step(num_tokens=decision.num_tokens, seconds=ended - started, gap_s=gap_s)
+        if self._records is not None:
+            self._records.steps.append(StepRecord(num_tokens=decision.num_tokens, seconds=ended - started, gap_s=gap_s))
 
 
 def _wrapped(seed: int) -> int:

@@ -1,4 +1,4 @@
-"""How far the start has come: written by the engine's thread, read by `/startup` and `/health`."""
+"""How far the start has come: written where the model is loaded, read by `/startup` and `/health`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    from octavo_server.engine.messages import Progressed
 
 Stage = Literal["starting", "downloading", "loading_weights", "warming_up", "ready", "failed"]
 
 
 class StartupProgress:
-    """One writer, any readers; each attribute is replaced whole, so a reader needs no lock."""
+    """The loader writes one and tells of each change; the clients' side has another, which follows it."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        on_change: Callable[[StartupProgress], None] = lambda _: None,
+    ) -> None:
         self._clock = clock
+        self._on_change = on_change
         self.stage: Stage = "starting"
         self.bytes = 0
         self.total_bytes = 0
         self.message = ""
         self.stage_seconds: dict[str, float] = {}
         """Seconds of each stage that has ended."""
+        self.location = ""
+        """Where on this machine the model lies; empty until that is known."""
         self._stage_began_s = self.moved_s = clock()
 
     def enter(self, stage: Stage, message: str = "") -> None:
@@ -31,11 +41,26 @@ class StartupProgress:
         self._stage_began_s = self.moved_s = now
         self.message = message
         self.stage = stage
+        self._on_change(self)
+
+    def locate(self, path: Path) -> None:
+        """The model's files are there."""
+        self.location = str(path)
+        self._on_change(self)
 
     def add_bytes(self, done: int, total: int) -> None:
         """`done` of `total` bytes of the current stage are there."""
         self.bytes, self.total_bytes = done, total
         self.moved_s = self._clock()
+        self._on_change(self)
+
+    def follow(self, told: Progressed) -> None:
+        """Takes over what the loader's own progress said."""
+        self.moved_s = self._clock()
+        if told.stage != self.stage:
+            self._stage_began_s = self.moved_s
+        self.stage, self.message, self.stage_seconds = told.stage, told.message, told.stage_seconds
+        self.bytes, self.total_bytes, self.location = told.bytes, told.total_bytes, told.location
 
     def idle_s(self) -> float:
         """Seconds since anything moved."""

@@ -20,6 +20,7 @@ from octavo_server.config import ServerConfig
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.build import LoadedEngine
 from octavo_server.engine.engine import MAX_FAILED_STEPS
+from octavo_server.engine.engine_thread import EngineThread
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import EngineDeadError, StartupError
 from octavo_server.metrics import ServerMetrics
@@ -29,15 +30,27 @@ from octavo_testing.server import POISON, Server, a_chat, a_completion, fake_eng
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
+@pytest.fixture(params=["in", "out"])
+def where(request: pytest.FixtureRequest) -> str:
+    """Where the engine runs: what holds for one must hold for the other."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def server(tokenizer_folder: Path) -> AsyncIterator[Server]:
-    async with fake_server(tokenizer_folder) as made:
+async def server(tokenizer_folder: Path, where: str) -> AsyncIterator[Server]:
+    async with fake_server(tokenizer_folder, where=where) as made:
         yield made
 
 
 def runner_of(server: Server) -> Any:
     assert server.fake is not None
     return server.fake.runner
+
+
+def is_at_rest(server: Server) -> bool:
+    """Whether the engine has reported that it holds nothing; it reports after each command that it took."""
+    now = server.state.engine.snapshot
+    return (now.num_running, now.num_waiting, now.kv_usage, now.pressure) == (0, 0, 0, 0)
 
 
 async def test_while_loading_the_port_answers_and_generation_is_503(tokenizer_folder: Path) -> None:
@@ -112,18 +125,15 @@ async def test_blocks_are_free_after_a_client_went_away(server: Server, stream: 
     await server.until(lambda: server.state.engine.num_unfinished == 0, timeout_s=1)
     runner.open()
     await server.until(lambda: server.state.num_active == 0, timeout_s=1)
-    await server.until(lambda: not server.fake.loaded.engine.has_work, timeout_s=1)  # type: ignore[union-attr]
-    # One more request makes the engine report, whatever it reported last.
-    await server.post(COMPLETIONS, a_completion())
-    await server.until(lambda: server.state.engine.snapshot.num_running == 0, timeout_s=1)
+    await server.until(lambda: is_at_rest(server), timeout_s=1)
 
     load = (await server.get("/load")).json
     assert (load["running"], load["waiting"], load["kv_usage"], load["pressure"]) == (0, 0, 0, 0)
     assert await server.metric("vllm:request_success_total", finished_reason="abort") == 1
 
 
-async def test_a_full_queue_is_a_429_with_retry_after(tokenizer_folder: Path) -> None:
-    async with fake_server(tokenizer_folder, seqs=1, max_num_queued_reqs=2) as server:
+async def test_a_full_queue_is_a_429_with_retry_after(tokenizer_folder: Path, where: str) -> None:
+    async with fake_server(tokenizer_folder, where=where, seqs=1, max_num_queued_reqs=2) as server:
         runner_of(server).gate.clear()
         body = a_completion(ignore_eos=True)
         tasks = [asyncio.create_task(server.post(COMPLETIONS, body)) for _ in range(3)]
@@ -143,8 +153,8 @@ async def test_a_full_queue_is_a_429_with_retry_after(tokenizer_folder: Path) ->
         assert await server.metric("octavo_rejected_requests_total", reason="queue_full") == 1
 
 
-async def test_a_stuck_engine_is_unhealthy_only_while_work_is_there(tokenizer_folder: Path) -> None:
-    async with fake_server(tokenizer_folder, stall_timeout=1) as server:
+async def test_a_stuck_engine_is_unhealthy_only_while_work_is_there(tokenizer_folder: Path, where: str) -> None:
+    async with fake_server(tokenizer_folder, where=where, stall_timeout=1) as server:
         engine = server.state.engine
         runner_of(server).gate.clear()
         task = asyncio.create_task(server.post(COMPLETIONS, a_completion()))
@@ -168,8 +178,7 @@ async def test_the_death_of_the_engine_ends_every_request_with_an_error(server: 
     whole = asyncio.create_task(server.post(COMPLETIONS, long))
     streamed = asyncio.create_task(server.post(COMPLETIONS, {**long, "stream": True}))
     await server.until(lambda: server.state.engine.num_unfinished == 2)
-    engine = server.fake.loaded.engine  # type: ignore[union-attr]
-    engine.step = lambda: (_ for _ in ()).throw(RuntimeError("boom"))  # type: ignore[method-assign]
+    server.fake.break_engine()  # type: ignore[union-attr]
     runner.gate.set()
 
     answers = await asyncio.gather(whole, streamed)
@@ -209,11 +218,11 @@ async def test_a_poisoned_request_does_not_hurt_those_beside_it(server: Server) 
 async def test_a_serving_process_whose_engine_dies_ends_with_the_reason(tokenizer_folder: Path) -> None:
     """`serve` raises, from which the command makes an exit status; the client that waited is told before."""
     parts = fake_engine(load_tokenizer(tokenizer_folder))
-    parts.loaded.engine.step = lambda: (_ for _ in ()).throw(RuntimeError("boom"))  # type: ignore[method-assign]
+    parts.break_engine()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     metrics = ServerMetrics("tiny", lambda: engine.snapshot)
-    engine = AsyncEngine(lambda _: parts.loaded)
+    engine = AsyncEngine(EngineThread(lambda _: parts.loaded))
     state = ServerState(
         config=ServerConfig(host="127.0.0.1", port=port), engine=engine, metrics=metrics, model_names=("tiny",)
     )
@@ -241,8 +250,8 @@ async def test_a_fault_in_the_middle_of_a_stream_is_an_event(server: Server, mon
     await server.until(lambda: server.state.engine.num_unfinished == 0, timeout_s=1)
 
 
-async def test_more_outputs_than_may_ever_wait_are_refused_for_good(tokenizer_folder: Path) -> None:
-    async with fake_server(tokenizer_folder, seqs=2, max_num_queued_reqs=3) as server:
+async def test_more_outputs_than_may_ever_wait_are_refused_for_good(tokenizer_folder: Path, where: str) -> None:
+    async with fake_server(tokenizer_folder, where=where, seqs=2, max_num_queued_reqs=3) as server:
         refused = await server.post(COMPLETIONS, a_completion(["a", "b"], n=3))
 
         assert (refused.status, refused.json["error"]["param"]) == (400, "n")
@@ -289,8 +298,8 @@ async def test_draining_refuses_what_is_new_and_finishes_what_runs(server: Serve
     assert (await running_one).status == 200
 
 
-async def test_closing_ends_every_stream_with_an_error(tokenizer_folder: Path) -> None:
-    async with fake_server(tokenizer_folder) as server:
+async def test_closing_ends_every_stream_with_an_error(tokenizer_folder: Path, where: str) -> None:
+    async with fake_server(tokenizer_folder, where=where) as server:
         runner_of(server).gate.clear()
         task = asyncio.create_task(server.post(COMPLETIONS, a_completion(stream=True, ignore_eos=True)))
         await server.until(lambda: server.state.engine.num_unfinished == 1)

@@ -16,13 +16,8 @@ from octavo_testing.server import CONTEXT, POISON, VOCABULARY, FakeParts, fake_e
 
 
 @pytest.fixture
-def metrics() -> ServerMetrics:
-    return ServerMetrics("m", EngineSnapshot)
-
-
-@pytest.fixture
-def parts(tokenizer_folder: Path, metrics: ServerMetrics) -> FakeParts:
-    return fake_engine(load_tokenizer(tokenizer_folder), metrics=metrics)
+def parts(tokenizer_folder: Path) -> FakeParts:
+    return fake_engine(load_tokenizer(tokenizer_folder))
 
 
 def a_request(name: str = "a", prompt: tuple[int, ...] = (5, 6, 7), **params: Any) -> Request:
@@ -51,16 +46,24 @@ def ends_of(deltas: list[OutputDelta]) -> list[tuple[str, int, FinishReason]]:
     return [(d.request_id, d.index, d.finish_reason) for d in deltas if d.finish_reason is not None]
 
 
+def counted(engine: Engine) -> ServerMetrics:
+    """What a server would show after all that the engine did."""
+    metrics = ServerMetrics("m", EngineSnapshot)
+    metrics.record(engine.take_records())
+    return metrics
+
+
 def value(metrics: ServerMetrics, name: str, **labels: str) -> float:
     return sum(v for found, v in samples(metrics.render().decode(), name) if labels.items() <= found.items())
 
 
-def test_n_outputs_each_end_once_and_count_their_prompt_once(parts: FakeParts, metrics: ServerMetrics) -> None:
+def test_n_outputs_each_end_once_and_count_their_prompt_once(parts: FakeParts) -> None:
     parts.loaded.engine.add_request(a_request(n=3, max_tokens=4))
 
     deltas = run(parts.loaded.engine)
 
     assert [("a", index, FinishReason.LENGTH) for index in range(3)] == sorted(ends_of(deltas))
+    metrics = counted(parts.loaded.engine)
     assert value(metrics, "vllm:prompt_tokens_total") == 3
     assert value(metrics, "vllm:generation_tokens_total") == 12
     assert value(metrics, "vllm:request_success_total", finished_reason="length") == 3
@@ -152,7 +155,7 @@ def test_what_might_have_become_a_stop_string_is_released_at_the_end(parts: Fake
     assert text_of(run(engine), "held") == text
 
 
-def test_abort_frees_blocks_at_once_at_every_stage(parts: FakeParts, metrics: ServerMetrics) -> None:
+def test_abort_frees_blocks_at_once_at_every_stage(parts: FakeParts) -> None:
     engine = parts.loaded.engine
     engine.add_request(a_request("running", n=2, max_tokens=100))
     engine.step()
@@ -165,10 +168,11 @@ def test_abort_frees_blocks_at_once_at_every_stage(parts: FakeParts, metrics: Se
     assert not engine.abort("running")
     assert not engine.has_work
     assert 0 == engine.snapshot().kv_usage == engine.snapshot().pressure
+    metrics = counted(engine)
     assert value(metrics, "vllm:request_success_total", finished_reason="abort") == 3
 
 
-def test_a_request_whose_step_raises_fails_alone(parts: FakeParts, metrics: ServerMetrics) -> None:
+def test_a_request_whose_step_raises_fails_alone(parts: FakeParts) -> None:
     engine = parts.loaded.engine
     for number in range(5):
         prompt = (POISON,) if number == 3 else (20 + number,)
@@ -183,6 +187,7 @@ def test_a_request_whose_step_raises_fails_alone(parts: FakeParts, metrics: Serv
     error = next(delta.error for delta in deltas if delta.error)
     assert "log" in error
     assert "poison" not in error
+    metrics = counted(engine)
     assert value(metrics, "octavo_engine_step_errors_total") > 0
 
 
@@ -245,17 +250,18 @@ def test_a_request_that_can_never_run_is_refused(
     assert not parts.loaded.engine.has_work
 
 
-def test_times_are_counted_from_one_clock(tokenizer_folder: Path, metrics: ServerMetrics) -> None:
+def test_times_are_counted_from_one_clock(tokenizer_folder: Path) -> None:
     now = [0.0]
 
     def clock() -> float:
         now[0] += 0.5
         return now[0]
 
-    engine = fake_engine(load_tokenizer(tokenizer_folder), metrics=metrics, clock=clock).loaded.engine
+    engine = fake_engine(load_tokenizer(tokenizer_folder), clock=clock).loaded.engine
     engine.add_request(a_request(max_tokens=3))
     run(engine)
 
+    metrics = counted(engine)
     assert value(metrics, "octavo_engine_step_seconds_count") == 3
     assert value(metrics, "vllm:inter_token_latency_seconds_count") == 2
     ttft = value(metrics, "vllm:time_to_first_token_seconds_sum")

@@ -1,0 +1,67 @@
+"""The outputs of one client's requests as they come to their one reader.
+
+What the reader has not taken yet is kept as one delta an output, so a slow reader costs no more memory than its text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from octavo_server.engine.engine import OutputDelta
+from octavo_server.engine.messages import joined_deltas
+from octavo_server.engine.request import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from octavo_server.engine.request import Request
+
+
+class RequestStream:
+    """A completion may bring several requests, one a prompt. Every output ends once, whatever happens."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = tuple(requests)
+        self._pending: dict[tuple[str, int], OutputDelta] = {}
+        self._waiter: asyncio.Future[None] | None = None
+        self._open = {(item.request_id, index) for item in requests for index in range(item.params.n)}
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(item.params.n for item in self.requests)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every output has had its last delta (read or not)."""
+        return not self._open
+
+    async def read(self) -> list[OutputDelta]:
+        """What came since the last call, one delta an output and at least one; empty once all have ended and were read."""
+        while not self._pending:
+            if self.is_finished:
+                return []
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        deltas, self._pending = self._pending, {}
+        return list(deltas.values())
+
+    def push(self, delta: OutputDelta) -> None:
+        """Takes a delta; what comes after an output's last one is dropped."""
+        output = (delta.request_id, delta.index)
+        if output not in self._open:
+            return
+        if delta.finish_reason is not None:
+            self._open.discard(output)
+        before = self._pending.get(output)
+        self._pending[output] = delta if before is None else joined_deltas(before, delta)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, message: str) -> None:
+        """Ends every output that is still open."""
+        for request_id, index in sorted(self._open):
+            self.push(OutputDelta(request_id=request_id, index=index, finish_reason=FinishReason.ERROR, error=message))

@@ -1,0 +1,100 @@
+"""The real engine and scheduler over a fake model, whose steps a test can hold, count and break."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from octavo_server.engine.build import LoadedEngine
+from octavo_server.engine.engine import Engine
+from octavo_server.engine.kv_cache_manager import KVCacheManager
+from octavo_server.engine.outputs import ModelRunner, RunnerOutput, SchedulerOutput
+from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.models.config import GenerationDefaults
+from octavo_server.tokenizer.tokenizer import Tokenizer
+from octavo_testing.fake_model import FakeModel, FakeRunner
+
+VOCABULARY = 512
+CONTEXT = 512
+POISON = 77
+"""A prompt of nothing but this token makes a `GatedRunner`'s step raise."""
+
+
+class GatedRunner:
+    """A fake model whose steps wait for `gate`, and raise for a prompt of POISON. Counts what it was given."""
+
+    def __init__(self, inner: ModelRunner) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.closes_after: int | None = None
+        """Steps after which the gate closes by itself; None: never."""
+        self.breaks = False
+        """Raise at every step."""
+        self.num_steps = 0
+        self._inner = inner
+
+    def let_through(self, num_steps: int) -> None:
+        """Opens the gate for so many steps and no more, however fast they are."""
+        self.closes_after = num_steps
+        self.gate.set()
+
+    def open(self) -> None:
+        """Opens the gate for good."""
+        self.closes_after = None
+        self.gate.set()
+
+    def execute(self, output: SchedulerOutput) -> RunnerOutput:
+        assert self.gate.wait(timeout=60), "a test left the gate closed"
+        self.num_steps += 1
+        if self.closes_after is not None:
+            self.closes_after -= 1
+            if self.closes_after == 0:
+                self.gate.clear()
+        if self.breaks or any(set(item.sequence.request.prompt_token_ids) == {POISON} for item in output.scheduled):
+            raise RuntimeError("poisoned")
+        return self._inner.execute(output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeParts:
+    """An engine over a fake model, and what a test may pull at."""
+
+    loaded: LoadedEngine
+    runner: GatedRunner
+    scheduler: Scheduler
+
+    def break_engine(self) -> None:
+        """Lets the next step raise outside of the model, where nobody can be blamed alone."""
+
+        def boom() -> NoReturn:
+            raise RuntimeError("boom")
+
+        self.scheduler.schedule = lambda _now: boom()  # type: ignore[method-assign]
+
+
+def fake_engine(
+    tokenizer: Tokenizer,
+    *,
+    blocks: int = 200,
+    seqs: int = 8,
+    eos_token_id: int = 1,
+    clock: Callable[[], float] | None = None,
+) -> FakeParts:
+    """The real engine and scheduler over `FakeModel`."""
+    config = SchedulerConfig(
+        max_num_batched_tokens=256,
+        max_num_seqs=seqs,
+        max_model_len=CONTEXT,
+        eos_token_ids=frozenset({eos_token_id}),
+    )
+    scheduler = Scheduler(config, KVCacheManager(num_blocks=blocks + 1, block_size=16))
+    model = FakeModel(vocabulary=VOCABULARY, eos_token_id=eos_token_id)
+    runner = GatedRunner(FakeRunner(model, num_blocks=blocks + 1, block_size=16))
+    extra: dict[str, Any] = {"clock": clock} if clock else {}
+    engine = Engine(
+        scheduler=scheduler, runner=runner, tokens=tokenizer, vocab_size=VOCABULARY, keeps_records=True, **extra
+    )
+    loaded = LoadedEngine(engine=engine, tokenizer=tokenizer, defaults=GenerationDefaults(temperature=0.0))
+    return FakeParts(loaded=loaded, runner=runner, scheduler=scheduler)
