@@ -29,6 +29,8 @@ class Traffic:
     """How many beginnings there are to share."""
     shared: float = 0.5
     """Share of prompts that begin with one of them."""
+    varied: float = 0.0
+    """Share of requests that ask for more than a length: several outputs, a salt, stop tokens and so on."""
 
     def requests(self, count: int, rng: Random, vocabulary: int) -> Iterator[Request]:
         """`count` requests in the order of arrival."""
@@ -39,18 +41,31 @@ class Traffic:
             length = min(self.max_prompt, 1 + int(rng.expovariate(1 / self.mean_prompt)))
             prefix = rng.choice(prefixes)[:length] if rng.random() < self.shared else ()
             rest = tuple(rng.randrange(vocabulary) for _ in range(length - len(prefix)))
-            yield Request(
-                request_id=str(i),
-                prompt_token_ids=prefix + rest,
-                params=SamplingParams(max_tokens=1 + int(rng.expovariate(1 / self.mean_output)), ignore_eos=True),
-                arrival_s=now,
-            )
+            params = SamplingParams(max_tokens=1 + int(rng.expovariate(1 / self.mean_output)), ignore_eos=True)
+            request = Request(request_id=str(i), prompt_token_ids=prefix + rest, params=params, arrival_s=now)
+            yield _varied(request, rng, vocabulary) if rng.random() < self.varied else request
+
+
+def _varied(request: Request, rng: Random, vocabulary: int) -> Request:
+    params = dataclasses.replace(
+        request.params,
+        n=rng.choice((1, 1, 2, 4)),
+        ignore_eos=rng.random() < 0.5,
+        min_tokens=rng.randrange(1 + (request.params.max_tokens or 0)),
+        stop_token_ids=tuple(rng.randrange(vocabulary) for _ in range(rng.choice((0, 20)))),
+        prompt_logprobs=rng.choice((None, None, None, 0)),
+    )
+    return dataclasses.replace(
+        request, params=params, priority=rng.choice((-1, 0, 0, 1)), cache_salt=rng.choice(("", "", "a", "b"))
+    )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Report:
     """What a run showed."""
 
+    added: int = 0
+    """Outputs that were asked for."""
     outcomes: Counter[FinishReason] = dataclasses.field(default_factory=Counter)
     wrong: int = 0
     """Outputs that are not what the fake model alone says."""
@@ -76,8 +91,8 @@ class Simulator:
     ) -> None:
         self.rng = Random(seed)
         self.kv = KVCacheManager(num_blocks=num_blocks, block_size=block_size)
-        self.scheduler = Scheduler(config, self.kv)
         self.model = FakeModel(vocabulary=vocabulary, eos_token_id=0)
+        self.scheduler = Scheduler(dataclasses.replace(config, eos_token_ids=frozenset({0})), self.kv)
         self.runner = FakeRunner(self.model, num_blocks=num_blocks, block_size=block_size)
         self.report = Report()
         self.now = 0.0
@@ -102,10 +117,12 @@ class Simulator:
         return self.report
 
     def _add(self, request: Request) -> None:
-        self._next_id += 1
-        sequence = Sequence(sequence_id=SequenceId(self._next_id), request=request, seed=self._next_id)
-        self._live[sequence.sequence_id] = sequence
-        self.scheduler.add(sequence)
+        for index in range(request.params.n):
+            self._next_id += 1
+            sequence = Sequence(sequence_id=SequenceId(self._next_id), request=request, index=index, seed=self._next_id)
+            self._live[sequence.sequence_id] = sequence
+            self.scheduler.add(sequence)
+            self.report.added += 1
 
     def _step(self) -> None:
         output = self.scheduler.schedule(self.now)
@@ -132,6 +149,7 @@ class Simulator:
             self.report.wrong += got != (answer.token_ids if whole else answer.token_ids[: len(got)])
 
     def _sample(self) -> None:
+        self.scheduler.check_integrity()
         stats = self.scheduler.stats()
         self.report.preemptions = stats.preemptions
         self.report.largest_bookkeeping = max(self.report.largest_bookkeeping, num_entries(self.scheduler))

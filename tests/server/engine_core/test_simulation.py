@@ -1,4 +1,4 @@
-"""Long lives under dense traffic: nothing leaks, nothing grows, every output is right, little memory is wasted."""
+"""Long lives under dense traffic of every kind: nothing leaks, nothing grows, every output is right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import tracemalloc
 from collections.abc import Callable
 from random import Random
-from statistics import mean
 
 import pytest
 
@@ -17,19 +16,23 @@ from octavo_testing.simulator import Report, Simulator, Traffic, num_entries
 
 CONFIG = SchedulerConfig(max_num_batched_tokens=256, max_num_seqs=64, max_model_len=256)
 ORDINARY = Traffic(mean_prompt=16, mean_output=12, max_prompt=200, arrivals_per_step=2.0)
+VARIED = Traffic(mean_prompt=16, mean_output=12, max_prompt=200, arrivals_per_step=1.2, varied=0.5)
+"""Some 1.5 outputs a request."""
 NUM_BLOCKS = 60
 """Too few for 64 sequences, so that preemption and eviction are everyday events."""
 
 
-def soak(num_requests: int, config: SchedulerConfig = CONFIG, *, abort_share: float = 0.02) -> tuple[Simulator, Report]:
+def soak(
+    num_requests: int, config: SchedulerConfig = CONFIG, *, traffic: Traffic = ORDINARY, abort_share: float = 0.02
+) -> tuple[Simulator, Report]:
     simulator = Simulator(config, num_blocks=NUM_BLOCKS)
-    requests = ORDINARY.requests(num_requests, Random(1), vocabulary=1000)
+    requests = traffic.requests(num_requests, Random(1), vocabulary=1000)
     return simulator, simulator.run(requests, abort_share=abort_share)
 
 
 def check_nothing_is_left(simulator: Simulator, report: Report, num_requests: int) -> None:
     stats = simulator.scheduler.stats()
-    assert report.ended == num_requests
+    assert report.ended == report.added >= num_requests
     assert report.wrong == 0
     assert report.outcomes[FinishReason.ERROR] == 0
     assert report.largest_bookkeeping < 2_000
@@ -41,15 +44,16 @@ def check_nothing_is_left(simulator: Simulator, report: Report, num_requests: in
 
 
 @pytest.mark.parametrize("policy", list(SchedulingPolicy))
-def test_20_000_requests_leave_nothing_behind(policy: SchedulingPolicy) -> None:
-    num_requests = 20_000 if policy is SchedulingPolicy.FCFS else 2_000
+def test_thousands_of_requests_leave_nothing_behind(policy: SchedulingPolicy) -> None:
+    num_requests = 20_000 if policy is SchedulingPolicy.FCFS else 5_000
     config = SchedulerConfig(max_num_batched_tokens=256, max_num_seqs=64, max_model_len=256, policy=policy)
 
-    simulator, report = soak(num_requests, config)
+    simulator, report = soak(num_requests, config, traffic=VARIED)
 
     check_nothing_is_left(simulator, report, num_requests)
+    assert report.added > 1.2 * num_requests
     assert report.preemptions > 0
-    assert report.outcomes[FinishReason.ABORT] > 0
+    assert min(report.outcomes[reason] for reason in (FinishReason.ABORT, FinishReason.STOP, FinishReason.LENGTH)) > 100
     assert simulator.scheduler.stats().prefix_hits > 0
 
 
@@ -74,32 +78,12 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_a_million_requests_leave_nothing_behind(record_property: Callable[[str, object], None]) -> None:
-    simulator, report = soak(1_000_000)
-    record_property("requests", report.ended)
+    simulator, report = soak(1_000_000, traffic=VARIED)
+    record_property("outputs", report.ended)
     record_property("preemptions", report.preemptions)
     record_property("largest_bookkeeping", report.largest_bookkeeping)
 
     check_nothing_is_left(simulator, report, 1_000_000)
-
-
-def test_kv_waste_on_chat_lengths_is_under_4_percent(
-    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
-) -> None:
-    """ShareGPT's means (161 tokens of prompt, 338 of output); nothing shared, so that sharing does not flatter it."""
-    config = SchedulerConfig(max_num_batched_tokens=2048, max_num_seqs=64, max_model_len=2048)
-    traffic = Traffic(mean_prompt=161, mean_output=338, max_prompt=1024, arrivals_per_step=0.15, shared=0.0)
-    simulator = Simulator(config, num_blocks=4000)
-
-    report = simulator.run(traffic.requests(400, Random(2), vocabulary=1000))
-
-    paged, contiguous = mean(report.waste), mean(report.contiguous_waste)
-    record_property("kv_waste", round(paged, 4))
-    record_property("contiguous_waste", round(contiguous, 4))
-    with capsys.disabled():
-        print(f"\nKV waste, ShareGPT-like mix: blocks of 16 {paged:.1%}, reserving the whole context {contiguous:.1%}")  # noqa: T201
-    assert report.wrong == 0
-    assert 0.001 < paged < 0.04
-    assert contiguous > 0.5
 
 
 def _heap_bytes() -> int:
