@@ -7,6 +7,7 @@ once the model and the machine are known, and returns a new object. Nothing here
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -47,6 +48,30 @@ def human_int_or_auto(text: str) -> int | None:
     return None if text == "auto" else human_int(text)
 
 
+def only_auto(text: str) -> str:
+    """Reads a type of the KV cache.
+
+    Raises:
+        ConfigError: it is not auto.
+    """
+    if text != "auto":
+        raise ConfigError(
+            f"--kv-cache-dtype {text[:40]} is not supported yet in this version of Octavo; leave it out (auto)"
+        )
+    return text
+
+
+def origin(text: str) -> str:
+    """Reads an origin as browsers send it, such as https://chat.example:8443, or * for all.
+
+    Raises:
+        ConfigError: it can never match.
+    """
+    if text != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+", text) is None:
+        raise ConfigError(f"{text[:200]!r} is no origin; write it as browsers send it, https://HOST[:PORT], or *")
+    return text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What the engine is built from: the model, its memory and its limits."""
@@ -57,6 +82,14 @@ class EngineConfig:
 
     revision: str | None = setting(None)
     """Branch, tag or commit of a model on the hub. None: its main branch."""
+
+    tokenizer: str | None = setting(None)
+    """Where the tokenizer and the chat template come from: a local folder, a GGUF file, or a name on the Hugging Face
+    hub, ORG/NAME[@REVISION]. None: the model's own."""
+
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = setting("auto")
+    """Which files hold the weights. auto: a .gguf file where the model is one, else safetensors. dummy: none; random
+    weights of the shapes that the configuration says, to size memory and measure speed (answers are nonsense)."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto")
     """Type of weights and activations. auto: the checkpoint's own on a GPU; float32 on a CPU, which computes it fastest
@@ -104,6 +137,16 @@ class EngineConfig:
     """Order of the waiting requests: fcfs by arrival; priority by the request's field `priority` (lower first);
     cache-aware by the longest prefix hit, without starving anyone."""
 
+    kv_cache_dtype: str = setting("auto", parse=only_auto)
+    """Type of the KV cache. auto, the one choice of this version: the type of the activations."""
+
+    enforce_eager: bool = setting(False)
+    """Compute without CUDA graphs. This version records none, so every run is eager and the flag changes nothing; it is
+    taken so that command lines written for vLLM work."""
+
+    tensor_parallel_size: int = setting(1, minimum=1, parse=human_int)
+    """GPUs that share one model. 1, the one choice of this version."""
+
     seed: int = setting(0, minimum=0, maximum=2**63 - 1)
     """Start of the random numbers of requests that bring no seed of their own, 0 or more. 0: runs can be repeated."""
 
@@ -116,6 +159,12 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        only_auto(self.kv_cache_dtype)
+        if self.tensor_parallel_size != 1:
+            raise ConfigError(
+                f"--tensor-parallel-size {self.tensor_parallel_size} is not supported yet in this version of Octavo, "
+                f"which computes on one device; leave it out"
+            )
 
     def resolve(self, *, context_length: int, device: str, device_memory_bytes: int) -> ResolvedLimits:
         """Turns the limits' autos into values; `context_length` is what the model was trained for, in tokens.
@@ -164,6 +213,10 @@ class ServerConfig:
     api_key: tuple[str, ...] = setting(())
     """Keys of which a client must send one as `Authorization: Bearer`; repeatable, comma-separated in OCTAVO_API_KEY.
     None given: no key is needed. /health, /ready, /startup and /metrics stay open."""
+
+    allowed_origins: tuple[str, ...] = setting((), parse=origin)
+    """Origins of web pages whose scripts may call this server from a browser (CORS), such as https://chat.example; * for
+    all of them; repeatable. None given: none may, as browsers see to."""
 
     shutdown_timeout: float = setting(30.0, minimum=0, maximum=86400)
     """Seconds, 0 to 86,400, that running requests have to finish after SIGTERM. 30: Kubernetes' usual grace."""

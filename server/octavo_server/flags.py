@@ -31,20 +31,14 @@ C = TypeVar("C")
 
 NOT_SUPPORTED_YET = frozenset(
     {
-        "--kv-cache-dtype",
-        "--tensor-parallel-size",
-        "--enforce-eager",
         "--tool-call-parser",
         "--reasoning-parser",
         "--enable-lora",
         "--lora-modules",
         "--speculative-config",
         "--kv-offloading-size",
-        "--tokenizer",
-        "--load-format",
         "--data-dir",
         "--logprobs-mode",
-        "--allowed-origins",
         "--otlp-traces-endpoint",
     }
 )
@@ -210,7 +204,7 @@ class Setting:
         # An unset variable behind --api-key must not open the server to everybody.
         if not items or not all(items):
             raise ConfigError(f"{source} is empty; give {self.flag} a value or leave it out")
-        return items
+        return items if self.parse is None else tuple(str(self._read_text(item, source)) for item in items)
 
     def _read_text(self, text: str, source: str) -> object:
         if self.choices:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
+from octavo_server.api.cors import answer_preflight, set_cors_headers
 from octavo_server.api.endpoint import TABLE
 from octavo_server.api.error_response import ApiError, error_response
 from octavo_server.api.middleware import COUNTED, OPEN, errors, require_key, set_request_id_header
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def make_app(state: ServerState) -> web.Application:
     """The application over `state`; it owns nothing that must be closed."""
     app = web.Application(
-        middlewares=[errors, require_key, count_active], client_max_size=state.config.max_request_bytes
+        middlewares=[errors, answer_preflight, require_key, count_active],
+        client_max_size=state.config.max_request_bytes,
     )
     app[STATE] = state
     app[TABLE] = ENDPOINTS
@@ -32,6 +34,7 @@ def make_app(state: ServerState) -> web.Application:
         add = app.router.add_get if endpoint.method == "GET" else partial(app.router.add_route, endpoint.method)
         add(endpoint.path, endpoint.handler, expect_handler=answer_expectation)
     app.on_response_prepare.append(set_request_id_header)
+    app.on_response_prepare.append(set_cors_headers)
     return app
 
 

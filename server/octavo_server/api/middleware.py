@@ -1,6 +1,6 @@
 """What happens around every handler: request id, key, errors in one shape, counts.
 
-Order, from outside: errors (so that every answer has the shape and the id) → key → handler.
+Order, from outside: errors (so that every answer has the shape and the id) → a browser's preflight → key → handler.
 """
 
 from __future__ import annotations

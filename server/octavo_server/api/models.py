@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from octavo_server.api.endpoint import Endpoint, json_answer
-from octavo_server.api.json_schema import MODEL, array, integer, one_of, optional, record, text
+from octavo_server.api.json_schema import MODEL, array, boolean, integer, one_of, optional, record, text
 from octavo_server.api.state import STATE, ServerState
 
 
@@ -34,12 +34,52 @@ def _model(state: ServerState, name: str) -> dict[str, Any]:
         "object": "model",
         "created": state.created,
         "owned_by": "octavo",
-        "root": state.model_names[0],
+        "root": state.model_root or state.model_names[0],
         "parent": None,
         "max_model_len": loaded.limits.max_sequence_tokens,
+        "permission": [_permission(state, name)],
     }
 
 
+def _permission(state: ServerState, name: str) -> dict[str, Any]:
+    """What clients written for vLLM read: everybody may sample."""
+    return {
+        "id": f"modelperm-{name}",
+        "object": "model_permission",
+        "created": state.created,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+
+
+_PERMISSION = record(
+    {
+        "id": text(),
+        "object": one_of("model_permission"),
+        "created": integer(0),
+        **dict.fromkeys(
+            (
+                "allow_create_engine",
+                "allow_sampling",
+                "allow_logprobs",
+                "allow_search_indices",
+                "allow_view",
+                "allow_fine_tuning",
+                "is_blocking",
+            ),
+            boolean(),
+        ),
+        "organization": text(),
+        "group": optional(text()),
+    }
+)
 _MODEL_OBJECT = record(
     {
         "id": MODEL,
@@ -49,6 +89,7 @@ _MODEL_OBJECT = record(
         "root": text(),
         "parent": optional(text()),
         "max_model_len": integer(1),
+        "permission": array(_PERMISSION),
     }
 )
 

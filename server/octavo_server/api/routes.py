@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from octavo_server.api import chat, completions, life, models, openapi, tokens
+from octavo_server.api import adapters, chat, completions, life, models, openapi, tokens
 
 ENDPOINTS = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
     *models.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *adapters.ENDPOINTS,
     *life.ENDPOINTS,
     *openapi.ENDPOINTS,
 )

@@ -21,6 +21,7 @@ from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.placement import make_host
 from octavo_server.errors import ConfigError, EngineStuckError, StartupError
 from octavo_server.metrics import ServerMetrics
+from octavo_server.sources.uri import HubModel, parse_source
 
 if TYPE_CHECKING:
     from octavo_server.config import EngineConfig, ServerConfig
@@ -46,12 +47,22 @@ def make_state(engine_config: EngineConfig, server_config: ServerConfig) -> Serv
         max_num_queued_reqs=server_config.max_num_queued_reqs,
         stall_timeout_s=server_config.stall_timeout,
     )
-    return ServerState(config=server_config, engine=engine, metrics=metrics, model_names=names)
+    source = parse_source(engine_config.model)
+    return ServerState(
+        config=server_config,
+        engine=engine,
+        metrics=metrics,
+        model_names=names,
+        model_root=source.repository if isinstance(source, HubModel) else "",
+    )
 
 
 def default_model_name(model: str) -> str:
-    """What clients call the model when nobody said: the argument itself, of a GGUF file its name."""
-    return Path(model).stem if model.lower().endswith(".gguf") else model
+    """What clients call the model when nobody said: the path or the name on the hub, of a GGUF file its own name."""
+    source = parse_source(model)
+    if isinstance(source, Path):
+        return source.stem if source.suffix.lower() == ".gguf" else str(source)
+    return source.name
 
 
 async def serve(state: ServerState) -> bool:

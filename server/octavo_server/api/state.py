@@ -34,6 +34,8 @@ class ServerState:
     metrics: ServerMetrics
     model_names: tuple[str, ...]
     """Names that clients may ask for; the first is the label of metrics."""
+    model_root: str = ""
+    """The model's name on the hub, where it comes from there; `root` of `/v1/models`."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds of the start; `created` of `/v1/models`."""
     new_id: Callable[[], str] = new_id

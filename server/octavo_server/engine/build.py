@@ -19,13 +19,14 @@ from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.served_model import ServedModel
 from octavo_server.engine.waiting_queue import SchedulingPolicy
 from octavo_server.errors import ConfigError, StartupError
+from octavo_server.sources.locate import locate_model, locate_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from octavo_server.config import EngineConfig, ResolvedLimits
     from octavo_server.engine.startup import StartupProgress
-    from octavo_server.models.config import GenerationDefaults
+    from octavo_server.models.config import GenerationDefaults, ModelConfig
     from octavo_server.models.loader import LoadedModel
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
@@ -84,7 +85,8 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     bound_spinning(os.environ)
     # Before seconds go into the weights.
     _chat_template(config.chat_template)
-    location = _locate(config, progress)
+    location = locate_model(config, progress)
+    locate_tokenizer(config, location, progress)
     progress.locate(location)
     model_config = load_model_config(location)
     device = resolve_device(config.device)
@@ -96,6 +98,9 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     progress.enter("loading_weights")
     model = _load_model(location, config, device, progress)
     text = load_text_side(config, location)
+    if config.tokenizer is not None:
+        # A model's own may have a few tokens more, which nobody sends.
+        _check_vocabulary(text.tokenizer, model_config)
     plan = _plan_kv_cache(config, limits, model, device, host_memory)
     progress.enter("warming_up")
     engine = _make_engine(config, limits, plan, model, text.tokenizer, keeps_records=keeps_records)
@@ -104,7 +109,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
 
 
 def load_text_side(config: EngineConfig, location: Path) -> TextSide:
-    """The tokenizer and sampling defaults of the model at `location`.
+    """The tokenizer and sampling defaults of the model at `location`; another tokenizer has been fetched already.
 
     Raises:
         StartupError: they cannot be read.
@@ -112,7 +117,11 @@ def load_text_side(config: EngineConfig, location: Path) -> TextSide:
     from octavo_server.models.config import GenerationDefaults, load_model_config
     from octavo_server.tokenizer.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(location, chat_template=_chat_template(config.chat_template))
+    tokenizer = load_tokenizer(
+        locate_tokenizer(config, location),
+        chat_template=_chat_template(config.chat_template),
+        placeholder=config.load_format == "dummy",
+    )
     from_model = config.generation_config == "auto"
     defaults = load_model_config(location).generation if from_model else GenerationDefaults()
     return TextSide(tokenizer=tokenizer, defaults=defaults)
@@ -140,20 +149,6 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _locate(config: EngineConfig, progress: StartupProgress) -> Path:
-    """The model on this machine's disk, fetched where its name means the hub."""
-    from octavo_server.models.location import resolve_location
-    from octavo_server.sources.hub import fetch_model, is_hub_name
-
-    if not is_hub_name(config.model):
-        if config.revision is not None:
-            raise ConfigError(f"--revision is for models of the hub, {config.model} is on this machine; leave it out")
-        # Before torch is imported: a typing error should not take seconds to be told.
-        return resolve_location(config.model).path
-    progress.enter("downloading")
-    return fetch_model(config.model, revision=config.revision, on_bytes=progress.add_bytes)
-
-
 def _load_model(location: Path, config: EngineConfig, device: str, progress: StartupProgress) -> LoadedModel:
     import torch
 
@@ -170,6 +165,7 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
             device=device,
             on_progress=progress.add_bytes,
             quantization=config.quantization,
+            load_format=config.load_format,
         )
     except torch.OutOfMemoryError as error:
         raise StartupError(
@@ -181,6 +177,15 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
         # The compiled kernels have threads of their own, and torch's would spin on the same cores.
         torch.set_num_threads(1)
     return model
+
+
+def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
+    if tokenizer.vocab_size > model.vocab_size:
+        raise StartupError(
+            "SpecInvalid",
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's vocabulary {model.vocab_size:,}; "
+            f"they do not belong together, so choose another --tokenizer",
+        )
 
 
 def _plan_kv_cache(

@@ -14,12 +14,14 @@ from octavo_server.errors import StartupError
 from octavo_server.models.config import ModelConfig, read_model_config
 from octavo_server.models.decoder import Decoder
 from octavo_server.models.decoder_weights import load_decoder_weights
+from octavo_server.models.dummy_weights import DummyWeights
 from octavo_server.models.location import resolve_location
 from octavo_server.models.weights import open_weights
 
 if TYPE_CHECKING:
     from octavo_kernels.backend import KernelBackend
-    from octavo_server.models.weights import Progress
+    from octavo_server.models.location import ModelLocation
+    from octavo_server.models.weights import Progress, WeightSource
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -60,6 +62,7 @@ def load_model(
     device: str = "cpu",
     on_progress: Progress | None = None,
     quantization: str = "none",
+    load_format: str = "auto",
 ) -> LoadedModel:
     """Loads the model at `location`.
 
@@ -69,6 +72,7 @@ def load_model(
         device: "cpu" or "cuda[:N]".
         on_progress: told (bytes read, bytes in all) after each layer.
         quantization: "none", "int8" or "int4", see `EngineConfig`.
+        load_format: "auto", "safetensors", "gguf" or "dummy", see `EngineConfig`.
 
     Raises:
         StartupError: ModelNotFound, ModelInvalid, UnsupportedArchitecture or SpecInvalid.
@@ -76,7 +80,7 @@ def load_model(
     resolved = resolve_location(location)
     config = read_model_config(resolved)
     torch_dtype = resolve_dtype(dtype, config, device)
-    source = open_weights(resolved, config)
+    source = _open(resolved, config, load_format)
     bits = _BITS[quantization]
     backend = _select_backend(device, torch_dtype, bits)
     weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress, bits)
@@ -106,6 +110,16 @@ def resolve_dtype(dtype: str, config: ModelConfig, device: str) -> torch.dtype:
     if dtype not in _DTYPES:
         raise StartupError("SpecInvalid", f"dtype {dtype!r} is not supported; use auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
+
+
+def _open(location: ModelLocation, config: ModelConfig, load_format: str) -> WeightSource:
+    if load_format == "dummy":
+        return DummyWeights(config)
+    found = "gguf" if location.is_gguf else "safetensors"
+    if load_format not in ("auto", found):
+        message = f"--load-format {load_format}: {location.path} holds {found}; leave the flag out"
+        raise StartupError("SpecInvalid", message)
+    return open_weights(location, config)
 
 
 def _select_backend(device: str, dtype: torch.dtype, bits: int | None) -> KernelBackend:

@@ -6,7 +6,6 @@ The library keeps the files in its cache (`HF_HOME`), resumes what was cut off a
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,31 @@ from octavo_server.errors import StartupError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from octavo_server.sources.uri import HubModel
+
     OnBytes = Callable[[int, int], None]
 
-_NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?P<file>/[\w./-]+\.gguf)?")
-_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
+"""Configuration and tokenizer."""
+WEIGHT_FILES = ("*.safetensors",)
 
 
-def is_hub_name(model: str) -> bool:
-    """Whether `model` can only mean the hub: it looks like a name there, and nothing on the disk is called so."""
-    return _NAME.fullmatch(model) is not None and not Path(model).exists()
-
-
-def fetch_model(model: str, *, revision: str | None, on_bytes: OnBytes, endpoint: str | None = None) -> Path:
+def fetch_model(
+    model: HubModel,
+    *,
+    on_bytes: OnBytes,
+    files: Sequence[str] = TEXT_FILES + WEIGHT_FILES,
+    to: Path | None = None,
+    endpoint: str | None = None,
+) -> Path:
     """Downloads what is missing and gives the folder, or the .gguf file; `on_bytes(done, total)` counts what is fetched.
+
+    Args:
+        model: what to fetch.
+        on_bytes: told how far it has come, from several threads.
+        files: patterns of what is fetched where the model is a whole repository.
+        to: the folder to put it into; None: the library's cache.
+        endpoint: of the hub; None: as `HF_ENDPOINT` says.
 
     Raises:
         StartupError: ModelNotFound, ModelAccessDenied, or DownloadStalled where the hub cannot be reached.
@@ -36,13 +47,12 @@ def fetch_model(model: str, *, revision: str | None, on_bytes: OnBytes, endpoint
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    match = _NAME.fullmatch(model)
-    assert match is not None, model
-    repository, file = match["repository"], (match["file"] or "").removeprefix("/")
+    repository, file = model.repository, model.file
     arguments: dict[str, Any] = {
         "repo_id": repository,
-        "revision": revision or None,
-        "allow_patterns": [file] if file else list(_FILES),
+        "revision": model.revision,
+        "allow_patterns": [file] if file else list(files),
+        "local_dir": to,
         "endpoint": endpoint,
     }
     try:
@@ -57,7 +67,7 @@ def fetch_model(model: str, *, revision: str | None, on_bytes: OnBytes, endpoint
             f"the hub cannot be reached and {repository} is not in the cache; check the network, or give a local path",
         ) from error
     except Exception as error:
-        raise _explained(error, repository, revision) from error
+        raise _explained(error, repository, model.revision) from error
     return folder / file if file else folder
 
 

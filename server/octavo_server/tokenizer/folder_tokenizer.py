@@ -18,6 +18,8 @@ from octavo_server.tokenizer.parts import NAMED_TOKENS, TokenizerParts
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_OLDER_FILES = ("tokenizer.model", "vocab.json", "spiece.model")
+
 
 def load_folder_tokenizer(folder: Path) -> TokenizerParts:
     """The tokenizer of `folder`.
@@ -79,8 +81,13 @@ def _add_tokens(backend: Tokenizer, config: Mapping[str, Any], special_tokens: M
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` holds the files of one."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", *_OLDER_FILES))
+
+
 def _by_transformers(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "spiece.model")):
+    if not has_tokenizer(folder):
         raise StartupError("ModelNotFound", f"{folder} holds neither tokenizer.json nor tokenizer.model")
     from transformers import AutoTokenizer
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from octavo_server.errors import InvalidRequestError
 from octavo_server.models.gguf_file import read_gguf
 from octavo_server.models.location import resolve_location
+from octavo_server.tokenizer.byte_tokenizer import byte_tokenizer
 from octavo_server.tokenizer.chat_template import ChatTemplate
-from octavo_server.tokenizer.folder_tokenizer import load_folder_tokenizer
+from octavo_server.tokenizer.folder_tokenizer import has_tokenizer, load_folder_tokenizer
 from octavo_server.tokenizer.gguf_tokenizer import load_gguf_tokenizer
 from octavo_server.tokenizer.token_bytes import TokenBytes
 
@@ -18,19 +19,26 @@ if TYPE_CHECKING:
     from octavo_server.tokenizer.parts import TokenizerParts
 
 
-def load_tokenizer(location: str | Path, *, chat_template: str | None = None) -> Tokenizer:
+def load_tokenizer(location: str | Path, *, chat_template: str | None = None, placeholder: bool = False) -> Tokenizer:
     """The tokenizer of the model at `location`, a Hugging Face folder or a .gguf file.
 
     Args:
-        location: as of `load_model`.
+        location: as of `load_model`; a folder may hold a tokenizer alone.
         chat_template: Jinja source that replaces the model's own.
+        placeholder: where the folder holds none, let each byte be a token.
 
     Raises:
         StartupError: ModelNotFound, ModelInvalid or UnsupportedArchitecture.
     """
-    resolved = resolve_location(location)
-    path = resolved.path
-    parts = load_gguf_tokenizer(read_gguf(path)) if resolved.is_gguf else load_folder_tokenizer(path)
+    path = Path(location).expanduser()
+    if not has_tokenizer(path):
+        path = resolve_location(location).path
+    if path.is_file():
+        parts = load_gguf_tokenizer(read_gguf(path))
+    elif placeholder and not has_tokenizer(path):
+        parts = byte_tokenizer(path)
+    else:
+        parts = load_folder_tokenizer(path)
     return Tokenizer(parts, chat_template=chat_template)
 
 

@@ -355,3 +355,12 @@ async def test_a_failing_request_is_a_500_without_details_and_an_event_in_a_stre
     assert streamed.status == 200
     assert {"message", "type", "param", "code"} == set(streamed.events[-1]["error"])
     assert "poison" not in whole.body.decode() + streamed.body.decode()
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+async def test_adapters_are_refused_by_name(server: Server, path: str) -> None:
+    answer = await server.post(path, {"lora_name": "a", "lora_path": "/a"})
+
+    assert answer.status == 400
+    assert "not supported yet" in answer.json["error"]["message"]
+    assert set(answer.json["error"]) == {"message", "type", "param", "code"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import shutil
 import ssl
@@ -16,8 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from octavo_server.api.server import listen, make_runner, make_state
 from octavo_server.config import EngineConfig, ServerConfig
+from octavo_server.engine.build import build_engine
+from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import StartupError
-from octavo_testing.server import Server, a_chat, a_completion, fake_server, real_server
+from octavo_server.flags import field_docs
+from octavo_testing.server import Server, a_chat, a_completion, fake_server, real_server, write_tokenizer
 
 COMPLETIONS = "/v1/completions"
 
@@ -136,6 +140,57 @@ async def test_a_chat_template_of_ones_own_is_used(tiny_model: Path, tmp_path: P
     assert text == "[hello]"
 
 
+async def test_another_tokenizer_and_its_template_are_used(tiny_model: Path, tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "other")
+    (folder / "config.json").unlink()
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}<{{ message['content'] }}>{% endfor %}")
+
+    async with real_server(tiny_model, engine={"tokenizer": str(folder)}) as server:
+        ids = (await server.post("/tokenize", {"messages": a_chat("hello")["messages"]})).json["tokens"]
+        text = (await server.post("/detokenize", {"tokens": ids})).json["prompt"]
+
+    assert text == "<hello>"
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_ends_the_start(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    config = json.loads((tiny_model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+
+    with pytest.raises(StartupError, match=r"tokens, the model's vocabulary 300; .*--tokenizer"):
+        build_engine(EngineConfig(model=str(folder), tokenizer=str(tiny_model), load_format="dummy"), StartupProgress())
+
+
+async def test_random_weights_need_nothing_but_the_configuration(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    body, texts = a_completion("hello", max_tokens=20, ignore_eos=True), []
+    for _ in range(2):
+        async with real_server(tmp_path, engine={"load_format": "dummy"}) as server:
+            answer = await server.post(COMPLETIONS, body)
+            texts.append(answer.json["choices"][0]["text"])
+            assert answer.json["usage"]["prompt_tokens"] == len("hello")
+            assert answer.json["usage"]["completion_tokens"] == 20
+
+    assert texts[0] == texts[1]
+
+
+def test_a_load_format_that_is_not_what_is_there_ends_the_start(tiny_model: Path) -> None:
+    with pytest.raises(StartupError, match=r"--load-format gguf: .* holds safetensors"):
+        build_engine(EngineConfig(model=str(tiny_model), load_format="gguf"), StartupProgress())
+
+
+async def test_eager_is_what_every_run_is(tiny_model: Path) -> None:
+    """The flag is taken for vLLM's command lines, and says itself that it changes nothing."""
+    texts = []
+    for eager in (False, True):
+        async with real_server(tiny_model, engine={"enforce_eager": eager}) as server:
+            texts.append((await server.post(COMPLETIONS, a_completion())).json["choices"][0]["text"])
+
+    assert texts[0] == texts[1]
+    assert "changes nothing" in field_docs(EngineConfig)["enforce_eager"]
+
+
 async def test_priorities_are_taken_where_the_policy_ranks_by_them(tiny_model: Path) -> None:
     async with real_server(tiny_model, engine={"scheduling_policy": "priority"}) as server:
         assert (await server.post(COMPLETIONS, a_completion(priority=5))).status == 200
@@ -157,3 +212,18 @@ async def test_sizes_change_nothing_about_the_answer(tiny_model: Path, engine: d
 
     async with real_server(tiny_model, engine=engine) as server:
         assert (await server.post(COMPLETIONS, body)).json["choices"][0]["text"] == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "root"),
+    [
+        ("hf://org/name@v1", "org/name", "org/name"),
+        ("org/name/q4.gguf", "q4", "org/name"),
+        ("file:///models/a.gguf", "a", ""),
+        ("/models/a", "/models/a", ""),
+    ],
+)
+def test_a_model_is_called_by_its_place(model: str, name: str, root: str) -> None:
+    state = make_state(EngineConfig(model=model), ServerConfig())
+
+    assert (state.model_names, state.model_root) == ((name,), root)

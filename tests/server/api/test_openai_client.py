@@ -58,7 +58,9 @@ async def test_models_are_listed(client: openai.AsyncOpenAI) -> None:
     listed = [model async for model in client.models.list()]
 
     assert [model.id for model in listed] == [NAME]
-    assert (await client.models.retrieve(NAME)).model_dump()["max_model_len"] == 512
+    model = (await client.models.retrieve(NAME)).model_dump()
+    assert (model["max_model_len"], model["root"], model["parent"]) == (512, NAME, None)
+    assert model["permission"][0]["allow_sampling"] is True
 
 
 async def test_errors_are_the_clients_own_classes(server: Server, client: openai.AsyncOpenAI) -> None:

@@ -52,6 +52,16 @@ def test_defaults_stand_where_nothing_is_given() -> None:
         (["--served-model-name", "a", "b"], "served_model_name", ("a", "b")),
         (["--api-key", "k1", "--api-key", "k2"], "api_key", ("k1", "k2")),
         (["--shutdown-timeout", "2.5"], "shutdown_timeout", 2.5),
+        (["--tokenizer", "org/other@v2"], "tokenizer", "org/other@v2"),
+        (["--load-format", "dummy"], "load_format", "dummy"),
+        (["--enforce-eager"], "enforce_eager", True),
+        (["--kv-cache-dtype", "auto"], "kv_cache_dtype", "auto"),
+        (["--tensor-parallel-size", "1"], "tensor_parallel_size", 1),
+        (
+            ["--allowed-origins", "https://a.example", "http://b:1"],
+            "allowed_origins",
+            ("https://a.example", "http://b:1"),
+        ),
     ],
 )
 def test_a_flag_sets_its_field(argv: list[str], name: str, expected: object) -> None:
@@ -79,6 +89,15 @@ def test_a_file_may_name_the_model_and_hold_lists_and_booleans(tmp_path: Path) -
 
 def test_keys_in_a_variable_are_separated_by_commas() -> None:
     assert read("m", env={"OCTAVO_API_KEY": "k1, k2"})[1].api_key == ("k1", "k2")
+
+
+@pytest.mark.parametrize("source", ["variable", "file"])
+def test_an_origin_is_checked_wherever_it_comes_from(source: str, tmp_path: Path) -> None:
+    path = a_file(tmp_path, "allowed-origins: [http://a, nowhere]\n" if source == "file" else "port: 1\n")
+    env = {"OCTAVO_ALLOWED_ORIGINS": "http://a, nowhere"} if source == "variable" else {}
+
+    with pytest.raises(ConfigError, match="'nowhere' is no origin"):
+        read("m", "--config", path, env=env)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +135,10 @@ def test_a_service_link_of_kubernetes_is_ignored_with_a_warning(caplog: pytest.L
         (["m", "--port"], "expected one argument"),
         (["m", "--dtype", "int3"], "--dtype is 'int3', it must be one of auto, float32, bfloat16, float16"),
         (["m", "--max-model-len", "many"], "--max-model-len: 'many' is not a whole number"),
+        (["m", "--load-format", "pt"], "--load-format is 'pt', it must be one of auto, safetensors, gguf, dummy"),
+        (["m", "--kv-cache-dtype", "fp8"], "--kv-cache-dtype fp8 is not supported yet"),
+        (["m", "--tensor-parallel-size", "2"], "--tensor-parallel-size 2 is not supported yet"),
+        (["m", "--allowed-origins", "https://a.example/"], "'https://a.example/' is no origin"),
         ([], "MODEL is missing"),
         (["m", "--config", "/nowhere.yaml"], "cannot read --config /nowhere.yaml"),
     ],

@@ -63,6 +63,15 @@ def test_each_architecture_loads(
     assert error_of(tmp_path / "model.gguf", model) < LOGPROB_TOLERANCE
 
 
+def test_a_gguf_file_is_no_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, a_model("LlamaForCausalLM", EVEN), "llama")
+
+    assert load_model(path, load_format="gguf").config.architecture == "LlamaForCausalLM"
+    with pytest.raises(StartupError, match=r"--load-format safetensors: .* holds gguf"):
+        load_model(path, load_format="safetensors")
+
+
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0])
 def test_each_type_equals_the_oracle_on_dequantised_weights(tmp_path: Path, kind: Kind) -> None:
     model = a_model("LlamaForCausalLM", SIZES)

@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 
 from octavo_server.errors import StartupError
-from octavo_server.sources.hub import fetch_model, is_hub_name
+from octavo_server.sources.hub import TEXT_FILES, fetch_model
+from octavo_server.sources.uri import HubModel
 
 COMMIT = "a" * 40
 FILES = {
@@ -103,9 +104,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
-def _fetch(hub: Hub, model: str = "org/model", revision: str | None = None) -> tuple[Path, list[tuple[int, int]]]:
+def _fetch(
+    hub: Hub, repository: str = "org/model", file: str = "", revision: str | None = None
+) -> tuple[Path, list[tuple[int, int]]]:
     seen: list[tuple[int, int]] = []
-    path = fetch_model(model, revision=revision, on_bytes=lambda *pair: seen.append(pair), endpoint=hub.url)
+    model = HubModel(repository=repository, file=file, revision=revision)
+    path = fetch_model(model, on_bytes=lambda *pair: seen.append(pair), endpoint=hub.url)
     return path, seen
 
 
@@ -143,14 +147,14 @@ def test_what_is_in_the_cache_needs_no_network(hub: Hub) -> None:
 
 
 def test_one_gguf_file_of_a_repository(hub: Hub) -> None:
-    path, _ = _fetch(hub, "org/model/weights/small.gguf")
+    path, _ = _fetch(hub, file="weights/small.gguf")
 
     assert path.read_bytes() == b"GGUF"
     assert hub.fetched == ["weights/small.gguf"]
 
 
 @pytest.mark.parametrize(
-    ("model", "revision", "refusal", "reason", "words"),
+    ("name", "revision", "refusal", "reason", "words"),
     [
         ("org/other", None, None, "ModelNotFound", "no model org/other"),
         ("org/model", "v9", None, "ModelNotFound", "no revision v9"),
@@ -160,21 +164,17 @@ def test_one_gguf_file_of_a_repository(hub: Hub) -> None:
     ],
 )
 def test_says_why_it_cannot(
-    hub: Hub, model: str, revision: str | None, refusal: tuple[int, str] | None, reason: str, words: str
+    hub: Hub, name: str, revision: str | None, refusal: tuple[int, str] | None, reason: str, words: str
 ) -> None:
     hub.refusal = refusal
 
     with pytest.raises(StartupError, match=words) as caught:
-        _fetch(hub, model, revision)
+        _fetch(hub, "/".join(name.split("/")[:2]), name.partition("model/")[2], revision)
 
     assert caught.value.reason == reason
 
 
-def test_a_path_that_exists_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "model").mkdir(parents=True)
+def test_configuration_and_tokenizer_without_weights(hub: Hub) -> None:
+    fetch_model(HubModel(repository="org/model"), on_bytes=lambda *_: None, files=TEXT_FILES, endpoint=hub.url)
 
-    assert not is_hub_name("org/model")
-    assert not is_hub_name("/org/model")
-    assert not is_hub_name("model")
-    assert is_hub_name("org/other")
+    assert sorted(hub.fetched) == ["config.json", "tokenizer.json"]

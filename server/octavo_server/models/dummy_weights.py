@@ -1,0 +1,58 @@
+"""Random weights of the shapes that a configuration needs, for `--load-format dummy`: to size and to time, not to answer.
+
+The same configuration always gives the same weights, whatever reads them in which order.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo_server.models.decoder_weights import expected_shapes
+
+if TYPE_CHECKING:
+    from octavo_kernels.quantized_weight import QuantizedWeight
+    from octavo_server.models.config import ModelConfig
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SCALE = 0.02
+"""Standard deviation that models are initialised with, so that activations stay finite."""
+
+
+class DummyWeights:
+    """A `WeightSource` without files."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._shapes = expected_shapes(config)
+        self._dtype = _DTYPES[config.dtype]
+
+    @property
+    def description(self) -> str:
+        return "random weights"
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._shapes.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def num_bytes(self, name: str) -> int:
+        return prod(self._shapes[name]) * self._dtype.itemsize
+
+    def read(self, name: str) -> torch.Tensor:
+        shape = self._shapes[name]
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, dtype=self._dtype)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return (torch.randn(shape, generator=generator) * _SCALE).to(self._dtype)
+
+    def read_codes(self, _name: str) -> QuantizedWeight | None:
+        return None
+
+    def rope_divisors(self) -> tuple[float, ...] | None:
+        return None
