@@ -8,6 +8,7 @@ Both ends run the same code, so there is no version. Fields are whatever the dat
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,16 @@ from octavo_server.config import EngineConfig
 from octavo_server.engine.messages import Abort, Add, Died, Progressed, Ready, Stepped, Stop
 
 _HEAD = struct.Struct(">IB")
-_encoder = msgspec.msgpack.Encoder()
+
+
+def _plain(value: object) -> object:
+    """What msgspec does not know by itself: a mapping that is no dict."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} is no plain value")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,9 @@ events    Progressed*, Ready, Stepped*       or Died at any point, after which n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from octavo_server.engine.admission import Limits
 from octavo_server.engine.engine import OutputDelta
@@ -91,21 +93,21 @@ def add_event(pending: list[Event], event: Event) -> None:
         pending.append(event)
 
 
-def joined_deltas(earlier: OutputDelta, later: OutputDelta) -> OutputDelta:
-    """Two deltas of one output as one."""
+def joined_deltas(deltas: Sequence[OutputDelta]) -> OutputDelta:
+    """Deltas of one output, in order, as one."""
+    if len(deltas) == 1:
+        return deltas[0]
     return replace(
-        later,
-        text=earlier.text + later.text,
-        tokens=earlier.tokens + later.tokens,
-        prompt_logprobs=earlier.prompt_logprobs + later.prompt_logprobs,
+        deltas[-1],
+        text="".join([delta.text for delta in deltas]),
+        tokens=tuple(chain.from_iterable([delta.tokens for delta in deltas])),
+        prompt_logprobs=tuple(chain.from_iterable([delta.prompt_logprobs for delta in deltas])),
     )
 
 
 def _joined_steps(earlier: Stepped, later: Stepped) -> Stepped:
-    deltas = {(delta.request_id, delta.index): delta for delta in earlier.deltas}
-    for delta in later.deltas:
-        output = (delta.request_id, delta.index)
-        before = deltas.get(output)
-        deltas[output] = delta if before is None else joined_deltas(before, delta)
+    deltas: dict[tuple[str, int], list[OutputDelta]] = {}
+    for delta in chain(earlier.deltas, later.deltas):
+        deltas.setdefault((delta.request_id, delta.index), []).append(delta)
     earlier.records.extend(later.records)
-    return replace(later, deltas=list(deltas.values()), records=earlier.records)
+    return replace(later, deltas=[joined_deltas(parts) for parts in deltas.values()], records=earlier.records)

@@ -1,6 +1,6 @@
 """The outputs of one client's requests as they come to their one reader.
 
-What the reader has not taken yet is kept as one delta an output, so a slow reader costs no more memory than its text.
+What the reader has not taken yet is joined, so a slow reader holds nobody and costs little more than its own output.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from octavo_server.engine.request import Request
 
 
+MAX_PARTS = 256
+"""Deltas of one output that are kept apart; joining at each would copy all that waits for each token."""
+
+
 class RequestStream:
     """A completion may bring several requests, one a prompt. Every output ends once, whatever happens."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = tuple(requests)
-        self._pending: dict[tuple[str, int], OutputDelta] = {}
+        self._pending: dict[tuple[str, int], list[OutputDelta]] = {}
         self._waiter: asyncio.Future[None] | None = None
         self._open = {(item.request_id, index) for item in requests for index in range(item.params.n)}
 
@@ -46,8 +50,8 @@ class RequestStream:
                 await self._waiter
             finally:
                 self._waiter = None
-        deltas, self._pending = self._pending, {}
-        return list(deltas.values())
+        pending, self._pending = self._pending, {}
+        return [joined_deltas(parts) for parts in pending.values()]
 
     def push(self, delta: OutputDelta) -> None:
         """Takes a delta; what comes after an output's last one is dropped."""
@@ -56,8 +60,10 @@ class RequestStream:
             return
         if delta.finish_reason is not None:
             self._open.discard(output)
-        before = self._pending.get(output)
-        self._pending[output] = delta if before is None else joined_deltas(before, delta)
+        parts = self._pending.setdefault(output, [])
+        parts.append(delta)
+        if len(parts) >= MAX_PARTS:
+            self._pending[output] = [joined_deltas(parts)]
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -56,6 +57,13 @@ class Process:
         self._reader.join()
         return status
 
+    @property
+    def engine_pid(self) -> int:
+        """Of the engine's process, where it has one of its own."""
+        pid = self.child.pid
+        (found,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(found)
+
     def close(self) -> None:
         if self.child.poll() is None:
             self.child.kill()
@@ -81,10 +89,10 @@ def serving(*argv: str, log: Path | None = None) -> Iterator[Process]:
 
 
 @contextmanager
-def ready(model: Path, *argv: str) -> Iterator[tuple[Process, str]]:
+def ready(model: Path, *argv: str, log: Path | None = None) -> Iterator[tuple[Process, str]]:
     blocks = ("--num-gpu-blocks-override", "200")
     with serving(
-        str(model), "--host", "127.0.0.1", "--port", "0", "--served-model-name", NAME, *blocks, *argv
+        str(model), "--host", "127.0.0.1", "--port", "0", "--served-model-name", NAME, *blocks, *argv, log=log
     ) as process:
         port = process.until(r"listening on 127\.0\.0\.1:(\d+)")[1]
         process.until("ready after")
@@ -96,6 +104,33 @@ def post(url: str, body: dict[str, Any]) -> Any:
     return urllib.request.urlopen(request, timeout=START_S)
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has collected it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_gone(pid: int) -> None:
+    """Returns at once where it has ended, and fails where it does not end."""
+    try:
+        with open_pidfd(pid) as descriptor:
+            assert select.select([descriptor], [], [], 10)[0], f"process {pid} was left behind"
+    except ProcessLookupError:
+        return
+    assert is_gone(pid)
+
+
+@contextmanager
+def open_pidfd(pid: int) -> Iterator[int]:
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def status_of(url: str) -> int:
     try:
         with urllib.request.urlopen(url, timeout=START_S) as response:
@@ -103,6 +138,12 @@ def status_of(url: str) -> int:
     except urllib.error.HTTPError as error:
         with error:
             return error.code
+
+
+@pytest.fixture(params=["in", "out"])
+def where(request: pytest.FixtureRequest) -> str:
+    """Where the engine runs: what holds for one must hold for the other."""
+    return str(request.param)
 
 
 A_LONG_STREAM = {
@@ -125,14 +166,14 @@ A_LONG_STREAM = {
     ],
 )
 def test_a_bad_model_folder_ends_with_one_line_and_last_words(
-    tmp_path: Path, content: dict[str, str] | None, reason: str, words: str
+    tmp_path: Path, content: dict[str, str] | None, reason: str, words: str, where: str
 ) -> None:
     folder, log = tmp_path / "model", tmp_path / "termination-log"
     if content is not None:
         folder.mkdir()
         for name, text in content.items():
             (folder / name).write_text(text)
-    with serving(str(folder), "--port", "0", log=log) as process:
+    with serving(str(folder), "--port", "0", "--engine-process", where, log=log) as process:
         status = process.wait()
 
     errors = [line for line in process.lines if line.startswith("octavo: error: ")]
@@ -173,8 +214,8 @@ def test_a_port_in_use_ends_the_start_before_anything_is_loaded(tiny_model: Path
     assert len(process.lines) == 1
 
 
-def test_sigterm_drains_finishes_what_runs_and_exits_0(tiny_model: Path) -> None:
-    with ready(tiny_model) as (process, url):
+def test_sigterm_drains_finishes_what_runs_and_exits_0(tiny_model: Path, where: str) -> None:
+    with ready(tiny_model, "--engine-process", where) as (process, url):
         with post(url + "/v1/completions", A_LONG_STREAM) as stream:
             first = stream.readline()
             process.child.send_signal(signal.SIGTERM)
@@ -210,8 +251,9 @@ def test_what_does_not_finish_in_time_ends_with_an_error_event(tiny_model: Path)
     assert status == 0
 
 
-def test_a_second_sigterm_ends_now(tiny_model: Path) -> None:
-    with ready(tiny_model, "--shutdown-timeout", "600") as (process, url):
+def test_a_second_sigterm_ends_now(tiny_model: Path, where: str) -> None:
+    with ready(tiny_model, "--shutdown-timeout", "600", "--engine-process", where) as (process, url):
+        engine_pid = process.engine_pid if where == "out" else None
         streams = [post(url + "/v1/completions", A_LONG_STREAM) for _ in range(4)]
         process.child.send_signal(signal.SIGTERM)
         process.until("draining")
@@ -221,15 +263,64 @@ def test_a_second_sigterm_ends_now(tiny_model: Path) -> None:
             stream.close()
 
     assert status == 143
+    if engine_pid is not None:
+        wait_until_gone(engine_pid)
 
 
-def test_sigterm_while_loading_exits_0_at_once(tiny_model: Path) -> None:
-    with serving(str(tiny_model), "--host", "127.0.0.1", "--port", "0") as process:
+def test_sigterm_while_loading_exits_0_at_once(tiny_model: Path, where: str) -> None:
+    argv = (str(tiny_model), "--host", "127.0.0.1", "--port", "0", "--engine-process", where)
+    with serving(*argv) as process:
         process.until("listening")
         process.child.send_signal(signal.SIGTERM)
 
         assert process.wait() == 0
         assert not any("Traceback" in line for line in process.lines)
+
+
+def test_an_engine_process_that_is_killed_ends_the_server_with_an_error_event_and_last_words(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "termination-log"
+    with ready(tiny_model, "--engine-process", "out", log=log) as (process, url):
+        # Stopped before, so that the stream cannot have ended.
+        os.kill(process.engine_pid, signal.SIGSTOP)
+        with post(url + "/v1/completions", A_LONG_STREAM) as stream:
+            os.kill(process.engine_pid, signal.SIGKILL)
+            rest = stream.read().decode()
+        status = process.wait()
+
+    last = json.loads(rest.split("\n\n")[-3].strip().removeprefix("data: "))
+    last_words = json.loads(log.read_text())
+    assert rest.endswith("data: [DONE]\n\n")
+    assert last["error"]["code"] == "engine_dead"
+    assert status == 1
+    assert last_words["reason"] == "EngineCrashed"
+    assert "SIGKILL" in last_words["message"]
+    assert not any("Traceback" in line for line in process.lines)
+
+
+def test_an_engine_process_does_not_outlive_a_server_that_is_killed(tiny_model: Path) -> None:
+    with ready(tiny_model, "--engine-process", "out") as (process, url):
+        engine_pid = process.engine_pid
+        with post(url + "/v1/completions", A_LONG_STREAM) as stream:
+            stream.readline()
+            process.child.kill()
+            process.child.wait()
+
+            wait_until_gone(engine_pid)
+
+
+def test_a_server_beside_its_engine_never_loads_torch(tiny_model: Path) -> None:
+    """/proc says which libraries a process has mapped."""
+    with ready(tiny_model, "--engine-process", "out") as (process, url):
+        with post(url + "/v1/completions", {"model": NAME, "prompt": "The quick"}) as response:
+            response.read()
+        mapped = {
+            name: "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+            for name, pid in (("server", process.child.pid), ("engine", process.engine_pid))
+        }
+
+    assert mapped == {"server": False, "engine": True}
 
 
 @pytest.mark.model
