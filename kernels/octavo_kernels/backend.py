@@ -241,6 +241,10 @@ class QuantizedBackend(KernelBackend, Protocol):
     def description(self) -> str:
         """What the kernels run on, for the start's log line."""
 
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """What its KV caches hold, whatever dtype it computes in."""
+
     def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> LinearHandle:
         """Takes a weight [out, in] of few bits and bias [out] and repacks them; `linear` rounds activations to int8."""
 

@@ -1,8 +1,8 @@
-"""Attention over a paged cache whose K lies transposed, so that 16 keys are one vector and no sum crosses lanes.
+"""Attention over the transposed paged cache (`numba_cache.py`): query rows that read the same keys share their loads.
 
-K: [layers, blocks, kv_heads, tiles, head_dim, 16], a tile being 16 slots of a block; a block size that is no multiple
-of 16 leaves the end of its last tile unused. V: [layers, blocks, kv_heads, block_size, value_width], head_dim padded
-to a multiple of 16. Softmax runs online, a tile at a time, in powers of 2: q carries scale * log2(e).
+A block of work is some consecutive rows of a sequence and the query heads of one kv head, MAX_ROWS pairs at most: a row
+of a decode, several of a prefill. Softmax runs online, a tile of 16 keys at a time, in powers of 2: q carries
+scale * log2(e). What a pair computes, and in which order, is the same in a block of any size.
 """
 
 from __future__ import annotations
@@ -17,236 +17,293 @@ from llvmlite import ir
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from octavo_kernels.backend import PAD_SLOT, AttentionBatch, KVCacheSpec
+from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.numba_cache import MAX_HEAD_DIM
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import aligned
-from octavo_kernels.numba_threads import claim, finish, num_pieces, wait
-from octavo_kernels.numba_vector import FLOAT, FLOATS, LANES, LOG2_E, LONG, WORD, WORDS, Emitter, vector_function
+from octavo_kernels.numba_threads import claim, finish, num_small_pieces, wait
+from octavo_kernels.numba_vector import (
+    FLOAT,
+    FLOATS,
+    HALVES,
+    LANES,
+    LOG2_E,
+    LONG,
+    WORD,
+    WORDS,
+    Emitter,
+    vector_function,
+)
 
-MAX_HEADS = 4
-"""Query heads that share the loads of one K tile; more would leave no registers for V."""
+MAX_ROWS = 12
+"""Pairs of a row and a head in a block: with two chains of sums each, the 32 vector registers hold them and the keys."""
 
 LOWEST = -1e30
 """Below every score, and finite: the difference of two of them is a number."""
 
-_SLICES = 4
-"""Vectors of V that one pass over a tile's keys adds up."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransposedCache:
-    """K and V of all layers, float32."""
-
-    spec: KVCacheSpec
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
+# A thread's memory, in bytes. Rows of q and of the sums of V lie a cache line more than a power of 2 apart.
+_STRIDE = 4 * MAX_HEAD_DIM + 64
+_Q = 0
+_SUMS = _Q + MAX_ROWS * _STRIDE
+_TOTALS = _SUMS + MAX_ROWS * _STRIDE
+"""Sums of weights, 16 lanes a pair."""
+_WEIGHTS = _TOTALS + MAX_ROWS * 64
+_PEAKS, _SHRINKS, _ENDS = (_WEIGHTS + MAX_ROWS * 64 + 64 * i for i in range(3))
+"""A lane a pair: the largest score so far, 2^(last peak - peak), and the position after the last key to attend to."""
+_SIZE = _ENDS + 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPlan:
-    """What each row of a step reads."""
+    """What the rows of a step read."""
 
     num_heads: int
-    row_sequences: NDArray[np.int64]
-    """[num_tokens]: the sequence, a row of block_tables."""
-    row_lengths: NDArray[np.int64]
-    """[num_tokens]: keys that the row attends to."""
+    num_tokens: int
+    blocks: NDArray[np.int64]
+    """[num_blocks, 4]: first row, rows, sequence (a row of block_tables), keys that the first row attends to."""
     block_tables: NDArray[np.int32]
 
 
-def allocate_cache(spec: KVCacheSpec) -> TransposedCache:
-    """Zeros that take memory only once they are written."""
-    heads = (spec.num_layers, spec.num_blocks, spec.num_kv_heads)
-    num_tiles, width = -(-spec.block_size // LANES), -(-spec.head_dim // LANES) * LANES
-    return TransposedCache(
-        spec=spec,
-        keys=np.zeros((*heads, num_tiles, spec.head_dim, LANES), np.float32),
-        values=np.zeros((*heads, spec.block_size, width), np.float32),
-    )
-
-
-def plan_rows(batch: AttentionBatch, num_heads: int) -> RowPlan:
-    starts = batch.query_start_loc.numpy()
-    query_lens = np.diff(starts).astype(np.int64)
-    sequences = np.repeat(np.arange(len(query_lens)), query_lens)
+def plan_rows(batch: AttentionBatch, num_heads: int, num_kv_heads: int) -> RowPlan:
+    starts = batch.query_start_loc.numpy().astype(np.int64)
+    query_lens = np.diff(starts)
+    num_rows = max(1, MAX_ROWS // (num_heads // num_kv_heads))
+    counts = -(-query_lens // num_rows)
+    sequences = np.repeat(np.arange(len(counts)), counts)
+    # Block i of a sequence begins at its row i * num_rows.
+    offsets = (np.arange(len(sequences)) - np.repeat(counts.cumsum() - counts, counts)) * num_rows
     first_lengths = batch.seq_lens.numpy().astype(np.int64) - query_lens + 1
-    lengths = first_lengths[sequences] + np.arange(len(sequences)) - starts[sequences]
+    rows = np.minimum(num_rows, query_lens[sequences] - offsets)
+    blocks = np.stack((starts[sequences] + offsets, rows, sequences, first_lengths[sequences] + offsets), axis=1)
     return RowPlan(
         num_heads=num_heads,
-        row_sequences=sequences,
-        row_lengths=lengths,
+        num_tokens=int(starts[-1]),
+        blocks=blocks,
         block_tables=np.ascontiguousarray(batch.block_tables.numpy()),
     )
 
 
-def _attend_tile(num_heads: int, e: Emitter, *arguments: Any) -> None:
+def _begin_pair(e: Emitter, memory: Any, pair: Any, q: Any, head_dim: Any, width: Any, end: Any) -> None:
+    b, base, source = e.builder, e.base(memory), e.base(q)
+    row, lane = e.times(pair, _STRIDE), e.times(pair, 4)
+    e.each(head_dim, lambda at, kind: e.store(e.load(source, at, kind), base, e.sum(row, at, LONG(_Q))))
+    nothing = e.constant(FLOATS, 0.0)
+    e.each(width, lambda at, kind: e.store(e.zero(kind), base, e.sum(row, at, LONG(_SUMS))))
+    e.store(nothing, base, e.sum(e.times(pair, 64), LONG(_TOTALS)))
+    e.store(FLOAT(LOWEST), base, e.sum(lane, LONG(_PEAKS)))
+    e.store(b.trunc(end, WORD), base, e.sum(lane, LONG(_ENDS)))
+
+
+def _attend_tile(num_pairs: int, e: Emitter, memory: Any, *arguments: Any) -> None:
     """See `attend_1`."""
-    b = e.builder
-    q, keys, values, state, sums = (e.base(address) for address in arguments[:5])
-    num_keys, head_dim, width = arguments[5:]
-    heads = range(num_heads)
-    scores = _scores(e, q, keys, head_dim, num_heads)
+    b, base = e.builder, e.base(memory)
+    keys, values, next_keys, next_values = (e.base(address) for address in arguments[:4])
+    start, num_keys, head_dim, width = arguments[4:]
+    scores = _scores(e, base, keys, next_keys, head_dim, num_pairs)
     lanes = ir.Constant(WORDS, list(range(LANES)))
-    present = b.icmp_signed("<", lanes, e.splat(b.trunc(num_keys, WORD)))
-    shrinks, weights = [], cgutils.alloca_once(b, FLOATS, size=num_heads)
-    for head in heads:
-        score = b.select(present, scores[head], e.constant(FLOATS, LOWEST))
-        old_peak, old_sum = e.load(state, 8 * head, FLOAT), e.load(state, 8 * head + 4, FLOAT)
-        tile_peak = e.call("llvm.vector.reduce.fmax.v16f32", FLOAT, score)
-        peak = e.call("llvm.maxnum.f32", FLOAT, old_peak, tile_peak)
-        weight = e.exp2(b.fsub(score, e.splat(peak)))
-        shrink = e.exp2(e.splat(b.fsub(old_peak, peak)))
-        total = b.fadd(b.fmul(old_sum, b.extract_element(shrink, WORD(0))), e.lane_sum(weight))
-        e.store(peak, state, 8 * head)
-        e.store(total, state, 8 * head + 4)
-        b.store(weight, b.gep(weights, [WORD(head)]))
-        shrinks.append(shrink)
-    base = b.bitcast(weights, e.base(arguments[0]).type)
-    wide = b.and_(width, LONG(-_SLICES * LANES))
-    for start, end, count in ((LONG(0), wide, _SLICES), (wide, width, 1)):
-        with cgutils.for_range_slice(b, start, end, LONG(count * LANES), intp=LONG) as (column, _):
-            _add_values(e, base, values, sums, shrinks, (column, width, num_keys, count))
+    is_key = b.icmp_signed("<", lanes, e.splat(b.trunc(num_keys, WORD)))
+    positions = b.select(is_key, b.add(e.splat(b.trunc(start, WORD)), lanes), e.constant(WORDS, 2**31 - 1))
+    present = [b.icmp_signed("<", positions, e.splat(e.load(base, _ENDS + 4 * i, WORD))) for i in range(num_pairs)]
+    scores = [b.select(p, score, e.constant(FLOATS, LOWEST)) for p, score in zip(present, scores, strict=True)]
+    old = e.load(base, _PEAKS, FLOATS)
+    largest = e.constant(FLOATS, LOWEST)
+    for i, score in enumerate(scores):
+        largest = b.insert_element(largest, e.call("llvm.vector.reduce.fmax.v16f32", FLOAT, score), WORD(i))
+    peaks = e.larger(old, largest)
+    e.store(peaks, base, _PEAKS)
+    e.store(e.exp2(b.fsub(old, peaks)), base, _SHRINKS)
+    for i, (p, score) in enumerate(zip(present, scores, strict=True)):
+        weight = e.exp2(b.fsub(score, e.splat(e.load(base, _PEAKS + 4 * i, FLOAT))))
+        # exp2 has no zero, and a key that a pair may not see must leave its sums as they are
+        weight = b.select(p, weight, e.constant(FLOATS, 0.0))
+        shrink = e.splat(e.load(base, _SHRINKS + 4 * i, FLOAT))
+        total = e.load(base, _TOTALS + 64 * i, FLOATS)
+        e.store(e.multiply_add(total, shrink, weight), base, _TOTALS + 64 * i)
+        e.store(weight, base, _WEIGHTS + 64 * i)
+    slices = 2 if num_pairs > 4 else 4
+    wide = b.and_(width, LONG(-slices * LANES))
+    for first, last, count in ((LONG(0), wide, slices), (wide, width, 1)):
+        with cgutils.for_range_slice(b, first, last, LONG(count * LANES), intp=LONG) as (column, _):
+            _add_values(e, base, (values, next_values), (column, width, num_keys), count, num_pairs)
 
 
-def _scores(e: Emitter, q: Any, keys: Any, head_dim: Any, num_heads: int) -> list[Any]:
-    """Q . k of each head with 16 keys; even and odd dimensions apart, because one chain of sums would wait for itself."""
+def _scores(e: Emitter, base: Any, keys: Any, next_keys: Any, head_dim: Any, num_pairs: int) -> list[Any]:
+    """Q . k of each pair with 16 keys; even and odd dimensions apart, because one chain of sums would wait for itself."""
     b = e.builder
-    sums = [[cgutils.alloca_once_value(b, e.constant(FLOATS, 0.0)) for _ in range(2)] for _ in range(num_heads)]
+    sums = [[cgutils.alloca_once_value(b, e.constant(FLOATS, 0.0)) for _ in range(2)] for _ in range(num_pairs)]
     with cgutils.for_range(b, b.lshr(head_dim, LONG(1)), intp=LONG) as loop:
+        e.prefetch(next_keys, e.times(loop.index, 4 * LANES))
         for odd in range(2):
             dim = e.sum(e.times(loop.index, 2), LONG(odd))
-            key = e.load(keys, e.times(dim, 4 * LANES), FLOATS)
-            for head in range(num_heads):
-                value = e.load(q, e.times(e.sum(dim, e.times(head_dim, head)), 4), FLOAT)
-                total = sums[head][odd]
+            key = e.widen(e.load(keys, e.times(dim, 2 * LANES), HALVES, align=2))
+            for i in range(num_pairs):
+                value = e.load(base, e.sum(e.times(dim, 4), LONG(_Q + _STRIDE * i)), FLOAT)
+                total = sums[i][odd]
                 b.store(e.multiply_add(e.splat(value), key, b.load(total)), total)
     return [b.fadd(b.load(even), b.load(odd)) for even, odd in sums]
 
 
-def _add_values(e: Emitter, weights: Any, values: Any, sums: Any, shrinks: list[Any], span: tuple[Any, ...]) -> None:
-    """Shrinks the sums of `count` vectors from `column` on and adds weight * V of the keys that exist.
+def _add_values(
+    e: Emitter, base: Any, tiles: tuple[Any, Any], span: tuple[Any, Any, Any], count: int, num_pairs: int
+) -> None:
+    """Shrinks the sums of `count` vectors from a column on and adds weight * V of the keys that exist.
 
     Keys past the end are not even read: their slots may hold another request's NaN.
     """
     b = e.builder
-    column, width, num_keys, count = span
-    offsets = [e.times(e.sum(column, LONG(LANES * i)), 4) for i in range(count)]
-    places = [[e.sum(e.times(e.times(width, head), 4), offset) for offset in offsets] for head in range(len(shrinks))]
-    totals = [
-        [cgutils.alloca_once_value(b, b.fmul(shrink, e.load(sums, place, FLOATS))) for place in row]
-        for shrink, row in zip(shrinks, places, strict=True)
+    values, next_values = tiles
+    column, width, num_keys = span
+    places = [
+        [e.sum(e.times(column, 4), LONG(_SUMS + _STRIDE * pair + 64 * i)) for i in range(count)]
+        for pair in range(num_pairs)
     ]
+    totals = []
+    for pair, row in enumerate(places):
+        shrink = e.splat(e.load(base, _SHRINKS + 4 * pair, FLOAT))
+        totals.append([cgutils.alloca_once_value(b, b.fmul(shrink, e.load(base, place, FLOATS))) for place in row])
     with cgutils.for_range(b, num_keys, intp=LONG) as loop:
-        row = e.times(b.mul(loop.index, width), 4)
-        vectors = [e.load(values, b.add(row, offset), FLOATS) for offset in offsets]
-        for head, places_of_head in enumerate(totals):
-            weight = e.splat(e.load(weights, e.sum(e.times(loop.index, 4), LONG(4 * LANES * head)), FLOAT))
-            for vector, total in zip(vectors, places_of_head, strict=True):
+        row = e.times(e.sum(b.mul(loop.index, width), column), 2)
+        for i in range(0, count, 2):
+            e.prefetch(next_values, e.sum(row, LONG(32 * i)))
+        vectors = [e.widen(e.load(values, e.sum(row, LONG(32 * i)), HALVES, align=2)) for i in range(count)]
+        for pair, own in enumerate(totals):
+            weight = e.splat(e.load(base, e.sum(e.times(loop.index, 4), LONG(_WEIGHTS + 64 * pair)), FLOAT))
+            for vector, total in zip(vectors, own, strict=True):
                 b.store(e.multiply_add(weight, vector, b.load(total)), total)
-    for row_totals, row_places in zip(totals, places, strict=True):
-        for total, place in zip(row_totals, row_places, strict=True):
-            e.store(b.load(total), sums, place)
+    for own, row in zip(totals, places, strict=True):
+        for total, place in zip(own, row, strict=True):
+            e.store(b.load(total), base, place)
 
 
-attend_1, attend_2, attend_3, attend_4 = (vector_function(8, partial(_attend_tile, n)) for n in (1, 2, 3, 4))
-"""(q, keys, values, state, sums, num_keys, head_dim, width): one tile's share of the attention of 1 to 4 heads.
+def _finish_pair(e: Emitter, memory: Any, pair: Any, out: Any, head_dim: Any) -> None:
+    b, base, target = e.builder, e.base(memory), e.base(out)
+    total = e.lane_sum(e.load(base, e.sum(e.times(pair, 64), LONG(_TOTALS)), FLOATS))
+    inverse = b.fdiv(FLOAT(1.0), total)
+    row = e.sum(e.times(pair, _STRIDE), LONG(_SUMS))
+    e.each(
+        head_dim,
+        lambda at, kind: e.store(b.fmul(e.load(base, e.sum(row, at), kind), e.like(inverse, kind)), target, at),
+    )
 
-Addresses of q [heads, head_dim], the K tile [head_dim, 16], its V rows [num_keys, width], and what runs on between
-tiles: state [heads, 2] (peak, sum of weights) and sums [heads, width].
+
+begin_pair = vector_function(6, _begin_pair)
+"""(memory, pair, q, head_dim, width, end): a pair's query and empty sums; it attends to keys before position `end`."""
+
+attend_1, attend_2, attend_3, attend_4, attend_6, attend_8, attend_12 = (
+    vector_function(9, partial(_attend_tile, n)) for n in (1, 2, 3, 4, 6, 8, 12)
+)
+"""(memory, keys, values, next_keys, next_values, start, num_keys, head_dim, width): one tile's share of the attention
+of 1 to 12 pairs.
+
+Addresses of a thread's memory, of the K tile [head_dim, 16] whose first key stands at position `start`, of its V rows
+[num_keys, width], and of the tile that will be read after it: blocks lie anywhere, so the processor cannot guess.
 """
+
+finish_pair = vector_function(4, _finish_pair)
+"""(memory, pair, out, head_dim): the pair's attention."""
 
 
 @part
-def attend(q, plan, cache, layer, item, out, running):  # type: ignore[no-untyped-def]
-    """Attention of the query heads of one (row, kv head), item = row * kv_heads + kv head.
+def _attend_pairs(count, memory, key, value, ahead, span):  # type: ignore[no-untyped-def]
+    """The smallest function that takes `count` pairs; span: (start, num_keys, head_dim, width)."""
+    start, num_keys, head_dim, width = span
+    if count <= 1:
+        attend_1(memory, key, value, ahead[0], ahead[1], start, num_keys, head_dim, width)
+    elif count == 2:
+        attend_2(memory, key, value, ahead[0], ahead[1], start, num_keys, head_dim, width)
+    elif count == 3:
+        attend_3(memory, key, value, ahead[0], ahead[1], start, num_keys, head_dim, width)
+    elif count == 4:
+        attend_4(memory, key, value, ahead[0], ahead[1], start, num_keys, head_dim, width)
+    elif count <= 6:
+        attend_6(memory, key, value, ahead[0], ahead[1], start, num_keys, head_dim, width)
+    elif count <= 8:
+        attend_8(memory, key, value, ahead[0], ahead[1], start, num_keys, head_dim, width)
+    else:
+        attend_12(memory, key, value, ahead[0], ahead[1], start, num_keys, head_dim, width)
 
-    q: [num_tokens, width] float32 with the heads first, scaled by scale * log2(e); plan: (row_sequences, row_lengths,
-    block_tables); cache: (keys, values, block_size, num_heads); out: [num_tokens, num_heads * head_dim], written;
-    running: this thread's [MAX_HEADS * (2 + width)] float32.
+
+@part
+def _tile_of(position, sequence, block_tables, cache, layer, kv_head):  # type: ignore[no-untyped-def]
+    """Addresses of the K tile and the V rows that begin at a sequence's `position`."""
+    keys, values, block_size, _ = cache
+    num_kv_heads, num_tiles, head_dim, width = keys.shape[2], keys.shape[3], keys.shape[4], values.shape[4]
+    index = position // block_size
+    offset = position - index * block_size
+    block = (layer * keys.shape[1] + block_tables[sequence, index]) * num_kv_heads + kv_head
+    key = keys.ctypes.data + (block * num_tiles + offset // 16) * head_dim * 32
+    return key, values.ctypes.data + (block * block_size + offset) * width * 2, block_size - offset
+
+
+@part
+def attend(q, plan, cache, layer, item, out, memory):  # type: ignore[no-untyped-def]
+    """Attention of one block and kv head, item = block * kv_heads + kv head.
+
+    q: [num_tokens, width] float32 with the heads first, scaled by scale * log2(e); plan: (blocks, block_tables);
+    cache: (keys, values, block_size, num_heads); out: [num_tokens, num_heads * head_dim], written; memory: the address
+    of this thread's. No slices: each counts references, on a counter that all threads share.
     """
-    row_sequences, row_lengths, block_tables = plan
-    keys, values, block_size, num_heads = cache
+    blocks, block_tables = plan
+    keys, values, _, num_heads = cache
     num_kv_heads, head_dim, width = keys.shape[2], keys.shape[4], values.shape[4]
-    row, kv_head = item // num_kv_heads, item % num_kv_heads
-    group = num_heads // num_kv_heads
-    length, table = row_lengths[row], block_tables[row_sequences[row]]
-    state = running[: MAX_HEADS * 2].reshape((MAX_HEADS, 2))
-    sums = running[MAX_HEADS * 2 :].reshape((MAX_HEADS, width))
+    index, kv_head, group = item // num_kv_heads, item % num_kv_heads, num_heads // num_kv_heads
+    first_row, num_rows, sequence, length = blocks[index, 0], blocks[index, 1], blocks[index, 2], blocks[index, 3]
+    longest = length + num_rows - 1
     done = 0
     while done < group:
-        count = min(MAX_HEADS, group - done)
+        count = min(MAX_ROWS, group - done)
         head = kv_head * group + done
-        state[:, 0] = LOWEST
-        state[:, 1] = 0.0
-        sums[:] = 0.0
-        first = q.ctypes.data + (row * q.shape[1] + head * head_dim) * 4
+        num_pairs = num_rows * count
+        for pair in range(num_pairs):
+            row = pair // count
+            place = ((first_row + row) * q.shape[1] + (head + pair - row * count) * head_dim) * 4
+            begin_pair(memory, pair, q.ctypes.data + place, head_dim, width, length + row)
+        for pair in range(num_pairs, _function_size(num_pairs)):
+            # fills up the function and attends to nothing
+            begin_pair(memory, pair, q.ctypes.data, head_dim, width, 0)
         start = 0
-        while start < length:
-            block, offset = table[start // block_size], start % block_size
-            num_keys = min(min(16, block_size - offset), length - start)
-            key = keys[layer, block, kv_head, offset // 16].ctypes.data
-            value = values[layer, block, kv_head, offset].ctypes.data
-            if count == 4:
-                attend_4(first, key, value, state.ctypes.data, sums.ctypes.data, num_keys, head_dim, width)
-            elif count == 3:
-                attend_3(first, key, value, state.ctypes.data, sums.ctypes.data, num_keys, head_dim, width)
-            elif count == 2:
-                attend_2(first, key, value, state.ctypes.data, sums.ctypes.data, num_keys, head_dim, width)
-            else:
-                attend_1(first, key, value, state.ctypes.data, sums.ctypes.data, num_keys, head_dim, width)
-            start += num_keys
-        for i in range(count):
-            inverse = np.float32(1.0) / state[i, 1]
-            for d in range(head_dim):
-                out[row, (head + i) * head_dim + d] = sums[i, d] * inverse
+        key, value, left = _tile_of(start, sequence, block_tables, cache, layer, kv_head)
+        while start < longest:
+            num_keys = min(min(16, left), longest - start)
+            following = min(start + num_keys, longest - 1)
+            next_key, next_value, left = _tile_of(following, sequence, block_tables, cache, layer, kv_head)
+            span = (start, num_keys, head_dim, width)
+            _attend_pairs(num_pairs, memory, key, value, (next_key, next_value), span)
+            start, key, value = start + num_keys, next_key, next_value
+        for pair in range(num_pairs):
+            row = pair // count
+            place = ((first_row + row) * out.shape[1] + (head + pair - row * count) * head_dim) * 4
+            finish_pair(memory, pair, out.ctypes.data + place, head_dim)
         done += count
 
 
 @part
-def store_row(k, v, keys, values, layer, slot, kv_head):  # type: ignore[no-untyped-def]
-    """Writes one head's K and V, [head_dim] each, into `slot` of `layer`; PAD_SLOT writes nowhere."""
-    if slot == PAD_SLOT:
-        return
-    block_size = values.shape[3]
-    block, offset = slot // block_size, slot % block_size
-    column = keys[layer, block, kv_head, offset // 16, :, offset % 16]
-    row = values[layer, block, kv_head, offset]
-    for d in range(keys.shape[4]):
-        column[d] = k[d]
-        row[d] = v[d]
+def _function_size(count):  # type: ignore[no-untyped-def]
+    """Pairs of the function that `_attend_pairs` takes."""
+    if count <= 4:
+        return count
+    if count <= 6:
+        return 6
+    return 8 if count <= 8 else 12
 
 
 @kernel
 def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # type: ignore[no-untyped-def]
-    """All (row, kv head) pairs of a step."""
-    count = q.shape[0] * cache[0].shape[2]
-    pieces = num_pieces(count, threads)
+    """All blocks and kv heads of a step."""
+    count = plan[0].shape[0] * cache[0].shape[2]
+    pieces = num_small_pieces(count, threads)
     start, end = claim(count, pieces, 0, threads)
     while start < end:
         for item in range(start, end):
-            attend(q, plan, cache, layer, item, out, running[thread])
+            attend(q, plan, cache, layer, item, out, running.ctypes.data + thread * running.shape[1] * 4)
         finish(0, threads)
         start, end = claim(count, pieces, 0, threads)
     wait(pieces, 0, threads)
 
 
-@kernel
-def store_kernel(thread, threads, k, v, keys, values, layer, slots):  # type: ignore[no-untyped-def]
-    """k, v: [num_tokens, kv_heads, head_dim] float32."""
-    pieces = num_pieces(slots.shape[0], threads)
-    start, end = claim(slots.shape[0], pieces, 0, threads)
-    while start < end:
-        for row in range(start, end):
-            for kv_head in range(k.shape[1]):
-                store_row(k[row, kv_head], v[row, kv_head], keys, values, layer, slots[row], kv_head)
-        finish(0, threads)
-        start, end = claim(slots.shape[0], pieces, 0, threads)
-    wait(pieces, 0, threads)
-
-
-def running_buffers(num_threads: int, cache: TransposedCache) -> NDArray[np.float32]:
+def running_buffers(num_threads: int) -> NDArray[np.float32]:
     """What attention carries from tile to tile, a thread a row."""
-    return aligned((num_threads, MAX_HEADS * (2 + cache.values.shape[4])), np.float32)
+    return aligned((num_threads, _SIZE // 4), np.float32)
 
 
 def scaled_queries(q: torch.Tensor, scale: float) -> NDArray[np.float32]:

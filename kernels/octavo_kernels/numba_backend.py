@@ -33,16 +33,8 @@ from octavo_kernels.checks import (
     require_shape,
 )
 from octavo_kernels.errors import KernelError
-from octavo_kernels.numba_attention import (
-    RowPlan,
-    TransposedCache,
-    allocate_cache,
-    attention_kernel,
-    plan_rows,
-    running_buffers,
-    scaled_queries,
-    store_kernel,
-)
+from octavo_kernels.numba_attention import RowPlan, attention_kernel, plan_rows, running_buffers, scaled_queries
+from octavo_kernels.numba_cache import TransposedCache, allocate_cache, store_kernel
 from octavo_kernels.numba_compile import INSTRUCTIONS
 from octavo_kernels.numba_linear import PackedLinear, linear, pack
 from octavo_kernels.numba_step import CompiledDecoder, can_compile
@@ -72,10 +64,14 @@ class NumbaBackend:
     def description(self) -> str:
         return f"numba ({INSTRUCTIONS}, {self._pool.num_threads} threads)"
 
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        return torch.float16
+
     def allocate_kv_cache(self, spec: KVCacheSpec) -> TransposedCache:
         check_cache_spec(spec)
-        if spec.dtype != torch.float32:
-            raise KernelError(f"KV cache is {spec.dtype}, the numba backend computes in float32 only")
+        if spec.dtype != self.kv_dtype:
+            raise KernelError(f"KV cache is {spec.dtype}, the numba backend keeps {self.kv_dtype} only")
         return allocate_cache(spec)
 
     def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchLinear:
@@ -121,22 +117,22 @@ class NumbaBackend:
         check_attention_batch(batch)
         check_num_heads(num_heads, cache.spec.num_kv_heads)
         check_table_width(batch, cache.spec.block_size)
-        return plan_rows(batch, num_heads)
+        return plan_rows(batch, num_heads, cache.spec.num_kv_heads)
 
     def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
         own, rows = require_own(cache, TransposedCache), require_own(plan, RowPlan)
         check_layer(layer, own.spec.num_layers)
         require_float32("q", q)
-        require_shape("q", q, (len(rows.row_lengths), rows.num_heads, own.spec.head_dim))
+        require_shape("q", q, (rows.num_tokens, rows.num_heads, own.spec.head_dim))
         out = torch.empty(q.shape, dtype=torch.float32)
         self._pool.run(
             attention_kernel,
             1,
             scaled_queries(q, scale),
-            (rows.row_sequences, rows.row_lengths, rows.block_tables),
+            (rows.blocks, rows.block_tables),
             (own.keys, own.values, own.spec.block_size, rows.num_heads),
             layer,
-            running_buffers(self._pool.num_threads, own),
+            running_buffers(self._pool.num_threads),
             out.flatten(1).numpy(),
         )
         return out

@@ -33,6 +33,9 @@ HAS_VNNI = {"+avx512vnni", "+avx512bw", "+avx512vl"} <= set(_target()[2].split("
 
 IS_X86 = _target()[0].startswith(("x86_64", "i686"))
 
+HAS_HALF = not IS_X86 or bool({"+f16c", "+avx512f"} & set(_target()[2].split(",")))
+"""Whether an instruction converts between float16 and float32."""
+
 INSTRUCTIONS = "AVX-512 VNNI" if HAS_VNNI else "portable vectors"
 """For the start's log line."""
 

@@ -113,10 +113,18 @@ def activation_buffers(num_tokens: int, in_features: int) -> tuple[NDArray[np.in
 
 
 @part
-def quantize_row(x, codes, scales):  # type: ignore[no-untyped-def]
-    """x: [in] float32 -> codes: [in] int8, scales: [in / 32, 2] float32."""
-    for group in range(scales.shape[0]):
-        quantize_group(x.ctypes.data + group * 128, codes.ctypes.data + group * 32, scales.ctypes.data + group * 8)
+def quantize_row(x, row, codes, scales):  # type: ignore[no-untyped-def]
+    """x: the address of [in] float32 -> that row of codes: [num_tokens, in] int8, scales: [num_tokens, in / 32, 2]."""
+    quantize_part(x, row, 0, scales.shape[1], codes, scales)
+
+
+@part
+def quantize_part(x, row, start, end, codes, scales):  # type: ignore[no-untyped-def]
+    """As `quantize_row`, of groups `start` to `end` only; x is where the first of them begins."""
+    target = codes.ctypes.data + row * codes.shape[1]
+    pairs = scales.ctypes.data + row * scales.shape[1] * 8
+    for group in range(start, end):
+        quantize_group(x + (group - start) * 128, target + group * 32, pairs + group * 8)
 
 
 @part
@@ -189,7 +197,7 @@ def quantize_rows(x, codes, scales, phase, threads):  # type: ignore[no-untyped-
     start, end = claim(x.shape[0], pieces, phase, threads)
     while start < end:
         for row in range(start, end):
-            quantize_row(x[row], codes[row], scales[row])
+            quantize_row(x.ctypes.data + row * x.shape[1] * 4, row, codes, scales)
         finish(phase, threads)
         start, end = claim(x.shape[0], pieces, phase, threads)
     wait(pieces, phase, threads)

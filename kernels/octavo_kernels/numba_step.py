@@ -6,7 +6,6 @@ projection, norm and quantise, gate and up, down. What a piece of one writes, an
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from octavo_kernels.backend import AttentionBatch, DecoderSpec, KVCache
 from octavo_kernels.checks import check_attention_batch, check_table_width, require_own
-from octavo_kernels.numba_attention import TransposedCache, attend, plan_rows, running_buffers, store_row
+from octavo_kernels.numba_attention import attend, plan_rows, running_buffers
+from octavo_kernels.numba_cache import TransposedCache, multiply_row, rotate_halves, store_row
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import (
     NUM_TILES,
@@ -24,10 +24,11 @@ from octavo_kernels.numba_linear import (
     aligned,
     multiply,
     multiply_tile,
+    quantize_part,
     quantize_row,
 )
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, wait
-from octavo_kernels.numba_vector import LANES, LOG2_E, quantize_group, silu_and_mul_lanes
+from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, num_small_pieces, wait
+from octavo_kernels.numba_vector import LANES, LOG2_E, add_row, norm_row, quantize_group, silu_and_mul_lanes
 from octavo_kernels.quantized_weight import GROUP
 
 _LAYER_PHASES = 8
@@ -67,7 +68,7 @@ class CompiledDecoder:
         own, spec = require_own(cache, TransposedCache), self._spec
         check_attention_batch(attention)
         check_table_width(attention, own.spec.block_size)
-        plan = plan_rows(attention, spec.num_heads)
+        plan = plan_rows(attention, spec.num_heads, spec.num_kv_heads)
         wanted = np.arange(hidden.shape[0]) if rows is None else rows.numpy()
         # Numba compiles again for an array of another type or layout, so each argument has one.
         indices = (positions.numpy(), attention.slot_mapping.numpy(), wanted)
@@ -78,12 +79,12 @@ class CompiledDecoder:
             _LAYER_PHASES * len(spec.layers) + 1,
             hidden.contiguous().numpy(),
             tuple(np.ascontiguousarray(values, np.int64) for values in indices),
-            (plan.row_sequences, plan.row_lengths, plan.block_tables),
+            (plan.blocks, plan.block_tables),
             (own.keys, own.values, own.spec.block_size, spec.num_heads),
             (self._linears, self._norms, self._head_norms, self._final_norm, self._cos_sin),
-            (np.float32(spec.rms_norm_eps), np.float32(spec.head_dim**-0.5 * LOG2_E)),
+            np.array([spec.rms_norm_eps, spec.head_dim**-0.5 * LOG2_E, 1.0], np.float32),
             self._scratch,
-            running_buffers(self._pool.num_threads, own),
+            running_buffers(self._pool.num_threads),
             out.numpy(),
         )
         return out
@@ -127,42 +128,18 @@ def _stacked(norms: list[list[torch.Tensor | None]], width: int) -> NDArray[np.f
 
 
 @part
-def _norm_row(x, weight, eps, out):  # type: ignore[no-untyped-def]
-    """x, weight, out: [width] float32."""
-    width = x.shape[0]
-    total = np.float32(0.0)
-    for i in range(width):
-        total += x[i] * x[i]
-    factor = np.float32(1.0) / np.float32(math.sqrt(total / np.float32(width) + eps))
-    for i in range(width):
-        out[i] = x[i] * factor * weight[i]
-
-
-@part
-def _rotate(x, table, factor):  # type: ignore[no-untyped-def]
-    """x: [head_dim] float32, in place: halves rotated by table [rotary_dim] (cosines, sines), all times factor."""
-    half = table.shape[0] // 2
-    for i in range(half):
-        low, high = x[i] * factor, x[i + half] * factor
-        x[i] = low * table[i] - high * table[i + half]
-        x[i + half] = low * table[i + half] + high * table[i]
-    for i in range(2 * half, x.shape[0]):
-        x[i] *= factor
-
-
-@part
 def _norm(add, y, hidden, weight, eps, normed, codes, scales, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: hidden += y where `add`, then its norm, quantised into codes and scales."""
-    count = hidden.shape[0]
+    count, width = hidden.shape[0], hidden.shape[1]
     pieces = num_pieces(count, threads)
     start, end = claim(count, pieces, phase, threads)
     while start < end:
         for row in range(start, end):
+            own, out = hidden.ctypes.data + row * width * 4, normed.ctypes.data + row * width * 4
             if add:
-                for i in range(hidden.shape[1]):
-                    hidden[row, i] += y[row, i]
-            _norm_row(hidden[row], weight, eps, normed[row])
-            quantize_row(normed[row], codes[row], scales[row])
+                add_row(own, y.ctypes.data + row * y.shape[1] * 4, width)
+            norm_row(own, weight, out, eps, width)
+            quantize_row(out, row, codes, scales)
         finish(phase, threads)
         start, end = claim(count, pieces, phase, threads)
     wait(pieces, phase, threads)
@@ -187,24 +164,28 @@ def _rotate_and_store_item(qkv, item, layer, step, cache, weights, numbers):  # 
     """One (row, kv head) and its query heads."""
     positions, slots, _ = step
     keys, values, _, num_heads = cache
-    _, _, head_norms, _, cos_sin = weights
-    eps, scale = numbers
-    num_kv_heads, head_dim = keys.shape[2], keys.shape[4]
+    num_kv_heads, size = keys.shape[2], keys.shape[4] * 4
     row, kv_head = item // num_kv_heads, item % num_kv_heads
     group = num_heads // num_kv_heads
-    table = cos_sin[positions[row]]
-    start = (num_heads + kv_head) * head_dim
-    k = qkv[row, start : start + head_dim]
-    if head_norms.shape[0]:
-        _norm_row(k, head_norms[layer, 1], eps, k)
-    _rotate(k, table, np.float32(1.0))
-    start += num_kv_heads * head_dim
-    store_row(k, qkv[row, start : start + head_dim], keys, values, layer, slots[row], kv_head)
+    heads = qkv.ctypes.data + row * qkv.shape[1] * 4
+    k = heads + (num_heads + kv_head) * size
+    _norm_and_rotate(k, keys.shape[4], layer, positions[row], False, weights, numbers)
+    store_row(k, k + num_kv_heads * size, keys, values, layer, slots[row], kv_head)
     for head in range(kv_head * group, kv_head * group + group):
-        q = qkv[row, head * head_dim : (head + 1) * head_dim]
-        if head_norms.shape[0]:
-            _norm_row(q, head_norms[layer, 0], eps, q)
-        _rotate(q, table, scale)
+        _norm_and_rotate(heads + head * size, keys.shape[4], layer, positions[row], True, weights, numbers)
+
+
+@part
+def _norm_and_rotate(x, head_dim, layer, position, is_query, weights, numbers):  # type: ignore[no-untyped-def]
+    """A head at address x: its norm where the model has one, its rotation, and for a query the scale of scores."""
+    _, _, head_norms, _, cos_sin = weights
+    rotary_dim = cos_sin.shape[1]
+    if head_norms.shape[0]:
+        norm = head_norms.ctypes.data + (2 * layer + (0 if is_query else 1)) * head_dim * 4
+        norm_row(x, norm, x, numbers.ctypes.data, head_dim)
+    factor = numbers.ctypes.data + (4 if is_query else 8)
+    rotate_halves(x, cos_sin.ctypes.data + position * rotary_dim * 4, factor, rotary_dim // 2)
+    multiply_row(x + rotary_dim * 4, factor, head_dim - rotary_dim)
 
 
 @part
@@ -212,19 +193,17 @@ def _attend(qkv, plan, cache, layer, context, codes, scales, running, phase, thr
     """A phase: attention, its result quantised."""
     num_kv_heads = cache[0].shape[2]
     num_groups = scales.shape[1] // num_kv_heads
-    count = context.shape[0] * num_kv_heads
-    pieces = num_pieces(count, threads)
+    count = plan[0].shape[0] * num_kv_heads
+    pieces = num_small_pieces(count, threads)
     start, end = claim(count, pieces, phase, threads)
     while start < end:
-        for item in range(start, end):
+        # later rows of a prompt read more keys, and the longest work should not begin last
+        for item in range(count - end, count - start):
             attend(qkv, plan, cache, layer, item, context, running)
-            row, kv_head = item // num_kv_heads, item % num_kv_heads
-            for group in range(kv_head * num_groups, (kv_head + 1) * num_groups):
-                quantize_group(
-                    context.ctypes.data + (row * context.shape[1] + 32 * group) * 4,
-                    codes.ctypes.data + row * codes.shape[1] + 32 * group,
-                    scales.ctypes.data + (row * scales.shape[1] + group) * 8,
-                )
+            block, first_group = item // num_kv_heads, item % num_kv_heads * num_groups
+            for row in range(plan[0][block, 0], plan[0][block, 0] + plan[0][block, 1]):
+                x = context.ctypes.data + (row * context.shape[1] + first_group * 32) * 4
+                quantize_part(x, row, first_group, first_group + num_groups, codes, scales)
         finish(phase, threads)
         start, end = claim(count, pieces, phase, threads)
     wait(pieces, phase, threads)
@@ -268,7 +247,8 @@ def _final_rows(rows, y, hidden, weight, eps, out, phase, threads):  # type: ign
         for i in range(start, end):
             for j in range(out.shape[1]):
                 out[i, j] = hidden[rows[i], j] + y[rows[i], j]
-            _norm_row(out[i], weight, eps, out[i])
+            own = out.ctypes.data + i * out.shape[1] * 4
+            norm_row(own, weight.ctypes.data, own, eps, out.shape[1])
         finish(phase, threads)
         start, end = claim(rows.shape[0], pieces, phase, threads)
     wait(pieces, phase, threads)
@@ -278,13 +258,13 @@ def _final_rows(rows, y, hidden, weight, eps, out, phase, threads):  # type: ign
 def _run(thread, threads, embedded, step, plan, cache, weights, numbers, scratch, running, out):  # type: ignore[no-untyped-def]
     """embedded: [num_tokens, hidden] float32, becomes the residual. The rest: see `CompiledDecoder.__call__`."""
     linears, norms, _, final_norm, _ = weights
-    count, eps = embedded.shape[0], numbers[0]
+    count, eps = embedded.shape[0], numbers.ctypes.data
     normed, codes, scales = scratch[0][:count], scratch[1][:count], scratch[2][:count]
     qkv, context = scratch[3][:count], scratch[4][:count]
     context_codes, context_scales = scratch[5][:count], scratch[6][:count]
     y, gate_up = scratch[7][:count], scratch[8][:count]
     inner_codes, inner_scales = scratch[9][:count], scratch[10][:count]
-    hidden, own = embedded, running[thread]
+    hidden, own = embedded, running.ctypes.data + thread * running.shape[1] * 4
     phase = 0
     for layer in range(linears.shape[0]):
         qkv_layer, output, gate_up_layer, down = (
@@ -293,12 +273,13 @@ def _run(thread, threads, embedded, step, plan, cache, weights, numbers, scratch
             linears[layer, 2],
             linears[layer, 3],
         )
-        _norm(layer > 0, y, hidden, norms[layer, 0], eps, normed, codes, scales, phase, threads)
+        norm = norms.ctypes.data + layer * 2 * hidden.shape[1] * 4
+        _norm(layer > 0, y, hidden, norm, eps, normed, codes, scales, phase, threads)
         multiply(qkv_layer, codes, scales, qkv, phase + 1, threads)
         _rotate_and_store(qkv, layer, step, cache, weights, numbers, phase + 2, threads)
         _attend(qkv, plan, cache, layer, context, context_codes, context_scales, own, phase + 3, threads)
         multiply(output, context_codes, context_scales, y, phase + 4, threads)
-        _norm(True, y, hidden, norms[layer, 1], eps, normed, codes, scales, phase + 5, threads)
+        _norm(True, y, hidden, norm + hidden.shape[1] * 4, eps, normed, codes, scales, phase + 5, threads)
         _gate(gate_up_layer, codes, scales, gate_up, inner_codes, inner_scales, phase + 6, threads)
         multiply(down, inner_codes, inner_scales, y, phase + 7, threads)
         phase += _LAYER_PHASES

@@ -33,6 +33,9 @@ _SPINS = 2000
 _PIECES_PER_THREAD = 4
 """Small enough that the last one is short, large enough that claiming it costs nothing beside it."""
 
+_SMALL_PIECES_PER_THREAD = 16
+"""Where some items take far longer than others."""
+
 PHASE_BYTES = 128
 """A phase's two counters, claimed and done, each in a cache line of its own."""
 
@@ -84,6 +87,12 @@ def _work(index: int, jobs: SimpleQueue[_Job]) -> None:
 def num_pieces(count, threads):  # type: ignore[no-untyped-def]
     """Into how many pieces `count` items are cut."""
     return min(count, threads[0] * _PIECES_PER_THREAD)
+
+
+@part
+def num_small_pieces(count, threads):  # type: ignore[no-untyped-def]
+    """As `num_pieces`, for items of unlike size."""
+    return min(count, threads[0] * _SMALL_PIECES_PER_THREAD)
 
 
 @part

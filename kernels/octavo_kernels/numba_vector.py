@@ -14,11 +14,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from octavo_kernels.numba_compile import HAS_HALF
+
 LANES = 16
 BYTE, HALF, WORD, LONG, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
 WORDS = ir.VectorType(WORD, LANES)
 BYTES = ir.VectorType(BYTE, LANES)
+HALVES = ir.VectorType(HALF, LANES)
+"""Bits of 16 float16: Numba has no such type on a CPU."""
 
 LOG2_E = 1.4426950408889634
 # 2^f on [-0.5, 0.5], relative error below 2e-7; highest power first
@@ -37,8 +41,14 @@ class Emitter:
     def load(self, base: Any, offset: Any, kind: Any, align: int = 4) -> Any:
         return self.builder.load(self._pointer(base, offset, kind), align=align)
 
+    def prefetch(self, base: Any, offset: Any) -> None:
+        """Asks for the cache line of an address that will be read."""
+        pointer = self.builder.gep(base, [offset])
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, WORD(0), WORD(3), WORD(1))
+
     def store(self, value: Any, base: Any, offset: Any) -> None:
-        self.builder.store(value, self._pointer(base, offset, value.type), align=1 if value.type == BYTES else 4)
+        align = {BYTES: 1, HALVES: 2, HALF: 2}.get(value.type, 4)
+        self.builder.store(value, self._pointer(base, offset, value.type), align=align)
 
     def _pointer(self, base: Any, offset: Any, kind: Any) -> Any:
         offset = LONG(offset) if isinstance(offset, int) else offset
@@ -68,15 +78,69 @@ class Emitter:
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """A * b + c, in one rounding where the processor can."""
-        return self.call("llvm.fmuladd.v16f32", FLOATS, a, b, c)
+        return self.call("llvm.fmuladd.f32" if a.type == FLOAT else "llvm.fmuladd.v16f32", a.type, a, b, c)
+
+    def each(self, count: Any, write: Callable[[Any, Any], None]) -> None:
+        """`write(offset in bytes, kind)` for `count` float32: 16 at once, then what is left one by one."""
+        b = self.builder
+        whole = b.and_(count, LONG(-LANES))
+        for start, end, step, kind in ((LONG(0), whole, LANES, FLOATS), (whole, count, 1, FLOAT)):
+            with cgutils.for_range_slice(b, start, end, LONG(step), intp=LONG) as (index, _):
+                write(self.times(index, 4), kind)
+
+    def zero(self, kind: Any) -> Any:
+        return kind(0.0) if kind == FLOAT else self.constant(kind, 0.0)
+
+    def like(self, scalar: Any, kind: Any) -> Any:
+        """A float32 as it is, or in every lane where `kind` is a vector."""
+        return scalar if kind == FLOAT else self.splat(scalar)
+
+    def widen(self, halves: Any) -> Any:
+        """16 float16 -> float32, exactly."""
+        b = self.builder
+        if HAS_HALF:
+            return b.fpext(b.bitcast(halves, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
+        bits = b.zext(halves, WORDS)
+        magnitude = b.shl(b.and_(bits, self.constant(WORDS, 0x7FFF)), self.constant(WORDS, 13))
+        # exponents of float16 begin 112 lower; the largest one means infinity or NaN in both
+        finite = b.bitcast(b.fmul(b.bitcast(magnitude, FLOATS), self.constant(FLOATS, 2.0**112)), WORDS)
+        other = b.or_(magnitude, self.constant(WORDS, 0x7F800000))
+        is_finite = b.icmp_unsigned("<", magnitude, self.constant(WORDS, 0x7C00 << 13))
+        sign = b.shl(b.and_(bits, self.constant(WORDS, 0x8000)), self.constant(WORDS, 16))
+        return b.bitcast(b.or_(b.select(is_finite, finite, other), sign), FLOATS)
+
+    def narrow(self, values: Any) -> Any:
+        """16 float32 -> the nearest float16, ties to even."""
+        b = self.builder
+        if HAS_HALF:
+            return b.bitcast(b.fptrunc(values, ir.VectorType(ir.HalfType(), LANES)), HALVES)
+
+        def words(value: int) -> Any:
+            return self.constant(WORDS, value)
+
+        bits = b.bitcast(values, WORDS)
+        magnitude = b.and_(bits, words(0x7FFFFFFF))
+        odd = b.and_(b.lshr(magnitude, words(13)), words(1))
+        normal = b.lshr(self.sum(magnitude, odd, words(0xFFF - (112 << 23))), words(13))
+        # the sum with 0.5 leaves the code of a number below 2^-14 in its last bits, rounded
+        shifted = b.bitcast(b.fadd(b.bitcast(magnitude, FLOATS), self.constant(FLOATS, 0.5)), WORDS)
+        small = b.sub(shifted, words(0x3F000000))
+        half = b.select(b.icmp_unsigned("<", magnitude, words(0x38800000)), small, normal)
+        half = b.select(b.icmp_unsigned("<", magnitude, words(0x477FF000)), half, words(0x7C00))
+        half = b.select(b.icmp_unsigned(">", magnitude, words(0x7F800000)), words(0x7E00), half)
+        sign = b.and_(b.lshr(bits, words(16)), words(0x8000))
+        return b.trunc(b.or_(half, sign), HALVES)
 
     def round(self, x: Any) -> Any:
         return self.call("llvm.rint.v16f32", FLOATS, x)
 
+    def larger(self, a: Any, b: Any) -> Any:
+        return self.call("llvm.maxnum.v16f32", FLOATS, a, b)
+
     def exp2(self, x: Any) -> Any:
         """2^x of each lane for x in [-126, 126]; lower is taken as -126."""
         b = self.builder
-        x = self.call("llvm.maxnum.v16f32", FLOATS, x, self.constant(FLOATS, -126.0))
+        x = self.larger(x, self.constant(FLOATS, -126.0))
         whole = self.round(x)
         rest = b.fsub(x, whole)
         value = self.constant(FLOATS, _EXP2[0])
@@ -112,6 +176,34 @@ def vector_function(num_arguments: int, write: Callable[..., None]) -> Any:
     return intrinsic(scope["declare"])
 
 
+def _add(e: Emitter, target: Any, source: Any, count: Any) -> None:
+    own, other = e.base(target), e.base(source)
+    e.each(count, lambda at, kind: e.store(e.builder.fadd(e.load(own, at, kind), e.load(other, at, kind)), own, at))
+
+
+def _norm_row(e: Emitter, *arguments: Any) -> None:
+    b = e.builder
+    x, weight, out, eps = (e.base(address) for address in arguments[:4])
+    width = arguments[4]
+    sums = {kind: cgutils.alloca_once_value(b, e.zero(kind)) for kind in (FLOATS, FLOAT)}
+
+    def add_square(at: Any, kind: Any) -> None:
+        value = e.load(x, at, kind)
+        b.store(e.multiply_add(value, value, b.load(sums[kind])), sums[kind])
+
+    e.each(width, add_square)
+    total = b.fadd(e.lane_sum(b.load(sums[FLOATS])), b.load(sums[FLOAT]))
+    mean = b.fdiv(total, b.sitofp(width, FLOAT))
+    root = e.call("llvm.sqrt.f32", FLOAT, b.fadd(mean, e.load(eps, 0, FLOAT)))
+    factor = b.fdiv(FLOAT(1.0), root)
+
+    def scale(at: Any, kind: Any) -> None:
+        value = b.fmul(e.load(x, at, kind), e.like(factor, kind))
+        e.store(b.fmul(value, e.load(weight, at, kind)), out, at)
+
+    e.each(width, scale)
+
+
 def _quantize_group(e: Emitter, x: Any, codes: Any, scales: Any) -> None:
     b = e.builder
     source, target, scale = e.base(x), e.base(codes), e.base(scales)
@@ -136,6 +228,12 @@ def _silu_and_mul(e: Emitter, gate: Any, up: Any, out: Any) -> None:
     power = e.call("llvm.minnum.v16f32", FLOATS, b.fmul(z, e.constant(FLOATS, -LOG2_E)), e.constant(FLOATS, 126.0))
     e.store(b.fmul(b.fdiv(z, b.fadd(e.exp2(power), e.constant(FLOATS, 1.0))), factor), e.base(out), 0)
 
+
+add_row = vector_function(3, _add)
+"""(target, source, count): target += source, float32."""
+
+norm_row = vector_function(5, _norm_row)
+"""(x, weight, out, eps, width): rms_norm of a row of float32; out may be x. All addresses but the last."""
 
 quantize_group = vector_function(3, _quantize_group)
 """(x, codes, scales): 32 float32 -> 32 int8 and (scale, scale * sum of the codes), value = scale * code."""

@@ -10,8 +10,8 @@ import torch
 from octavo_kernels.backend import KVCacheSpec
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention_ref import attend_sequence
-from octavo_kernels.numba_attention import TransposedCache
 from octavo_kernels.numba_backend import NumbaBackend
+from octavo_kernels.numba_cache import TransposedCache
 from octavo_testing.kernels import PagedCase, Shape, a_paged_case, assert_close
 
 TOLERANCE = 3e-6
@@ -21,6 +21,14 @@ TOLERANCE = 3e-6
 @pytest.fixture(scope="module")
 def backend() -> NumbaBackend:
     return NumbaBackend(2)
+
+
+def a_half_case(query_lens: list[int], seq_lens: list[int], shape: Shape | None = None) -> PagedCase:
+    """Keys and values that float16 holds exactly, so that storing them costs nothing."""
+    case = a_paged_case(query_lens, seq_lens, shape=shape)
+    for values in (case.key_cache, case.value_cache):
+        values.copy_(values.half())
+    return case
 
 
 def filled(backend: NumbaBackend, case: PagedCase) -> TransposedCache:
@@ -33,7 +41,7 @@ def filled(backend: NumbaBackend, case: PagedCase) -> TransposedCache:
             block_size=block_size,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            dtype=torch.float32,
+            dtype=torch.float16,
         )
     )
     k, v = (values.transpose(1, 2).flatten(0, 1) for values in (case.key_cache, case.value_cache))
@@ -73,16 +81,16 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_is_the_references(backend: NumbaBackend, shape: Shape) -> None:
     """Decodes, a chunk of a prefill and a whole one in one batch; what nobody owns is NaN."""
-    case = a_paged_case([1, 5, 1, 33], [1, 40, 63, 33], shape=shape)
+    case = a_half_case([1, 5, 1, 33], [1, 40, 63, 33], shape)
 
     assert_close(attended(backend, case), expected(case), TOLERANCE)
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch(backend: NumbaBackend) -> None:
-    case = a_paged_case([1, 1, 1], [70, 3, 16])
+    case = a_half_case([1, 1, 1], [70, 3, 16])
     together = attended(backend, case)
     cache = filled(backend, case)
-    alone = a_paged_case([1], [70]).batch
+    alone = a_half_case([1], [70]).batch
     alone.block_tables[:] = case.batch.block_tables[:1]
 
     plan = backend.plan_attention(alone, cache, case.q.shape[1])
@@ -91,7 +99,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(backend: NumbaBackend) -> None:
 
 
 def test_large_scores_do_not_overflow(backend: NumbaBackend) -> None:
-    case = a_paged_case([1, 20], [50, 20])
+    case = a_half_case([1, 20], [50, 20])
     case.q.mul_(300)
 
     out = attended(backend, case)
@@ -100,14 +108,14 @@ def test_large_scores_do_not_overflow(backend: NumbaBackend) -> None:
 
 
 def test_another_layer_is_left_alone(backend: NumbaBackend) -> None:
-    cache = filled(backend, a_paged_case([3], [3]))
+    cache = filled(backend, a_half_case([3], [3]))
 
     assert not cache.keys[0].any()
     assert not cache.values[0].any()
 
 
-def test_only_float32_is_taken(backend: NumbaBackend) -> None:
+def test_only_float16_is_kept(backend: NumbaBackend) -> None:
     spec = KVCacheSpec(num_layers=1, num_blocks=2, block_size=16, num_kv_heads=1, head_dim=16, dtype=torch.bfloat16)
 
-    with pytest.raises(KernelError, match="computes in float32 only"):
+    with pytest.raises(KernelError, match=r"KV cache is torch\.bfloat16, the numba backend keeps torch\.float16 only"):
         backend.allocate_kv_cache(spec)

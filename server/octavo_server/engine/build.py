@@ -195,7 +195,7 @@ def _plan_kv_cache(
         num_layers=model.config.num_layers,
         num_kv_heads=model.config.num_kv_heads,
         head_dim=model.config.head_dim,
-        bytes_per_element=model.dtype.itemsize,
+        bytes_per_element=model.kv_dtype.itemsize,
         block_size=config.block_size,
     )
     return plan_kv_cache(

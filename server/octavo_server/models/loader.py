@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import KVCacheSpec, select_backend, select_quantized_backend
+from octavo_kernels.backend import KVCacheSpec, QuantizedBackend, select_backend, select_quantized_backend
 from octavo_kernels.errors import KernelError
 from octavo_server.errors import StartupError
 from octavo_server.models.config import ModelConfig, read_model_config
@@ -40,8 +40,12 @@ class LoadedModel:
     num_weight_bytes: int
 
     @property
+    def kv_dtype(self) -> torch.dtype:
+        return self.backend.kv_dtype if isinstance(self.backend, QuantizedBackend) else self.dtype
+
+    @property
     def kv_bytes_per_token(self) -> int:
-        return self.config.kv_bytes_per_token(self.dtype.itemsize)
+        return self.config.kv_bytes_per_token(self.kv_dtype.itemsize)
 
     def kv_cache_spec(self, num_blocks: int, block_size: int) -> KVCacheSpec:
         """The cache that this model needs; `num_blocks` counts the null block."""
@@ -51,7 +55,7 @@ class LoadedModel:
             block_size=block_size,
             num_kv_heads=self.config.num_kv_heads,
             head_dim=self.config.head_dim,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
         )
 
 
