@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numpy.typing import NDArray
 
 from octavo_kernels.backend import AttentionBatch
-from octavo_kernels.numba_cache import MAX_HEAD_DIM
+from octavo_kernels.numba_cache import MAX_HEAD_DIM, cache_numbers, place_of
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import aligned
 from octavo_kernels.numba_threads import claim, finish, num_small_pieces, wait
@@ -32,6 +32,7 @@ from octavo_kernels.numba_vector import (
     WORD,
     WORDS,
     Emitter,
+    load_word,
     vector_function,
 )
 
@@ -224,56 +225,50 @@ def _attend_pairs(count, memory, key, value, ahead, span):  # type: ignore[no-un
 
 
 @part
-def _tile_of(position, sequence, block_tables, cache, layer, kv_head):  # type: ignore[no-untyped-def]
-    """Addresses of the K tile and the V rows that begin at a sequence's `position`."""
-    keys, values, block_size, _ = cache
-    num_kv_heads, num_tiles, head_dim, width = keys.shape[2], keys.shape[3], keys.shape[4], values.shape[4]
-    index = position // block_size
-    offset = position - index * block_size
-    block = (layer * keys.shape[1] + block_tables[sequence, index]) * num_kv_heads + kv_head
-    key = keys.ctypes.data + (block * num_tiles + offset // 16) * head_dim * 32
-    return key, values.ctypes.data + (block * block_size + offset) * width * 2, block_size - offset
+def _tile_of(position, table, places, shape, layer, kv_head):  # type: ignore[no-untyped-def]
+    """Addresses of the K tile and the V rows from a sequence's `position` on, and the slots left in their block."""
+    index = position // shape[5]
+    offset = position - index * shape[5]
+    key, value = place_of(layer, load_word(table + index * 4), offset, kv_head, places, shape)
+    return key, value, shape[5] - offset
 
 
 @part
-def attend(q, plan, cache, layer, item, out, memory):  # type: ignore[no-untyped-def]
-    """Attention of one block and kv head, item = block * kv_heads + kv head.
+def attend(q, block, places, shape, layer, kv_head, out, memory):  # type: ignore[no-untyped-def]
+    """Attention of one block and kv head.
 
-    q: [num_tokens, width] float32 with the heads first, scaled by scale * log2(e); plan: (blocks, block_tables);
-    cache: (keys, values, block_size, num_heads); out: [num_tokens, num_heads * head_dim], written; memory: the address
-    of this thread's. No slices: each counts references, on a counter that all threads share.
+    q: (address, row bytes) of [num_tokens, …] float32 with the heads first, scaled by scale * log2(e); block: (first
+    row, rows, keys that the first row attends to, address of the block table); places, shape: `cache_numbers`; out:
+    (address, row bytes) of [num_tokens, num_heads * head_dim], written; memory: the address of this thread's.
     """
-    blocks, block_tables = plan
-    keys, values, _, num_heads = cache
-    num_kv_heads, head_dim, width = keys.shape[2], keys.shape[4], values.shape[4]
-    index, kv_head, group = item // num_kv_heads, item % num_kv_heads, num_heads // num_kv_heads
-    first_row, num_rows, sequence, length = blocks[index, 0], blocks[index, 1], blocks[index, 2], blocks[index, 3]
+    head_dim, width, group = shape[3], shape[4], shape[6] // shape[1]
+    first_row, num_rows, length, table = block
     longest = length + num_rows - 1
     done = 0
     while done < group:
         count = min(MAX_ROWS, group - done)
-        head = kv_head * group + done
+        head = (kv_head * group + done) * head_dim * 4
         num_pairs = num_rows * count
         for pair in range(num_pairs):
             row = pair // count
-            place = ((first_row + row) * q.shape[1] + (head + pair - row * count) * head_dim) * 4
-            begin_pair(memory, pair, q.ctypes.data + place, head_dim, width, length + row)
+            source = q[0] + (first_row + row) * q[1] + head + (pair - row * count) * head_dim * 4
+            begin_pair(memory, pair, source, head_dim, width, length + row)
         for pair in range(num_pairs, _function_size(num_pairs)):
             # fills up the function and attends to nothing
-            begin_pair(memory, pair, q.ctypes.data, head_dim, width, 0)
+            begin_pair(memory, pair, q[0], head_dim, width, 0)
         start = 0
-        key, value, left = _tile_of(start, sequence, block_tables, cache, layer, kv_head)
+        key, value, left = _tile_of(start, table, places, shape, layer, kv_head)
         while start < longest:
             num_keys = min(min(16, left), longest - start)
             following = min(start + num_keys, longest - 1)
-            next_key, next_value, left = _tile_of(following, sequence, block_tables, cache, layer, kv_head)
+            next_key, next_value, left = _tile_of(following, table, places, shape, layer, kv_head)
             span = (start, num_keys, head_dim, width)
             _attend_pairs(num_pairs, memory, key, value, (next_key, next_value), span)
             start, key, value = start + num_keys, next_key, next_value
         for pair in range(num_pairs):
             row = pair // count
-            place = ((first_row + row) * out.shape[1] + (head + pair - row * count) * head_dim) * 4
-            finish_pair(memory, pair, out.ctypes.data + place, head_dim)
+            target = out[0] + (first_row + row) * out[1] + head + (pair - row * count) * head_dim * 4
+            finish_pair(memory, pair, target, head_dim)
         done += count
 
 
@@ -290,20 +285,27 @@ def _function_size(count):  # type: ignore[no-untyped-def]
 @kernel
 def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # type: ignore[no-untyped-def]
     """All blocks and kv heads of a step."""
-    count = plan[0].shape[0] * cache[0].shape[2]
+    places, shape = cache_numbers(cache)
+    blocks, tables = plan
+    source, target = (q.ctypes.data, q.shape[1] * 4), (out.ctypes.data, out.shape[1] * 4)
+    memory = running.ctypes.data + thread * running.shape[1] * 4
+    count = blocks.shape[0] * shape[1]
     pieces = num_small_pieces(count, threads)
     start, end = claim(count, pieces, 0, threads)
     while start < end:
         for item in range(start, end):
-            attend(q, plan, cache, layer, item, out, running.ctypes.data + thread * running.shape[1] * 4)
+            index = item // shape[1]
+            table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
+            block = (blocks[index, 0], blocks[index, 1], blocks[index, 3], table)
+            attend(source, block, places, shape, layer, item - index * shape[1], target, memory)
         finish(0, threads)
         start, end = claim(count, pieces, 0, threads)
     wait(pieces, 0, threads)
 
 
-def running_buffers(num_threads: int) -> NDArray[np.float32]:
-    """What attention carries from tile to tile, a thread a row."""
-    return aligned((num_threads, _SIZE // 4), np.float32)
+def running_buffers(num_threads: int, at_least: int = 0) -> NDArray[np.float32]:
+    """What attention carries from tile to tile, a thread a row of so many bytes or more."""
+    return aligned((num_threads, max(_SIZE, at_least) // 4), np.float32)
 
 
 def scaled_queries(q: torch.Tensor, scale: float) -> NDArray[np.float32]:

@@ -111,7 +111,8 @@ class NumbaBackend:
             require_float32(name, tensor)
             require_shape(name, tensor, (slot_mapping.shape[0], own.spec.num_kv_heads, own.spec.head_dim))
         k, v = k.contiguous(), v.contiguous()
-        self._pool.run(store_kernel, 1, k.numpy(), v.numpy(), own.keys, own.values, layer, slot_mapping.numpy())
+        cached = (own.keys, own.values, own.spec.block_size, own.spec.num_kv_heads)
+        self._pool.run(store_kernel, 1, k.numpy(), v.numpy(), cached, layer, slot_mapping.numpy())
 
     def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
         check_attention_batch(batch)

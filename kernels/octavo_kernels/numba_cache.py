@@ -109,29 +109,45 @@ multiply_row = vector_function(3, _multiply)
 
 
 @part
-def store_row(k, v, keys, values, layer, slot, kv_head):  # type: ignore[no-untyped-def]
+def cache_numbers(cache):  # type: ignore[no-untyped-def]
+    """(keys, values, block_size, num_heads) -> two addresses, and (blocks, kv_heads, tiles, head_dim, width, …)."""
+    keys, values, block_size, num_heads = cache
+    shape = (keys.shape[1], keys.shape[2], keys.shape[3], keys.shape[4], values.shape[4], block_size, num_heads)
+    return (keys.ctypes.data, values.ctypes.data), shape
+
+
+@part
+def place_of(layer, block, offset, kv_head, places, shape):  # type: ignore[no-untyped-def]
+    """Addresses of the K tile and the V row that hold a slot."""
+    num_blocks, num_kv_heads, num_tiles, head_dim, width, block_size, _ = shape
+    head = (layer * num_blocks + block) * num_kv_heads + kv_head
+    key = places[0] + (head * num_tiles + offset // 16) * head_dim * 32
+    return key, places[1] + (head * block_size + offset) * width * 2
+
+
+@part
+def store_row(k, v, places, shape, layer, slot, kv_head):  # type: ignore[no-untyped-def]
     """Writes one head's K and V, addresses of [head_dim] float32, into `slot` of `layer`; PAD_SLOT writes nowhere."""
     if slot == PAD_SLOT:
         return
-    num_kv_heads, num_tiles, head_dim = keys.shape[2], keys.shape[3], keys.shape[4]
-    block_size, width = values.shape[3], values.shape[4]
-    block, offset = slot // block_size, slot % block_size
-    head = (layer * keys.shape[1] + block) * num_kv_heads + kv_head
-    tile = head * num_tiles + offset // 16
-    store_key(k, keys.ctypes.data + (tile * head_dim * 16 + offset % 16) * 2, head_dim)
-    store_value(v, values.ctypes.data + (head * block_size + offset) * width * 2, head_dim)
+    block = slot // shape[5]
+    offset = slot - block * shape[5]
+    key, value = place_of(layer, block, offset, kv_head, places, shape)
+    store_key(k, key + offset % 16 * 2, shape[3])
+    store_value(v, value, shape[3])
 
 
 @kernel
-def store_kernel(thread, threads, k, v, keys, values, layer, slots):  # type: ignore[no-untyped-def]
+def store_kernel(thread, threads, k, v, cache, layer, slots):  # type: ignore[no-untyped-def]
     """k, v: [num_tokens, kv_heads, head_dim] float32."""
+    places, shape = cache_numbers(cache)
     pieces = num_pieces(slots.shape[0], threads)
     start, end = claim(slots.shape[0], pieces, 0, threads)
     while start < end:
         for row in range(start, end):
             for kv_head in range(k.shape[1]):
                 place = (row * k.shape[1] + kv_head) * k.shape[2] * 4
-                store_row(k.ctypes.data + place, v.ctypes.data + place, keys, values, layer, slots[row], kv_head)
+                store_row(k.ctypes.data + place, v.ctypes.data + place, places, shape, layer, slots[row], kv_head)
         finish(0, threads)
         start, end = claim(slots.shape[0], pieces, 0, threads)
     wait(pieces, 0, threads)

@@ -1,13 +1,14 @@
 """The matrix product of quantised weights and quantised activations, one tile of 16 output rows at a time.
 
-A weight's layout, [out / 16, in / 32, bytes]: one output row a lane. For each group of 32 inputs, vectors of 64 bytes:
+A weight's layout, [out / 16, in / 32, bytes]: one output row a lane, and all that a product reads in the order of reading.
+For each group of 32 inputs 16 scales and 16 minima, float16, then vectors of 64 bytes:
   4 bits  4 vectors; byte 4 * lane + j of vector v holds input 4v + j in its low half, input 16 + 4v + j in its high half
   8 bits  8 vectors; byte 4 * lane + j of vector v holds input 4v + j
-Scales and minima of a tile and group lie together, 2 x 16 float32. Activations are int8 with one scale a group, beside
-it scale * sum of the codes, by which a minimum is one more multiply-add. Codes of weights are the unsigned operand.
+Activations are int8 with one scale a group, beside it scale * sum of the codes, by which a minimum is one more
+multiply-add. Codes of weights are the unsigned operand.
 
-out = bias + sum over groups of (weight scale * activation scale) * dot + minimum * activation scale * activation sum,
-groups in rising order for every token, however many tokens are done at once: a row's result never depends on others.
+out = (bias + sum over groups of (weight scale * activation scale) * dot + minimum * activation scale * activation sum)
+* factor, a power of 2 that keeps a matrix's scales in the range of float16 (the bias is stored divided by it); groups in rising order for every token, however many tokens are done at once: a row's result never depends on others.
 """
 
 from __future__ import annotations
@@ -19,10 +20,25 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from octavo_kernels.numba_compile import HAS_VNNI
-from octavo_kernels.numba_vector import BYTE, FLOAT, FLOATS, HALF, LANES, LONG, WORD, WORDS, Emitter, vector_function
+from octavo_kernels.numba_vector import (
+    BYTE,
+    FLOAT,
+    FLOATS,
+    HALF,
+    HALVES,
+    LANES,
+    LONG,
+    WORD,
+    WORDS,
+    Emitter,
+    vector_function,
+)
 
 VECTORS = {4: 4, 8: 8}
 """Vectors of 64 bytes a tile and group, by bits."""
+
+SCALE_BYTES = 64
+"""Of a tile and group: 16 scales, 16 minima."""
 
 _BYTES64 = ir.VectorType(BYTE, 64)
 _HALVES = ir.VectorType(HALF, 32)
@@ -31,7 +47,7 @@ _HALVES = ir.VectorType(HALF, 32)
 def _codes(e: Emitter, base: Any, offset: Any, bits: int) -> list[Any]:
     """Eight vectors of 16 x 4 codes: inputs 0-3, 4-7 … 28-31 of the group."""
     b = e.builder
-    raw = [e.load(base, b.add(offset, LONG(64 * v)), _BYTES64, align=64) for v in range(VECTORS[bits])]
+    raw = [e.load(base, b.add(offset, LONG(SCALE_BYTES + 64 * v)), _BYTES64, align=64) for v in range(VECTORS[bits])]
     if bits == 8:
         return [b.bitcast(vector, WORDS) for vector in raw]
     low = [b.and_(vector, e.constant(_BYTES64, 15)) for vector in raw]
@@ -68,19 +84,25 @@ def _pair_sums(e: Emitter, halves: Any) -> Any:
     return b.add(b.ashr(pairs, sixteen), b.ashr(b.shl(pairs, sixteen), sixteen))
 
 
+def block_bytes(bits: int) -> int:
+    """Bytes of a tile and group."""
+    return SCALE_BYTES + 64 * VECTORS[bits]
+
+
 def _tile(dot: Any, num_tokens: int, bits: int, e: Emitter, *addresses: Any) -> None:
     """See `tile_function`."""
     b = e.builder
-    weight, scales, bias, x, x_scales, out = (e.base(address) for address in addresses[:6])
+    weight, bias, factor, x, x_scales, out = (e.base(address) for address in addresses[:6])
     num_groups, out_stride = addresses[6:]
     # strides of a token, in bytes
     x_stride, scale_stride = e.times(num_groups, 32), e.times(num_groups, 8)
     sums = [cgutils.alloca_once_value(b, e.load(bias, 0, FLOATS)) for _ in range(num_tokens)]
     with cgutils.for_range(b, num_groups, intp=LONG) as loop:
         group = loop.index
-        codes = _codes(e, weight, e.times(group, 64 * VECTORS[bits]), bits)
-        scale = e.load(scales, e.times(group, 8 * LANES), FLOATS)
-        minimum = e.load(scales, e.sum(e.times(group, 8 * LANES), LONG(4 * LANES)), FLOATS)
+        block = e.times(group, block_bytes(bits))
+        codes = _codes(e, weight, block, bits)
+        scale = e.widen(e.load(weight, block, HALVES, align=32))
+        minimum = e.widen(e.load(weight, e.sum(block, LONG(2 * LANES)), HALVES, align=32))
         for token, total in enumerate(sums):
             offset = e.sum(e.times(group, 32), e.times(x_stride, token))
             quads = [e.load(x, b.add(offset, LONG(4 * v)), WORD) for v in range(8)]
@@ -89,15 +111,16 @@ def _tile(dot: Any, num_tokens: int, bits: int, e: Emitter, *addresses: Any) -> 
             product = b.sitofp(dot(e, codes, quads, bits), FLOATS)
             value = e.multiply_add(product, b.fmul(scale, e.splat(step)), b.load(total))
             b.store(e.multiply_add(minimum, e.splat(step_sum), value), total)
+    last = e.splat(e.load(factor, 0, FLOAT))
     for token, total in enumerate(sums):
-        e.store(b.load(total), out, e.times(out_stride, token))
+        e.store(b.fmul(b.load(total), last), out, e.times(out_stride, token))
 
 
 def tile_function(num_tokens: int, bits: int, *, vnni: bool) -> Any:
-    """An intrinsic (weight, scales, bias, x, x_scales, out, num_groups, out_stride in bytes) for 16 output rows.
+    """An intrinsic (weight, bias, factor, x, x_scales, out, num_groups, out_stride in bytes) for 16 output rows.
 
-    All but the last two are addresses: of the tile's codes, scales and 16 biases, of the first token's int8 codes
-    [num_tokens, in] and (scale, scale * sum) pairs, and of where the first token's 16 results go.
+    All but the last two are addresses: of the tile's blocks, its 16 biases and the factor, of the first token's int8
+    codes [num_tokens, in] and (scale, scale * sum) pairs, and of where the first token's 16 results go.
     """
     return vector_function(8, partial(_tile, _dot_vnni if vnni else _dot_portable, num_tokens, bits))
 

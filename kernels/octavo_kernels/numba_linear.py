@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_dot import (
+    SCALE_BYTES,
     VECTORS,
+    block_bytes,
     tile4_1,
     tile4_2,
     tile4_4,
@@ -25,8 +28,11 @@ from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, 
 from octavo_kernels.numba_vector import LANES, quantize_group
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight
 
-WEIGHT, SCALES, BIAS, BITS, NUM_TILES, NUM_GROUPS = range(6)
-"""Fields of a layer's description, int64[6]: three addresses and three numbers."""
+WEIGHT, BIAS, FACTOR, BITS, NUM_TILES, NUM_GROUPS = range(6)
+"""Fields of a layer's description: three addresses and three numbers."""
+
+_HALF_RANGE = 2.0**15
+"""What the largest scale of a matrix is brought close to, half of float16's range, so that small ones stay exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,51 +42,59 @@ class PackedLinear:
     in_features: int
     out_features: int
     bits: int
-    codes: NDArray[np.uint8]
-    """[num_tiles, num_groups, 64 * vectors], on a boundary of 64 bytes."""
-    scales: NDArray[np.float32]
-    """[num_tiles, num_groups, 2, 16]: scales, then minima."""
+    blocks: NDArray[np.uint8]
+    """[num_tiles, num_groups, block_bytes(bits)], on a boundary of 64 bytes."""
     bias: NDArray[np.float32]
-    """[num_tiles * 16]."""
+    """[num_tiles * 16 + 1]: biases divided by the factor, then the factor."""
 
     @property
     def num_tiles(self) -> int:
-        return int(self.codes.shape[0])
+        return int(self.blocks.shape[0])
 
     @property
     def num_bytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes + self.bias.nbytes
+        return self.blocks.nbytes + self.bias.nbytes
 
     def describe(self) -> NDArray[np.int64]:
         """What kernels read; valid while this object lives."""
-        addresses = (self.codes.ctypes.data, self.scales.ctypes.data, self.bias.ctypes.data)
+        bias = self.bias.ctypes.data
+        addresses = (self.blocks.ctypes.data, bias, bias + 4 * LANES * self.num_tiles)
         return np.array([*addresses, self.bits, self.num_tiles, self.in_features // GROUP], np.int64)
 
 
 def pack(weight: QuantizedWeight, bias: torch.Tensor | None) -> PackedLinear:
-    """Repacks once; bias: [out] of any floating dtype."""
+    """Repacks once; bias: [out] of any floating dtype. Scales are rounded to float16, which those of a GGUF file are."""
     out_features, in_features = weight.codes.shape
     num_tiles, num_groups = -(-out_features // LANES), in_features // GROUP
     # q: [num_tiles, 16, num_groups, 8, 4] uint8
     q = _padded(weight.codes, num_tiles).reshape(num_tiles, LANES, num_groups, 8, 4)
     if weight.bits == 4:
         q = q[..., :4, :] | (q[..., 4:, :] << 4)
-    codes = aligned((num_tiles, num_groups, 64 * VECTORS[weight.bits]), np.uint8)
-    codes.reshape(num_tiles, num_groups, -1, LANES, 4)[:] = q.transpose(0, 2, 3, 1, 4)
-    scales = aligned((num_tiles, num_groups, 2, LANES), np.float32)
+    blocks = aligned((num_tiles, num_groups, block_bytes(weight.bits)), np.uint8)
+    codes = blocks[..., SCALE_BYTES:].reshape(num_tiles, num_groups, VECTORS[weight.bits], LANES, 4)
+    codes[:] = q.transpose(0, 2, 3, 1, 4)
+    assert np.shares_memory(codes, blocks)
+    factor = _factor(weight)
+    scales = blocks[..., :SCALE_BYTES].view(np.float16).reshape(num_tiles, num_groups, 2, LANES)
     for i, values in enumerate((weight.scales, weight.minima)):
-        scales[:, :, i] = _padded(values, num_tiles).reshape(num_tiles, LANES, num_groups).swapaxes(1, 2)
-    full_bias = aligned((num_tiles * LANES,), np.float32)
+        rows = _padded(values, num_tiles) / factor
+        scales[:, :, i] = rows.reshape(num_tiles, LANES, num_groups).swapaxes(1, 2)
+    full_bias = aligned((num_tiles * LANES + 1,), np.float32)
     if bias is not None:
-        full_bias[:out_features] = bias.float().cpu().numpy()
+        full_bias[:out_features] = bias.float().cpu().numpy() / factor
+    full_bias[-1] = factor
     return PackedLinear(
-        in_features=in_features,
-        out_features=out_features,
-        bits=weight.bits,
-        codes=codes,
-        scales=scales,
-        bias=full_bias,
+        in_features=in_features, out_features=out_features, bits=weight.bits, blocks=blocks, bias=full_bias
     )
+
+
+def _factor(weight: QuantizedWeight) -> np.float32:
+    """A power of 2, so that dividing by it rounds nothing."""
+    largest = max(float(weight.scales.abs().max()), float(weight.minima.abs().max()))
+    if not 0.0 < largest < math.inf:
+        return np.float32(1.0)
+    exponent = math.frexp(largest / _HALF_RANGE)[1]
+    return np.float32(2.0 ** min(max(exponent, -100), 100))
 
 
 def aligned(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
@@ -103,7 +117,7 @@ def linear(x: torch.Tensor, packed: PackedLinear, pool: ThreadPool) -> torch.Ten
     out = torch.empty((num_tokens, packed.num_tiles * LANES), dtype=torch.float32)
     if num_tokens:
         codes, scales = activation_buffers(num_tokens, packed.in_features)
-        pool.run(_linear, 2, x.contiguous().numpy(), packed.describe(), codes, scales, out.numpy())
+        pool.run(_linear, 2, x.contiguous().numpy(), packed.describe()[None], codes, scales, out.numpy())
     return out[:, : packed.out_features]
 
 
@@ -119,75 +133,87 @@ def quantize_row(x, row, codes, scales):  # type: ignore[no-untyped-def]
 
 
 @part
-def quantize_part(x, row, start, end, codes, scales):  # type: ignore[no-untyped-def]
-    """As `quantize_row`, of groups `start` to `end` only; x is where the first of them begins."""
-    target = codes.ctypes.data + row * codes.shape[1]
-    pairs = scales.ctypes.data + row * scales.shape[1] * 8
-    for group in range(start, end):
-        quantize_group(x + (group - start) * 128, target + group * 32, pairs + group * 8)
+def quantize_part(x, row, first, count, codes, scales):  # type: ignore[no-untyped-def]
+    """As `quantize_row`, of `count` groups from `first` on only; x is where that one begins."""
+    target = codes.ctypes.data + row * codes.shape[1] + first * 32
+    pairs = scales.ctypes.data + (row * scales.shape[1] + first) * 8
+    for group in range(count):
+        quantize_group(x + group * 128, target + group * 32, pairs + group * 8)
 
 
 @part
-def _multiply_tile4(layer, tile, codes, scales, out):  # type: ignore[no-untyped-def]
+def _multiply_tile4(layer, tile, x, out):  # type: ignore[no-untyped-def]
     """`multiply_tile` for codes of 4 bits."""
-    num_groups = layer[NUM_GROUPS]
-    weight, weight_scales = layer[WEIGHT] + tile * num_groups * 256, layer[SCALES] + tile * num_groups * 128
-    bias, stride = layer[BIAS] + tile * 64, out.shape[1] * 4
-    x, pairs, target = codes.ctypes.data, scales.ctypes.data, out.ctypes.data + tile * 64
-    left = codes.shape[0]
+    num_groups, (codes, pairs, left), (target, stride) = layer[NUM_GROUPS], x, out
+    weight, bias, factor = layer[WEIGHT] + tile * num_groups * 320, layer[BIAS] + tile * 64, layer[FACTOR]
     while left > 0:
         if left >= 8:
             count = 8
-            tile4_8(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
+            tile4_8(weight, bias, factor, codes, pairs, target, num_groups, stride)
         elif left >= 4:
             count = 4
-            tile4_4(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
+            tile4_4(weight, bias, factor, codes, pairs, target, num_groups, stride)
         elif left >= 2:
             count = 2
-            tile4_2(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
+            tile4_2(weight, bias, factor, codes, pairs, target, num_groups, stride)
         else:
             count = 1
-            tile4_1(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
-        x += count * num_groups * 32
+            tile4_1(weight, bias, factor, codes, pairs, target, num_groups, stride)
+        codes += count * num_groups * 32
         pairs += count * num_groups * 8
         target += count * stride
         left -= count
 
 
 @part
-def _multiply_tile8(layer, tile, codes, scales, out):  # type: ignore[no-untyped-def]
+def _multiply_tile8(layer, tile, x, out):  # type: ignore[no-untyped-def]
     """`multiply_tile` for codes of 8 bits."""
-    num_groups = layer[NUM_GROUPS]
-    weight, weight_scales = layer[WEIGHT] + tile * num_groups * 512, layer[SCALES] + tile * num_groups * 128
-    bias, stride = layer[BIAS] + tile * 64, out.shape[1] * 4
-    x, pairs, target = codes.ctypes.data, scales.ctypes.data, out.ctypes.data + tile * 64
-    left = codes.shape[0]
+    num_groups, (codes, pairs, left), (target, stride) = layer[NUM_GROUPS], x, out
+    weight, bias, factor = layer[WEIGHT] + tile * num_groups * 576, layer[BIAS] + tile * 64, layer[FACTOR]
     while left > 0:
         if left >= 8:
             count = 8
-            tile8_8(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
+            tile8_8(weight, bias, factor, codes, pairs, target, num_groups, stride)
         elif left >= 4:
             count = 4
-            tile8_4(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
+            tile8_4(weight, bias, factor, codes, pairs, target, num_groups, stride)
         elif left >= 2:
             count = 2
-            tile8_2(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
+            tile8_2(weight, bias, factor, codes, pairs, target, num_groups, stride)
         else:
             count = 1
-            tile8_1(weight, weight_scales, bias, x, pairs, target, num_groups, stride)
-        x += count * num_groups * 32
+            tile8_1(weight, bias, factor, codes, pairs, target, num_groups, stride)
+        codes += count * num_groups * 32
         pairs += count * num_groups * 8
         target += count * stride
         left -= count
 
 
 @part
-def multiply_tile(layer, tile, codes, scales, out):  # type: ignore[no-untyped-def]
-    """Columns 16 * tile … + 15 of all rows of out: [num_tokens, out], from codes: [num_tokens, in] and their scales."""
+def multiply_tile(layer, tile, x, out):  # type: ignore[no-untyped-def]
+    """16 columns, those of a tile, of all rows.
+
+    layer: a description, as a tuple; x: (address of int8 codes [num_tokens, in], address of their scales, num_tokens);
+    out: (address of the first row's 16 float32, bytes from row to row). Numbers alone, for an array counts references,
+    in a counter that all threads share.
+    """
     if layer[BITS] == 4:
-        _multiply_tile4(layer, tile, codes, scales, out)
+        _multiply_tile4(layer, tile, x, out)
     else:
-        _multiply_tile8(layer, tile, codes, scales, out)
+        _multiply_tile8(layer, tile, x, out)
+
+
+@part
+def described(layers, index):  # type: ignore[no-untyped-def]
+    """Row `index` of descriptions [num_layers, 6], as a tuple."""
+    return (
+        layers[index, 0],
+        layers[index, 1],
+        layers[index, 2],
+        layers[index, 3],
+        layers[index, 4],
+        layers[index, 5],
+    )
 
 
 @part
@@ -207,16 +233,18 @@ def quantize_rows(x, codes, scales, phase, threads):  # type: ignore[no-untyped-
 def multiply(layer, codes, scales, out, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: all columns of out: [num_tokens, out] float32."""
     pieces = num_pieces(layer[NUM_TILES], threads)
+    x = (codes.ctypes.data, scales.ctypes.data, codes.shape[0])
+    target, stride = out.ctypes.data, out.shape[1] * 4
     start, end = claim(layer[NUM_TILES], pieces, phase, threads)
     while start < end:
         for tile in range(start, end):
-            multiply_tile(layer, tile, codes, scales, out)
+            multiply_tile(layer, tile, x, (target + tile * 64, stride))
         finish(phase, threads)
         start, end = claim(layer[NUM_TILES], pieces, phase, threads)
     wait(pieces, phase, threads)
 
 
 @kernel
-def _linear(thread, threads, x, layer, codes, scales, out):  # type: ignore[no-untyped-def]
+def _linear(thread, threads, x, layers, codes, scales, out):  # type: ignore[no-untyped-def]
     quantize_rows(x, codes, scales, 0, threads)
-    multiply(layer, codes, scales, out, 1, threads)
+    multiply(described(layers, 0), codes, scales, out, 1, threads)

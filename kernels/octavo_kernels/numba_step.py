@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from octavo_kernels.backend import AttentionBatch, DecoderSpec, KVCache
 from octavo_kernels.checks import check_attention_batch, check_table_width, require_own
 from octavo_kernels.numba_attention import attend, plan_rows, running_buffers
-from octavo_kernels.numba_cache import TransposedCache, multiply_row, rotate_halves, store_row
+from octavo_kernels.numba_cache import TransposedCache, cache_numbers, multiply_row, rotate_halves, store_row
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import (
+    NUM_GROUPS,
     NUM_TILES,
     PackedLinear,
     activation_buffers,
     aligned,
+    described,
     multiply,
     multiply_tile,
     quantize_part,
@@ -33,6 +35,9 @@ from octavo_kernels.quantized_weight import GROUP
 
 _LAYER_PHASES = 8
 
+_GATE_ROWS = 32
+"""Rows whose gate and up are computed before their product is: 8 KiB, which stay in the first cache."""
+
 
 class CompiledDecoder:
     """`DecoderStep` for one decoder. Owns scratch memory, which grows to the largest step seen."""
@@ -43,7 +48,7 @@ class CompiledDecoder:
         # The descriptions hold addresses: the handles must stay.
         self._handles = [[layer.qkv, layer.output, layer.gate_up, layer.down] for layer in spec.layers]
         self._linears = np.array(
-            [[_packed(handle).describe() for handle in handles] for handles in self._handles], np.int64
+            [_packed(handle).describe() for handles in self._handles for handle in handles], np.int64
         )
         norms: list[list[torch.Tensor | None]] = [
             [layer.input_norm, layer.post_attention_norm] for layer in spec.layers
@@ -53,6 +58,7 @@ class CompiledDecoder:
         self._head_norms = _stacked(head_norms, spec.head_dim)
         self._final_norm = spec.final_norm.float().numpy()
         self._cos_sin = spec.cos_sin.contiguous().numpy()
+        self._memory = running_buffers(pool.num_threads, at_least=_GATE_ROWS * 256)
         self._scratch: tuple[Any, ...] = ()
         self._capacity = 0
 
@@ -84,7 +90,7 @@ class CompiledDecoder:
             (self._linears, self._norms, self._head_norms, self._final_norm, self._cos_sin),
             np.array([spec.rms_norm_eps, spec.head_dim**-0.5 * LOG2_E, 1.0], np.float32),
             self._scratch,
-            running_buffers(self._pool.num_threads),
+            self._memory,
             out.numpy(),
         )
         return out
@@ -96,8 +102,8 @@ class CompiledDecoder:
         first, num_tokens = self._spec.layers[0], self._capacity
         num_heads_features, num_inner = first.output.in_features, first.down.in_features
         hidden = self._final_norm.shape[0]
-        # normed and its codes; qkv; attention's result and its codes; a projection's result; gate beside up,
-        # and the codes of their product
+        # normed and its codes; qkv; attention's result and its codes; a projection's result;
+        # the codes of gate times up
         self._scratch = (
             aligned((num_tokens, hidden), np.float32),
             *activation_buffers(num_tokens, hidden),
@@ -105,7 +111,6 @@ class CompiledDecoder:
             aligned((num_tokens, num_heads_features), np.float32),
             *activation_buffers(num_tokens, num_heads_features),
             aligned((num_tokens, _packed(first.output).num_tiles * LANES), np.float32),
-            aligned((num_tokens, _packed(first.gate_up).num_tiles * LANES), np.float32),
             *activation_buffers(num_tokens, num_inner),
         )
 
@@ -147,95 +152,112 @@ def _norm(add, y, hidden, weight, eps, normed, codes, scales, phase, threads):  
 
 @part
 def _rotate_and_store(qkv, layer, step, cache, weights, numbers, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: head norms and rotation in place in qkv, and the cache write."""
-    count = qkv.shape[0] * cache[0].shape[2]
+    """A phase: head norms and rotation in place in qkv, and the cache write; an item is one (row, kv head)."""
+    positions, slots, _ = step
+    places, shape = cache_numbers(cache)
+    num_kv_heads, head_dim = shape[1], shape[3]
+    _, _, head_norms, _, cos_sin = weights
+    norms = head_norms.ctypes.data + layer * 2 * head_dim * 4 if head_norms.shape[0] else 0
+    numbers_at, table, rotary_dim = numbers.ctypes.data, cos_sin.ctypes.data, cos_sin.shape[1]
+    count = qkv.shape[0] * num_kv_heads
     pieces = num_pieces(count, threads)
     start, end = claim(count, pieces, phase, threads)
     while start < end:
         for item in range(start, end):
-            _rotate_and_store_item(qkv, item, layer, step, cache, weights, numbers)
+            row = item // num_kv_heads
+            heads, rotation = qkv.ctypes.data + row * qkv.shape[1] * 4, table + positions[row] * rotary_dim * 4
+            how = (norms, rotation, numbers_at, head_dim, rotary_dim)
+            _rotate_and_store_item(heads, item - row * num_kv_heads, layer, slots[row], places, shape, how)
         finish(phase, threads)
         start, end = claim(count, pieces, phase, threads)
     wait(pieces, phase, threads)
 
 
 @part
-def _rotate_and_store_item(qkv, item, layer, step, cache, weights, numbers):  # type: ignore[no-untyped-def]
-    """One (row, kv head) and its query heads."""
-    positions, slots, _ = step
-    keys, values, _, num_heads = cache
-    num_kv_heads, size = keys.shape[2], keys.shape[4] * 4
-    row, kv_head = item // num_kv_heads, item % num_kv_heads
+def _rotate_and_store_item(heads, kv_head, layer, slot, places, shape, how):  # type: ignore[no-untyped-def]
+    """One kv head of the row at address `heads`, and its query heads."""
+    num_kv_heads, size, num_heads = shape[1], shape[3] * 4, shape[6]
     group = num_heads // num_kv_heads
-    heads = qkv.ctypes.data + row * qkv.shape[1] * 4
     k = heads + (num_heads + kv_head) * size
-    _norm_and_rotate(k, keys.shape[4], layer, positions[row], False, weights, numbers)
-    store_row(k, k + num_kv_heads * size, keys, values, layer, slots[row], kv_head)
+    _norm_and_rotate(k, False, how)
+    store_row(k, k + num_kv_heads * size, places, shape, layer, slot, kv_head)
     for head in range(kv_head * group, kv_head * group + group):
-        _norm_and_rotate(heads + head * size, keys.shape[4], layer, positions[row], True, weights, numbers)
+        _norm_and_rotate(heads + head * size, True, how)
 
 
 @part
-def _norm_and_rotate(x, head_dim, layer, position, is_query, weights, numbers):  # type: ignore[no-untyped-def]
-    """A head at address x: its norm where the model has one, its rotation, and for a query the scale of scores."""
-    _, _, head_norms, _, cos_sin = weights
-    rotary_dim = cos_sin.shape[1]
-    if head_norms.shape[0]:
-        norm = head_norms.ctypes.data + (2 * layer + (0 if is_query else 1)) * head_dim * 4
-        norm_row(x, norm, x, numbers.ctypes.data, head_dim)
-    factor = numbers.ctypes.data + (4 if is_query else 8)
-    rotate_halves(x, cos_sin.ctypes.data + position * rotary_dim * 4, factor, rotary_dim // 2)
+def _norm_and_rotate(x, is_query, how):  # type: ignore[no-untyped-def]
+    """A head at address x: its norm where the model has one, its rotation, and for a query the scale of scores.
+
+    how: addresses of the layer's two norms (0 where there are none), of the position's row of cosines and sines and of
+    the numbers (eps, scale, 1); head_dim, rotary_dim.
+    """
+    norms, table, numbers, head_dim, rotary_dim = how
+    if norms:
+        norm_row(x, norms if is_query else norms + head_dim * 4, x, numbers, head_dim)
+    factor = numbers + (4 if is_query else 8)
+    rotate_halves(x, table, factor, rotary_dim // 2)
     multiply_row(x + rotary_dim * 4, factor, head_dim - rotary_dim)
 
 
 @part
-def _attend(qkv, plan, cache, layer, context, codes, scales, running, phase, threads):  # type: ignore[no-untyped-def]
+def _attend(qkv, plan, cache, layer, context, codes, scales, memory, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: attention, its result quantised."""
-    num_kv_heads = cache[0].shape[2]
+    places, shape = cache_numbers(cache)
+    num_kv_heads = shape[1]
     num_groups = scales.shape[1] // num_kv_heads
-    count = plan[0].shape[0] * num_kv_heads
+    blocks, tables = plan
+    q, out = (qkv.ctypes.data, qkv.shape[1] * 4), (context.ctypes.data, context.shape[1] * 4)
+    count = blocks.shape[0] * num_kv_heads
     pieces = num_small_pieces(count, threads)
     start, end = claim(count, pieces, phase, threads)
     while start < end:
         # later rows of a prompt read more keys, and the longest work should not begin last
         for item in range(count - end, count - start):
-            attend(qkv, plan, cache, layer, item, context, running)
-            block, first_group = item // num_kv_heads, item % num_kv_heads * num_groups
-            for row in range(plan[0][block, 0], plan[0][block, 0] + plan[0][block, 1]):
-                x = context.ctypes.data + (row * context.shape[1] + first_group * 32) * 4
-                quantize_part(x, row, first_group, first_group + num_groups, codes, scales)
+            index = item // num_kv_heads
+            kv_head, first, num_rows = item - index * num_kv_heads, blocks[index, 0], blocks[index, 1]
+            table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
+            attend(q, (first, num_rows, blocks[index, 3], table), places, shape, layer, kv_head, out, memory)
+            for row in range(first, first + num_rows):
+                x = out[0] + row * out[1] + kv_head * num_groups * 128
+                quantize_part(x, row, kv_head * num_groups, num_groups, codes, scales)
         finish(phase, threads)
         start, end = claim(count, pieces, phase, threads)
     wait(pieces, phase, threads)
 
 
 @part
-def _gate(layer, codes, scales, gate_up, out_codes, out_scales, phase, threads):  # type: ignore[no-untyped-def]
+def _gate(layer, codes, scales, memory, out_codes, out_scales, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: gate and up, silu(gate) * up, quantised; in groups of 32 columns of all rows."""
     count = layer[NUM_TILES] // 4
+    x = (codes.ctypes.data, scales.ctypes.data, codes.shape[0])
+    out = (out_codes.ctypes.data, out_codes.shape[1], out_scales.ctypes.data, out_scales.shape[1] * 8)
     pieces = num_pieces(count, threads)
     start, end = claim(count, pieces, phase, threads)
     while start < end:
         for index in range(start, end):
-            _gate_group(layer, index, codes, scales, gate_up, out_codes, out_scales)
+            for row in range(0, x[2], _GATE_ROWS):
+                _gate_group(layer, index, x, row, memory, out)
         finish(phase, threads)
         start, end = claim(count, pieces, phase, threads)
     wait(pieces, phase, threads)
 
 
 @part
-def _gate_group(layer, index, codes, scales, gate_up, out_codes, out_scales):  # type: ignore[no-untyped-def]
-    num_tiles = layer[NUM_TILES] // 2
-    for tile in range(2 * index, 2 * index + 2):
-        multiply_tile(layer, tile, codes, scales, gate_up)
-        multiply_tile(layer, num_tiles + tile, codes, scales, gate_up)
-    for row in range(codes.shape[0]):
-        gate = gate_up.ctypes.data + (row * gate_up.shape[1] + 32 * index) * 4
-        up = gate + num_tiles * 64
-        silu_and_mul_lanes(gate, up, gate)
-        silu_and_mul_lanes(gate + 64, up + 64, gate + 64)
-        pair = out_scales.ctypes.data + (row * out_scales.shape[1] + index) * 8
-        quantize_group(gate, out_codes.ctypes.data + row * out_codes.shape[1] + 32 * index, pair)
+def _gate_group(layer, index, x, first_row, memory, out):  # type: ignore[no-untyped-def]
+    """Some rows, whose gate and up stay near; out: address and row bytes of the codes, then of their scales."""
+    num_groups, num_up = layer[NUM_GROUPS], layer[NUM_TILES] // 2
+    count = min(_GATE_ROWS, x[2] - first_row)
+    rows = (x[0] + first_row * num_groups * 32, x[1] + first_row * num_groups * 8, count)
+    for half in range(2):
+        multiply_tile(layer, 2 * index + half, rows, (memory + half * 64, 256))
+        multiply_tile(layer, num_up + 2 * index + half, rows, (memory + 128 + half * 64, 256))
+    for row in range(count):
+        gate = memory + row * 256
+        silu_and_mul_lanes(gate, gate + 128, gate)
+        silu_and_mul_lanes(gate + 64, gate + 192, gate + 64)
+        codes, pairs = out[0] + (first_row + row) * out[1], out[2] + (first_row + row) * out[3]
+        quantize_group(gate, codes + 32 * index, pairs + 8 * index)
 
 
 @part
@@ -262,17 +284,12 @@ def _run(thread, threads, embedded, step, plan, cache, weights, numbers, scratch
     normed, codes, scales = scratch[0][:count], scratch[1][:count], scratch[2][:count]
     qkv, context = scratch[3][:count], scratch[4][:count]
     context_codes, context_scales = scratch[5][:count], scratch[6][:count]
-    y, gate_up = scratch[7][:count], scratch[8][:count]
-    inner_codes, inner_scales = scratch[9][:count], scratch[10][:count]
+    y, inner_codes, inner_scales = scratch[7][:count], scratch[8][:count], scratch[9][:count]
     hidden, own = embedded, running.ctypes.data + thread * running.shape[1] * 4
     phase = 0
-    for layer in range(linears.shape[0]):
-        qkv_layer, output, gate_up_layer, down = (
-            linears[layer, 0],
-            linears[layer, 1],
-            linears[layer, 2],
-            linears[layer, 3],
-        )
+    for layer in range(linears.shape[0] // 4):
+        qkv_layer, output = described(linears, 4 * layer), described(linears, 4 * layer + 1)
+        gate_up_layer, down = described(linears, 4 * layer + 2), described(linears, 4 * layer + 3)
         norm = norms.ctypes.data + layer * 2 * hidden.shape[1] * 4
         _norm(layer > 0, y, hidden, norm, eps, normed, codes, scales, phase, threads)
         multiply(qkv_layer, codes, scales, qkv, phase + 1, threads)
@@ -280,7 +297,7 @@ def _run(thread, threads, embedded, step, plan, cache, weights, numbers, scratch
         _attend(qkv, plan, cache, layer, context, context_codes, context_scales, own, phase + 3, threads)
         multiply(output, context_codes, context_scales, y, phase + 4, threads)
         _norm(True, y, hidden, norm + hidden.shape[1] * 4, eps, normed, codes, scales, phase + 5, threads)
-        _gate(gate_up_layer, codes, scales, gate_up, inner_codes, inner_scales, phase + 6, threads)
+        _gate(gate_up_layer, codes, scales, own, inner_codes, inner_scales, phase + 6, threads)
         multiply(down, inner_codes, inner_scales, y, phase + 7, threads)
         phase += _LAYER_PHASES
     _final_rows(step[2], y, hidden, final_norm, eps, out, phase, threads)

@@ -176,6 +176,17 @@ def vector_function(num_arguments: int, write: Callable[..., None]) -> Any:
     return intrinsic(scope["declare"])
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def load_word(_typing_context: Any, _address: Any) -> Any:
+    """The int32 at an address -> int64."""
+    return types.int64(types.int64), _write_load_word
+
+
+def _write_load_word(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+    e = Emitter(b)
+    return b.sext(e.load(e.base(arguments[0]), 0, WORD), LONG)
+
+
 def _add(e: Emitter, target: Any, source: Any, count: Any) -> None:
     own, other = e.base(target), e.base(source)
     e.each(count, lambda at, kind: e.store(e.builder.fadd(e.load(own, at, kind), e.load(other, at, kind)), own, at))

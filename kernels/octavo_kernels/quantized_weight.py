@@ -39,8 +39,8 @@ class QuantizedWeight:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes once it is packed."""
-        return self.codes.numel() * self.bits // 8 + 8 * self.scales.numel()
+        """Bytes once it is packed, scales and minima in 16 bits."""
+        return self.codes.numel() * self.bits // 8 + 4 * self.scales.numel()
 
     def dequantize(self) -> torch.Tensor:
         """-> [out, in] float32, new memory."""
@@ -51,15 +51,16 @@ class QuantizedWeight:
 def quantize(weight: torch.Tensor, bits: int) -> QuantizedWeight:
     """weight: [out, in], in a multiple of 32, any floating dtype -> the nearest codes between each group's extremes.
 
+    Scales and minima have the 11 bits of float16's numbers, in which they are packed; rounded so that no value is cut.
     8 bits are symmetric around 0, as Q8_0 is; 4 bits span from the least to the largest value, as Q4_1 does.
     """
     groups = _groups(weight.float().contiguous())
     if bits == 8:
-        largest = groups.abs().amax(dim=-1)
-        scales, minima = largest / 127, largest * (-128 / 127)
+        scales = -_rounded_down(groups.abs().amax(dim=-1) / -127)
+        minima = -128 * scales
     else:
-        minima = groups.amin(dim=-1)
-        scales = (groups.amax(dim=-1) - minima) / (2**bits - 1)
+        minima = _rounded_down(groups.amin(dim=-1))
+        scales = -_rounded_down((groups.amax(dim=-1) - minima) / (1 - 2**bits))
     # a group of one value has scale 0, and any code of it is right
     steps = torch.where(scales > 0, scales, 1.0).unsqueeze(-1)
     codes = ((groups - minima.unsqueeze(-1)) / steps).round_().clamp_(0, 2**bits - 1)
@@ -76,6 +77,12 @@ def stack(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
         scales=torch.cat([part.scales for part in parts]),
         minima=torch.cat([part.minima for part in parts]),
     )
+
+
+def _rounded_down(values: torch.Tensor) -> torch.Tensor:
+    """To the next number of 11 bits that is not larger."""
+    fractions, exponents = values.frexp()
+    return (fractions * 2048).floor_().div_(2048).ldexp_(exponents)
 
 
 def _groups(matrix: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from octavo_kernels.backend import KVCacheSpec
+from octavo_kernels.backend import AttentionBatch, KVCacheSpec
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention_ref import attend_sequence
 from octavo_kernels.numba_backend import NumbaBackend
@@ -96,6 +96,34 @@ def test_a_row_is_the_same_alone_and_in_a_batch(backend: NumbaBackend) -> None:
     plan = backend.plan_attention(alone, cache, case.q.shape[1])
 
     assert torch.equal(backend.attention(case.q[:1], cache, 1, plan, case.scale), together[:1])
+
+
+@pytest.mark.parametrize("num_heads", [1, 3, 5, 14])
+def test_a_row_of_a_prompt_is_the_same_in_any_chunk(backend: NumbaBackend, num_heads: int) -> None:
+    """Rows that share the loads of keys share nothing else: a prompt cut anywhere gives the same bits."""
+    case = a_half_case([37], [70], Shape(num_heads=num_heads, num_kv_heads=1, head_dim=32))
+    whole = attended(backend, case)
+
+    for first, last in ((0, 1), (1, 3), (3, 36), (36, 37)):
+        cache = filled(backend, case)
+        batch = AttentionBatch(
+            query_start_loc=torch.tensor([0, last - first], dtype=torch.int32),
+            seq_lens=torch.tensor([33 + last], dtype=torch.int32),
+            block_tables=case.batch.block_tables,
+            slot_mapping=case.batch.slot_mapping[first:last],
+            max_query_len=last - first,
+            max_seq_len=33 + last,
+        )
+        plan = backend.plan_attention(batch, cache, num_heads)
+
+        assert torch.equal(backend.attention(case.q[first:last], cache, 1, plan, case.scale), whole[first:last])
+
+
+def test_heads_too_wide_for_a_threads_memory_are_refused(backend: NumbaBackend) -> None:
+    spec = KVCacheSpec(num_layers=1, num_blocks=2, block_size=16, num_kv_heads=1, head_dim=514, dtype=torch.float16)
+
+    with pytest.raises(KernelError, match="head_dim is 514, must be even and at most 512"):
+        backend.allocate_kv_cache(spec)
 
 
 def test_large_scores_do_not_overflow(backend: NumbaBackend) -> None:

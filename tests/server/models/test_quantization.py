@@ -131,8 +131,8 @@ def test_weights_take_the_memory_that_is_reported(tmp_path: Path) -> None:
     )
 
     linears = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128)
-    # 4 bytes become 1 or 1/2 and a scale and a minimum for 32; the head becomes 8 bits in both
-    assert exact - eight == linears * (4 - 1 - 0.25) + 512 * 64 * (4 - 1 - 0.25)
+    # 4 bytes become 1 or 1/2, and 32 share a scale and a minimum of 2 bytes each; the head becomes 8 bits in both
+    assert exact - eight == linears * (4 - 1 - 0.125) + 512 * 64 * (4 - 1 - 0.125)
     assert eight - four == linears / 2
 
 
