@@ -1,0 +1,1 @@
+"""What an assistant's text says: parsers of reasoning and tool calls, one file a format. Pure text, no HTTP."""
