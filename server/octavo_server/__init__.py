@@ -1,4 +1,4 @@
-"""The engine and the OpenAI-compatible server. `LLM` and `SamplingParams` are the offline API."""
+"""The engine and the OpenAI-compatible server. `LLM`, `SamplingParams` and `PoolingParams` are the offline API."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from octavo_server.engine.request import SamplingParams
+    from octavo_server.engine.vectors import PoolingParams
     from octavo_server.llm import LLM
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "PoolingParams", "SamplingParams"]
 
 
 def __getattr__(name: str) -> object:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> object:
         from octavo_server.engine.request import SamplingParams
 
         return SamplingParams
+    if name == "PoolingParams":
+        from octavo_server.engine.vectors import PoolingParams
+
+        return PoolingParams
     if name == "LLM":
         from octavo_server.llm import LLM
 

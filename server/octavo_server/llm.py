@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine.admission import check_request
 from octavo_server.engine.build import build_engine
-from octavo_server.engine.request import FinishReason, Request, SamplingParams
+from octavo_server.engine.request import POOLING, FinishReason, Request, SamplingParams
 from octavo_server.engine.startup import StartupProgress
-from octavo_server.errors import ConfigError
+from octavo_server.engine.vectors import PoolingParams, check_dimensions, check_pairs, last_tokens
+from octavo_server.errors import ConfigError, OctavoError
 from octavo_server.flags import settings_of
+from octavo_server.llm_vectors import (
+    EmbeddingRequestOutput,
+    ScoringRequestOutput,
+    embedding_output,
+    scoring_outputs,
+)
 
 if TYPE_CHECKING:
     from octavo_server.engine.engine import OutputDelta
@@ -99,6 +106,7 @@ class LLM:
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
         self._defaults = loaded.defaults
+        self._vectors = loaded.vectors
         self._num_requests = 0
 
     def get_tokenizer(self) -> Any:
@@ -156,6 +164,54 @@ class LLM:
             items.append((text, self.tokenizer.encode(text, add_special_tokens=False)))
         return self._run(items, self._params_for(sampling_params, len(items)), use_tqdm=use_tqdm)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = False,
+    ) -> list[EmbeddingRequestOutput]:
+        """The vector of each prompt: the hidden state of its last token, of length 1 unless asked otherwise.
+
+        Raises:
+            InvalidRequestError: one of them can never run, or the model has no such vectors; then none has run.
+            OctavoError: the model computed something that is no number.
+        """
+        params = pooling_params or PoolingParams()
+        check_dimensions(params, self._vectors)
+        items = [self._encode(prompt) for prompt in _as_list(prompts)]
+        most, context = params.truncate_prompt_tokens, self.engine.limits.max_sequence_tokens
+        items = [(text, last_tokens(ids, most, context)) for text, ids in items]
+        requests = [self._request(ids, POOLING, pools=True) for _, ids in items]
+        found: dict[str, OutputDelta] = {}
+        for delta in self._deltas(requests, use_tqdm=use_tqdm):
+            if delta.hidden_state is None:
+                raise OctavoError(f"prompt {requests.index(_by_id(requests)[delta.request_id])}: {delta.error}")
+            found[delta.request_id] = delta
+        return [
+            embedding_output(request, text, found[request.request_id], params)
+            for request, (text, _) in zip(requests, items, strict=True)
+        ]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = False,
+    ) -> list[ScoringRequestOutput]:
+        """How alike texts are, from -1 to 1: the cosine of their vectors; one text against each, or pairs.
+
+        Raises:
+            InvalidRequestError: the sides do not match; else as `embed`.
+        """
+        first, second = ([side] if isinstance(side, str) else list(side) for side in (data_1, data_2))
+        check_pairs(len(first), len(second), names=("data_1", "data_2"))
+        params = replace(pooling_params or PoolingParams(), use_activation=True, normalize=True)
+        vectors = self.embed([*first, *second], pooling_params=params, use_tqdm=use_tqdm)
+        return scoring_outputs(vectors[: len(first)], vectors[len(first) :])
+
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, Mapping):
             if "prompt_token_ids" in prompt:
@@ -180,32 +236,40 @@ class LLM:
         self, items: Sequence[tuple[str | None, list[int]]], params: Sequence[SamplingParams], *, use_tqdm: bool
     ) -> list[RequestOutput]:
         requests = [self._request(ids, wanted) for (_, ids), wanted in zip(items, params, strict=True)]
-        for request in requests:
-            check_request(request, self.engine.limits)
         results = {
             request.request_id: _empty_output(request, text) for request, (text, _) in zip(requests, items, strict=True)
         }
-        by_id = {request.request_id: request for request in requests}
+        by_id = _by_id(requests)
+        for delta in self._deltas(requests, use_tqdm=use_tqdm):
+            self._take(delta, by_id[delta.request_id], results[delta.request_id])
+        return list(results.values())
+
+    def _deltas(self, requests: Sequence[Request], *, use_tqdm: bool) -> Iterator[OutputDelta]:
+        """Runs the requests to their ends."""
+        for request in requests:
+            check_request(request, self.engine.limits)
+        num_ended = 0
         try:
             for request in requests:
                 self.engine.add_request(request)
-            with _Progress(len(requests), shown=use_tqdm) as progress:
+            with _Progress(sum(request.params.n for request in requests), shown=use_tqdm) as progress:
                 while self.engine.has_work:
                     for delta in self.engine.step():
-                        self._take(delta, by_id[delta.request_id], results[delta.request_id])
-                    progress.show(sum(result.finished for result in results.values()))
+                        num_ended += delta.finish_reason is not None
+                        yield delta
+                    progress.show(num_ended)
         finally:
             # After an interrupt nothing of this call may run on in the next one.
             for request in requests:
                 self.engine.abort(request.request_id)
-        return list(results.values())
 
-    def _request(self, ids: Sequence[int], params: SamplingParams) -> Request:
+    def _request(self, ids: Sequence[int], params: SamplingParams, *, pools: bool = False) -> Request:
         self._num_requests += 1
         return Request(
             request_id=str(self._num_requests - 1),
             prompt_token_ids=tuple(ids),
             params=params,
+            pools=pools,
             arrival_s=time.monotonic(),
         )
 
@@ -261,7 +325,7 @@ class _Progress:
             from rich.progress import Progress
 
             self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("requests", total=self._total)
+            self._task = self._bar.add_task("outputs", total=self._total)
             self._bar.start()
         return self
 
@@ -272,6 +336,10 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self._shown:
             self._bar.stop()
+
+
+def _by_id(requests: Sequence[Request]) -> dict[str, Request]:
+    return {request.request_id: request for request in requests}
 
 
 def _read(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ async def test_local_mode_and_the_openai_client_work_as_shown(tmp_path: Path) ->
     _, _, manifest, *mount = up_line.replace("DIR", str(tmp_path)).split()
     question = re.findall(r'"(.+)"', chat_line)
     flags = chat_line.partition('"')[0].split()[2:]
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     async with running_up(WITH_FAKE_SERVER, tmp_path, str(ROOT / manifest), *mount) as up:
         await up.until_ready("smollm2")
         listed = await asyncio.to_thread(octavo, *ps_line.split()[1:], XDG_STATE_HOME=str(tmp_path))

@@ -12,9 +12,9 @@ from octavo_server.engine.engine import Engine
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.outputs import ModelRunner, RunnerOutput, SchedulerOutput
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
-from octavo_server.models.config import GenerationDefaults
+from octavo_server.models.config import GenerationDefaults, VectorSizes
 from octavo_server.tokenizer.tokenizer import Tokenizer
-from octavo_testing.fake_model import FakeModel, FakeRunner
+from octavo_testing.fake_model import FAKE_STATE_SIZE, FakeModel, FakeRunner
 
 VOCABULARY = 512
 CONTEXT = 512
@@ -96,5 +96,10 @@ def fake_engine(
     engine = Engine(
         scheduler=scheduler, runner=runner, tokens=tokenizer, vocab_size=VOCABULARY, keeps_records=True, **extra
     )
-    loaded = LoadedEngine(engine=engine, tokenizer=tokenizer, defaults=GenerationDefaults(temperature=0.0))
+    loaded = LoadedEngine(
+        engine=engine,
+        tokenizer=tokenizer,
+        defaults=GenerationDefaults(temperature=0.0),
+        vectors=VectorSizes(hidden=FAKE_STATE_SIZE),
+    )
     return FakeParts(loaded=loaded, runner=runner, scheduler=scheduler)

@@ -25,6 +25,8 @@ from octavo_server.engine.request import FinishReason, Request
 from octavo_server.engine.sequence import Sequence
 
 _MASK = (1 << 64) - 1
+FAKE_STATE_SIZE = 8
+"""Numbers of a hidden state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class FakeModel:
 
     def hidden_state(self, digest: int) -> bytes:
         """Eight small numbers that say which tokens stood before."""
-        return struct.pack("<8f", *digest.to_bytes(8, "little"))
+        return struct.pack(f"<{FAKE_STATE_SIZE}f", *digest.to_bytes(8, "little"))
 
     def alone(self, request: Request, *, seed: int, max_model_len: int) -> Answer:
         """The stop rules once more, as plainly as they can be written."""

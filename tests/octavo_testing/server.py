@@ -23,11 +23,15 @@ from octavo_server.engine.startup import StartupProgress
 from octavo_server.metrics import ServerMetrics
 from octavo_server.tokenizer.tokenizer import load_tokenizer
 from octavo_testing.fake_engine import CONTEXT, POISON, VOCABULARY, FakeParts, GatedRunner, fake_engine
+from octavo_testing.fake_model import FAKE_STATE_SIZE
 from octavo_testing.remote_engine import RemoteEngine, remote_engine
 
 __all__ = ["CONTEXT", "NAME", "POISON", "VOCABULARY", "FakeParts", "GatedRunner", "fake_engine"]
 
 NAME = "tiny"
+
+_SHAPE = 128, 2, 4, 2, 16
+"""Inner size, layers, heads, key/value heads and their size."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -51,7 +55,7 @@ def a_tiny_model(folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    hidden, inner, layers, heads, kv_heads, head_dim = 64, 128, 2, 4, 2, 16
+    hidden, inner, layers, heads, kv_heads, head_dim = 64, *_SHAPE
     generator = torch.Generator().manual_seed(7)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCABULARY, hidden),
@@ -76,10 +80,17 @@ def a_tiny_model(folder: Path) -> Path:
         {name: (len(shape) == 1) + 0.25 * torch.randn(shape, generator=generator) for name, shape in shapes.items()},
         folder / "model.safetensors",
     )
-    config = {
+    (folder / "config.json").write_text(json.dumps(_config(hidden_size=hidden)))
+    write_tokenizer(folder)
+    return folder
+
+
+def _config(*, hidden_size: int) -> dict[str, Any]:
+    inner, layers, heads, kv_heads, head_dim = _SHAPE
+    return {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": VOCABULARY,
-        "hidden_size": hidden,
+        "hidden_size": hidden_size,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -91,9 +102,6 @@ def a_tiny_model(folder: Path) -> Path:
         "eos_token_id": 1,
         "dtype": "float32",
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder)
-    return folder
 
 
 def write_tokenizer(folder: Path) -> Path:
@@ -122,7 +130,7 @@ def write_tokenizer(folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     if not (folder / "config.json").exists():
         # What makes a folder a model, though nothing but its tokenizer will be read.
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text(json.dumps(_config(hidden_size=FAKE_STATE_SIZE)))
     return folder
 
 

@@ -10,13 +10,13 @@ from octavo_server.api.endpoint import Endpoint
 from octavo_server.api.generation import Output, answer, encode_prompt, generation_of, make_requests
 from octavo_server.api.generation_schemas import CHAT_ANSWERS, CHAT_BODY, CHAT_EXAMPLE
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs_json, shown_tokens
-from octavo_server.api.schemas import ChatRequest, parse_chat
+from octavo_server.api.schemas import parse_chat
 from octavo_server.api.state import STATE
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from octavo_server.api.schemas import GenerationOptions
+    from octavo_server.api.schemas import GenerationOptions, Rendering
     from octavo_server.engine.detokenizer import TokenTable
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import SampledToken
@@ -30,7 +30,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     loaded = state.ready_engine()
     chat = parse_chat(await read_json(http), loaded.defaults)
     state.check_model(chat.options.model)
-    prompt = await asyncio.to_thread(render, loaded, chat)
+    prompt = await asyncio.to_thread(render, loaded, chat.rendering)
     return await answer(
         http,
         generation_of(
@@ -43,17 +43,17 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     )
 
 
-def render(loaded: ServedModel, chat: ChatRequest) -> list[int]:
+def render(loaded: ServedModel, rendering: Rendering) -> list[int]:
     """The prompt's token ids.
 
     Raises:
         InvalidRequestError: the template refuses the messages, or the model has none.
     """
     text = loaded.tokenizer.render_chat(
-        chat.messages,
-        add_generation_prompt=chat.add_generation_prompt,
-        continue_final_message=chat.continue_final_message,
-        extra=chat.chat_template_kwargs,
+        rendering.messages,
+        add_generation_prompt=rendering.add_generation_prompt,
+        continue_final_message=rendering.continue_final_message,
+        extra=rendering.chat_template_kwargs,
     )
     # The template writes special tokens itself.
     return encode_prompt(loaded, text, add_special_tokens=False)

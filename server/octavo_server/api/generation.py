@@ -242,7 +242,7 @@ async def _send_events(generation: Generation, stream: RequestStream, events: Ev
         for delta in deltas:
             if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
                 await events.send(chunks)
-                raise _failure(generation.state, delta)
+                raise failure_of(generation.state, delta)
             usage.add(delta)
             if _says_something(generation.options, delta):
                 chunks.append(chunk(shape.delta(first_index[delta.request_id] + delta.index, delta)))
@@ -263,10 +263,10 @@ def _usage(generation: Generation) -> Usage:
 
 def _raise_failure(state: ServerState, delta: OutputDelta) -> None:
     if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-        raise _failure(state, delta)
+        raise failure_of(state, delta)
 
 
-def _failure(state: ServerState, delta: OutputDelta) -> ApiError:
+def failure_of(state: ServerState, delta: OutputDelta) -> ApiError:
     """503 where the server goes, 500 where this request alone failed."""
     message = delta.error or "the request was ended"
     if state.draining:

@@ -121,12 +121,13 @@ MESSAGE = obj(
     required=("role", "content"),
 )
 MESSAGES = array(MESSAGE, 1, MAX_MESSAGES)
-PROMPT = any_of(
-    text(minLength=1),
-    array(text(minLength=1), 1, MAX_PROMPTS),
-    array(TOKEN_ID, 1),
-    array(array(TOKEN_ID, 1), 1, MAX_PROMPTS),
-)
+
+
+def prompts_of(most: int) -> Schema:
+    """One prompt or up to `most`, as text or as token ids."""
+    one = text(minLength=1)
+    return any_of(one, array(one, 1, most), array(TOKEN_ID, 1), array(array(TOKEN_ID, 1), 1, most))
+
 
 CHAT_RENDERING = {
     "add_generation_prompt": boolean(),
@@ -154,7 +155,7 @@ CHAT_BODY = obj(
 COMPLETION_BODY = obj(
     {
         "model": MODEL,
-        "prompt": PROMPT,
+        "prompt": prompts_of(MAX_PROMPTS),
         **_COMMON,
         **optionals(
             {

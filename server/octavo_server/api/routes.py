@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from octavo_server.api import adapters, chat, completions, life, models, openapi, tokens
+from octavo_server.api import adapters, chat, completions, embeddings, life, models, openapi, scores, tokens
 
 ENDPOINTS = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
+    *embeddings.ENDPOINTS,
+    *scores.ENDPOINTS,
     *models.ENDPOINTS,
     *tokens.ENDPOINTS,
     *adapters.ENDPOINTS,

@@ -90,14 +90,21 @@ class GenerationOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """Body of `/v1/chat/completions`."""
+class Rendering:
+    """What the chat template is given."""
 
-    options: GenerationOptions
     messages: tuple[Mapping[str, Any], ...]
     add_generation_prompt: bool
     continue_final_message: bool
     chat_template_kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """Body of `/v1/chat/completions`."""
+
+    options: GenerationOptions
+    rendering: Rendering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +124,10 @@ def parse_chat(body: Mapping[str, Any], defaults: GenerationDefaults) -> ChatReq
         InvalidRequestError: naming the field.
     """
     fields = Fields(body)
-    _refuse_not_served(fields)
+    refuse_not_served(fields, NOT_SERVED_YET)
     if fields.boolean("echo"):
         raise fields.refuse("echo", "echo is not supported yet for chat; use /v1/completions or leave it out")
-    messages = _messages(fields)
+    rendering = parse_rendering(fields, add_generation_prompt=True)
     logprobs = fields.integer("top_logprobs", *INTEGER_RANGES["logprobs"])
     if not fields.boolean("logprobs"):
         if logprobs:
@@ -130,23 +137,35 @@ def parse_chat(body: Mapping[str, Any], defaults: GenerationDefaults) -> ChatReq
         logprobs = logprobs or 0
     max_tokens = fields.integer("max_tokens", 1, INT64)
     max_completion_tokens = fields.integer("max_completion_tokens", 1, INT64)
-    add_generation_prompt = fields.boolean("add_generation_prompt", default=True)
+    if max_completion_tokens is not None:
+        max_tokens = max_completion_tokens
+    return ChatRequest(
+        rendering=rendering,
+        options=_options(fields, defaults, logprobs=logprobs, max_tokens=max_tokens),
+    )
+
+
+def parse_rendering(fields: Fields, *, add_generation_prompt: bool) -> Rendering:
+    """The messages and how to render them; `add_generation_prompt` is for a client that does not say.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    messages = _messages(fields)
+    begins_answer = fields.boolean("add_generation_prompt", default=add_generation_prompt)
     continue_final_message = fields.boolean("continue_final_message")
-    if continue_final_message and body.get("add_generation_prompt"):
+    if continue_final_message and fields.get("add_generation_prompt"):
         raise fields.refuse(
             "continue_final_message", "continue_final_message and add_generation_prompt exclude each other; send one"
         )
     kwargs = fields.get("chat_template_kwargs")
     if kwargs is not None and not isinstance(kwargs, dict):
         raise fields.fail("chat_template_kwargs", "an object")
-    if max_completion_tokens is not None:
-        max_tokens = max_completion_tokens
-    return ChatRequest(
+    return Rendering(
         messages=messages,
-        add_generation_prompt=add_generation_prompt and not continue_final_message,
+        add_generation_prompt=begins_answer and not continue_final_message,
         continue_final_message=continue_final_message,
         chat_template_kwargs=kwargs or {},
-        options=_options(fields, defaults, logprobs=logprobs, max_tokens=max_tokens),
     )
 
 
@@ -157,8 +176,8 @@ def parse_completion(body: Mapping[str, Any], defaults: GenerationDefaults) -> C
         InvalidRequestError: naming the field.
     """
     fields = Fields(body)
-    _refuse_not_served(fields)
-    prompts = _prompts(fields)
+    refuse_not_served(fields, NOT_SERVED_YET)
+    prompts = read_prompts(fields, "prompt", MAX_PROMPTS)
     echo = fields.boolean("echo")
     add_special_tokens = fields.boolean("add_special_tokens", default=True)
     logprobs = _integer(fields, "logprobs")
@@ -250,8 +269,13 @@ def _prompt_logprobs(fields: Fields) -> int | None:
     return count
 
 
-def _refuse_not_served(fields: Fields) -> None:
-    for name, neutral in NOT_SERVED_YET.items():
+def refuse_not_served(fields: Fields, names: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuses known fields that are not served, but for the values beside them, which change nothing.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
+    for name, neutral in names.items():
         value = fields.get(name)
         if value is not None and not any(value is item or value == item for item in neutral):
             raise fields.refuse(name, f"{name} is not supported yet (got {shown(value)}); leave it out")
@@ -310,22 +334,25 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
     return bias
 
 
-def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
-    value = fields.get("prompt")
+def read_prompts(fields: Fields, name: str, most: int) -> tuple[str | tuple[int, ...], ...]:
+    """One prompt or up to `most`, as texts or as token ids.
+
+    Raises:
+        InvalidRequestError: `name` holds something else.
+    """
+    value = fields.get(name)
     if isinstance(value, str):
-        return (checked_text(value, "prompt"),)
+        return (checked_text(value, name),)
     if isinstance(value, list) and value:
         if _is_ids(value):
             return (tuple(value),)
-        if len(value) > MAX_PROMPTS:
-            raise fields.refuse(
-                "prompt", f"prompt holds {len(value)} prompts, at most {MAX_PROMPTS} may be sent at once"
-            )
+        if len(value) > most:
+            raise fields.refuse(name, f"{name} holds {len(value)} prompts, at most {most} may be sent at once")
         if all(isinstance(item, str) for item in value):
-            return tuple(checked_text(item, "prompt") for item in value)
+            return tuple(checked_text(item, name) for item in value)
         if all(isinstance(item, list) and item and _is_ids(item) for item in value):
             return tuple(tuple(item) for item in value)
-    raise fields.fail("prompt", "a string, an array of strings, an array of token ids, or an array of such arrays")
+    raise fields.fail(name, "a string, an array of strings, an array of token ids, or an array of such arrays")
 
 
 def _is_ids(value: list[Any]) -> bool:

@@ -29,7 +29,7 @@ async def tokenize(http: web.Request) -> web.Response:
         chat = parse_chat({**body, "model": body.get("model") or state.model_names[0]}, loaded.defaults)
         state.check_model(chat.options.model)
         ignored = chat.options.ignored
-        ids = await asyncio.to_thread(render, loaded, chat)
+        ids = await asyncio.to_thread(render, loaded, chat.rendering)
     else:
         state.check_model(fields.text("model") or state.model_names[0])
         prompt = fields.text("prompt")

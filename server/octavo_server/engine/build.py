@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from octavo_server.config import EngineConfig, ResolvedLimits
     from octavo_server.engine.startup import StartupProgress
-    from octavo_server.models.config import GenerationDefaults, ModelConfig
+    from octavo_server.models.config import GenerationDefaults, ModelConfig, VectorSizes
     from octavo_server.models.loader import LoadedModel
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
@@ -54,11 +54,14 @@ class LoadedEngine:
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     """Sampling values for what a request leaves out."""
+    vectors: VectorSizes
 
     @property
     def served(self) -> ServedModel:
         """What the clients' side needs of it."""
-        return ServedModel(tokenizer=self.tokenizer, defaults=self.defaults, limits=self.engine.limits)
+        return ServedModel(
+            tokenizer=self.tokenizer, defaults=self.defaults, limits=self.engine.limits, vectors=self.vectors
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class TextSide:
 
     tokenizer: Tokenizer
     defaults: GenerationDefaults
+    vectors: VectorSizes
 
 
 def build_server_engine(config: EngineConfig, progress: StartupProgress) -> LoadedEngine:
@@ -105,7 +109,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     progress.enter("warming_up")
     engine = _make_engine(config, limits, plan, model, text.tokenizer, keeps_records=keeps_records)
     _log_plan(plan, model, device)
-    return LoadedEngine(engine=engine, tokenizer=text.tokenizer, defaults=text.defaults)
+    return LoadedEngine(engine=engine, tokenizer=text.tokenizer, defaults=text.defaults, vectors=text.vectors)
 
 
 def load_text_side(config: EngineConfig, location: Path) -> TextSide:
@@ -123,8 +127,9 @@ def load_text_side(config: EngineConfig, location: Path) -> TextSide:
         placeholder=config.load_format == "dummy",
     )
     from_model = config.generation_config == "auto"
-    defaults = load_model_config(location).generation if from_model else GenerationDefaults()
-    return TextSide(tokenizer=tokenizer, defaults=defaults)
+    config_of_model = load_model_config(location)
+    defaults = config_of_model.generation if from_model else GenerationDefaults()
+    return TextSide(tokenizer=tokenizer, defaults=defaults, vectors=config_of_model.vectors)
 
 
 def bound_spinning(env: MutableMapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from octavo_server.engine.admission import Limits
-    from octavo_server.models.config import GenerationDefaults
+    from octavo_server.models.config import GenerationDefaults, VectorSizes
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
 
@@ -19,3 +19,4 @@ class ServedModel:
     defaults: GenerationDefaults
     """Sampling values for what a request leaves out."""
     limits: Limits
+    vectors: VectorSizes

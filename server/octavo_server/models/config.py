@@ -36,6 +36,18 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VectorSizes:
+    """How long an embedding of the model may be."""
+
+    hidden: int
+    """Numbers of a hidden state: the whole vector."""
+    can_shorten: bool = False
+    """Whether the model was trained so that the beginning of a vector is one too (Matryoshka)."""
+    trained: tuple[int, ...] = ()
+    """The lengths it was trained for; empty: any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """A decoder's shape and constants."""
 
@@ -61,6 +73,7 @@ class ModelConfig:
     dtype: str
     """What the weights are stored in: float32, float16 or bfloat16."""
     generation: GenerationDefaults
+    vectors: VectorSizes
 
     @property
     def family(self) -> Family:
@@ -127,6 +140,7 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any], *,
         eos_token_ids=_unique_ids(generation.get("eos_token_id"), raw.get("eos_token_id")),
         dtype=_dtype_name(fields),
         generation=_generation_defaults(generation, source),
+        vectors=_vector_sizes(fields, hidden_size),
     )
 
 
@@ -253,6 +267,17 @@ def _generation_defaults(raw: Mapping[str, Any], source: str) -> GenerationDefau
         min_p=optional("min_p"),
         repetition_penalty=optional("repetition_penalty"),
         max_new_tokens=None if max_new_tokens is None else int(max_new_tokens),
+    )
+
+
+def _vector_sizes(fields: _Fields, hidden_size: int) -> VectorSizes:
+    trained = fields.get("matryoshka_dimensions") or []
+    if not isinstance(trained, list) or not all(type(size) is int and 1 <= size <= hidden_size for size in trained):
+        fields.fail(f"matryoshka_dimensions is {trained!r}, not a list of whole numbers from 1 to {hidden_size}")
+    return VectorSizes(
+        hidden=hidden_size,
+        can_shorten=bool(trained) or fields.flag("is_matryoshka"),
+        trained=tuple(sorted(trained)),
     )
 
 
