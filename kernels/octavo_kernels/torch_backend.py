@@ -31,6 +31,9 @@ from octavo_kernels.copy_blocks_ref import copy_blocks
 from octavo_kernels.errors import KernelError
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
 
+MAX_FEW_ROWS = 4
+"""Up to so many float32 rows MKL is two to three times faster with the weight as its left operand; from 8 on, slower."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchKVCache:
@@ -98,6 +101,8 @@ class TorchBackend:
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
         linear = require_own(handle, TorchLinear)
         check_linear(x, linear.weight)
+        if x.dtype == torch.float32 and 2 <= x.shape[0] <= MAX_FEW_ROWS:
+            return _linear_of_few_rows(x, linear)
         return F.linear(x, linear.weight, linear.bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -143,6 +148,12 @@ class TorchBackend:
         check_copy_blocks(source, destination, self._device)
         for keys, values in zip(own.keys, own.values, strict=True):
             copy_blocks(keys.unsqueeze(0), values.unsqueeze(0), source, destination)
+
+
+def _linear_of_few_rows(x: torch.Tensor, linear: TorchLinear) -> torch.Tensor:
+    """x: [num_rows, in] float32 -> [num_rows, out], contiguous."""
+    out = torch.mm(linear.weight, x.t()).t().contiguous()
+    return out if linear.bias is None else out.add_(linear.bias)
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

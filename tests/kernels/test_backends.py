@@ -182,3 +182,16 @@ def test_the_cpu_backend_does_not_load_triton() -> None:
     )
 
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5])
+def test_a_linear_of_few_rows_is_contiguous_and_right(num_rows: int, bias: bool) -> None:
+    x, weight, offset = torch.randn(num_rows, 48), torch.randn(33, 48), torch.randn(33)
+    backend = TorchBackend(torch.device("cpu"))
+
+    out = backend.linear(x, backend.prepare_linear(weight, offset if bias else None))
+
+    expected = x.double() @ weight.double().T + (offset.double() if bias else 0)
+    assert out.is_contiguous()
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)
