@@ -12,6 +12,7 @@ from octavo_server.engine.engine import Engine
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.outputs import ModelRunner, RunnerOutput, SchedulerOutput
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.sequence import Sequence
 from octavo_server.models.config import GenerationDefaults, VectorSizes
 from octavo_server.tokenizer.tokenizer import Tokenizer
 from octavo_testing.fake_model import FAKE_STATE_SIZE, FakeModel, FakeRunner
@@ -20,6 +21,8 @@ VOCABULARY = 512
 CONTEXT = 512
 POISON = 77
 """A prompt of nothing but this token makes a `GatedRunner`'s step raise."""
+NOT_FINITE = 78
+"""A prompt that begins with this token has its row fail, as a logit that is no number does."""
 
 
 class GatedRunner:
@@ -33,6 +36,8 @@ class GatedRunner:
         self.breaks = False
         """Raise at every step."""
         self.num_steps = 0
+        self.fails_at: frozenset[int] = frozenset()
+        """Calls, from 1, that raise."""
         self._inner = inner
 
     def let_through(self, num_steps: int) -> None:
@@ -52,9 +57,27 @@ class GatedRunner:
             self.closes_after -= 1
             if self.closes_after == 0:
                 self.gate.clear()
+        if self.num_steps in self.fails_at:
+            raise RuntimeError("this step was to fail")
         if self.breaks or any(set(item.sequence.request.prompt_token_ids) == {POISON} for item in output.scheduled):
             raise RuntimeError("poisoned")
         return self._inner.execute(output)
+
+
+class FragileTokens:
+    """The tokenizer's table, in which a test may break tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.broken: frozenset[int] = frozenset()
+        self._tokenizer = tokenizer
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id in self.broken:
+            raise RuntimeError("this token was to fail")
+        return self._tokenizer.token_bytes(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        return self._tokenizer.is_special(token_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +87,15 @@ class FakeParts:
     loaded: LoadedEngine
     runner: GatedRunner
     scheduler: Scheduler
+    tokens: FragileTokens
+
+    def break_steps(self, *numbers: int) -> None:
+        """Lets those calls of the model raise, counted from now."""
+        self.runner.fails_at = frozenset(self.runner.num_steps + number for number in numbers)
+
+    def break_tokens(self, *token_ids: int) -> None:
+        """Lets the text of those tokens fail."""
+        self.tokens.broken = frozenset(token_ids)
 
     def break_engine(self) -> None:
         """Lets the next step raise outside of the model, where nobody can be blamed alone."""
@@ -91,10 +123,11 @@ def fake_engine(
     )
     scheduler = Scheduler(config, KVCacheManager(num_blocks=blocks + 1, block_size=16))
     model = FakeModel(vocabulary=VOCABULARY, eos_token_id=eos_token_id)
-    runner = GatedRunner(FakeRunner(model, num_blocks=blocks + 1, block_size=16))
+    runner = GatedRunner(FakeRunner(model, num_blocks=blocks + 1, block_size=16, fails=_failure_of))
+    tokens = FragileTokens(tokenizer)
     extra: dict[str, Any] = {"clock": clock} if clock else {}
     engine = Engine(
-        scheduler=scheduler, runner=runner, tokens=tokenizer, vocab_size=VOCABULARY, keeps_records=True, **extra
+        scheduler=scheduler, runner=runner, tokens=tokens, vocab_size=VOCABULARY, keeps_records=True, **extra
     )
     loaded = LoadedEngine(
         engine=engine,
@@ -102,4 +135,8 @@ def fake_engine(
         defaults=GenerationDefaults(temperature=0.0),
         vectors=VectorSizes(hidden=FAKE_STATE_SIZE),
     )
-    return FakeParts(loaded=loaded, runner=runner, scheduler=scheduler)
+    return FakeParts(loaded=loaded, runner=runner, scheduler=scheduler, tokens=tokens)
+
+
+def _failure_of(sequence: Sequence) -> str | None:
+    return "a logit was no number" if sequence.request.prompt_token_ids[0] == NOT_FINITE else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -44,6 +45,8 @@ def _obey(control: socket.socket, parts: FakeParts) -> None:
         "let_through": runner.let_through,
         "breaks": lambda: setattr(runner, "breaks", True),
         "break_engine": parts.break_engine,
+        "break_steps": parts.break_steps,
+        "break_tokens": parts.break_tokens,
         "exit": lambda: os._exit(7),
     }
     with control, control.makefile("rw") as lines:
@@ -103,6 +106,20 @@ class RemoteEngine:
 
     def break_engine(self) -> None:
         self.tell("break_engine")
+
+    def break_steps(self, *numbers: int) -> None:
+        self.tell("break_steps", *numbers)
+
+    def break_tokens(self, *token_ids: int) -> None:
+        self.tell("break_tokens", *token_ids)
+
+    def exit(self) -> None:
+        self.tell("exit")
+
+    def kill(self) -> None:
+        pid = self.host.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
 
     def tell(self, *command: object) -> None:
         """Waits until it is done; a process that is gone does nothing more."""

@@ -48,9 +48,10 @@ def runner_of(server: Server) -> Any:
 
 
 def is_at_rest(server: Server) -> bool:
-    """Whether the engine has reported that it holds nothing; it reports after each command that it took."""
-    now = server.state.engine.snapshot
-    return (now.num_running, now.num_waiting, now.kv_usage, now.pressure) == (0, 0, 0, 0)
+    """Whether the engine has taken all that was submitted, and reported since that it holds nothing."""
+    engine = server.state.engine
+    now = engine.snapshot
+    return engine._num_waiting() == 0 and (now.num_running, now.kv_usage, now.pressure) == (0, 0, 0)
 
 
 async def test_while_loading_the_port_answers_and_generation_is_503(tokenizer_folder: Path) -> None:

@@ -12,7 +12,8 @@ from octavo_server.engine.request import FinishReason, Request, SamplingParams
 from octavo_server.errors import EngineDeadError, InvalidRequestError
 from octavo_server.metrics import EngineSnapshot, ServerMetrics
 from octavo_server.tokenizer.tokenizer import load_tokenizer
-from octavo_testing.server import CONTEXT, POISON, VOCABULARY, FakeParts, fake_engine, samples
+from octavo_testing.fake_engine import CONTEXT, NOT_FINITE, POISON, VOCABULARY, FakeParts, fake_engine
+from octavo_testing.server import samples
 
 
 @pytest.fixture
@@ -200,6 +201,57 @@ def test_the_others_get_what_they_would_have_got_without_the_offender(parts: Fak
     engine.add_request(a_request("bad", prompt=(POISON,), max_tokens=6))
 
     assert alone == ids_of(run(engine), "with")
+
+
+def test_a_row_that_fails_ends_its_request_alone(parts: FakeParts) -> None:
+    engine = parts.loaded.engine
+    engine.add_request(a_request("bad", prompt=(NOT_FINITE,), n=2))
+    engine.add_request(a_request("good", max_tokens=4))
+
+    deltas = run(engine)
+
+    assert sorted(ends_of(deltas)) == [
+        ("bad", 0, FinishReason.ERROR),
+        ("bad", 1, FinishReason.ERROR),
+        ("good", 0, FinishReason.LENGTH),
+    ]
+    parts.scheduler.check_integrity()
+
+
+def test_text_that_cannot_be_made_ends_its_request_alone(parts: FakeParts) -> None:
+    """On the last allowed token too, where the scheduler has already ended the sequence."""
+    engine = parts.loaded.engine
+    for name in ("bad", "good"):
+        engine.add_request(a_request(name, prompt=(9, len(name)), max_tokens=6))
+    free = run(engine)
+    only_bad = [item for item in ids_of(free, "bad") if item not in ids_of(free, "good")]
+
+    for broken in (only_bad[0], ids_of(free, "bad")[-1]):
+        parts.break_tokens(broken)
+        for name in ("bad", "good"):
+            engine.add_request(a_request(name, prompt=(9, len(name)), max_tokens=6))
+        deltas = run(engine)
+
+        assert sorted(ends_of(deltas)) == [("bad", 0, FinishReason.ERROR), ("good", 0, FinishReason.LENGTH)]
+        assert text_of(deltas, "good") == text_of(free, "good")
+        assert "log" in next(delta.error for delta in deltas if delta.error)
+        assert engine.snapshot().kv_usage == 0
+    assert value(counted(engine), "vllm:request_success_total", finished_reason="error") == 2
+
+
+def test_a_request_that_can_be_added_only_in_part_leaves_nothing(
+    parts: FakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, add = parts.loaded.engine, parts.scheduler.add
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.scheduler, "add", lambda sequence: 1 / 0 if sequence.index == 2 else add(sequence))
+        with pytest.raises(ZeroDivisionError):
+            engine.add_request(a_request("bad", n=3))
+    engine.add_request(a_request("good", max_tokens=2))
+
+    assert ends_of(run(engine)) == [("good", 0, FinishReason.LENGTH)]
+    parts.scheduler.check_integrity()
+    assert value(counted(engine), "vllm:prompt_tokens_total") == 3
 
 
 def test_an_engine_in_which_nothing_succeeds_dies(parts: FakeParts) -> None:

@@ -19,7 +19,7 @@ from octavo_server.engine.async_engine import AsyncEngine, EngineHost, EngineSta
 from octavo_server.engine.engine import OutputDelta
 from octavo_server.engine.engine_process import EngineProcess
 from octavo_server.engine.frames import FrameReader, encode_frame
-from octavo_server.engine.messages import Abort, Progressed, Ready, Stepped, Stop
+from octavo_server.engine.messages import Abort, Died, Progressed, Ready, Stepped, Stop
 from octavo_server.engine.outputs import SampledToken
 from octavo_server.engine.placement import make_host, may_have_gpu
 from octavo_server.engine.records import EngineRecords
@@ -293,16 +293,20 @@ def test_commands_come_in_order_and_a_closed_socket_is_a_stop() -> None:
         channel.flush(timeout_s=0)
 
 
-def test_only_the_newest_progress_waits() -> None:
+def test_only_the_newest_progress_waits_and_events_leave_in_order() -> None:
     ours, theirs = socket.socketpair()
     told = Progressed(stage="starting", bytes=0, total_bytes=0, message="", stage_seconds={}, location="")
     ready = Ready(limits=Limits(max_sequence_tokens=1, vocab_size=1), snapshot=EngineSnapshot())
     with ours, theirs:
-        channel = SocketChannel(theirs)
-        channel._unsent = memoryview(encode_frame(told))
-        theirs.close()
-        channel._is_closed = True
-        for event in (told, told, ready, told, told):
+        channel, reader = SocketChannel(theirs), FrameReader()
+        # More than the socket holds, so that what follows waits.
+        channel.post(Died(message="x" * 2**22))
+        for event in (told, told, ready, told, told, a_step(1), a_step(2), told):
             channel.post(event)
+        assert [Progressed, Ready, Progressed, Stepped, Progressed] == [type(event) for event in channel._events]
+        found: list[object] = []
+        while len(found) < 6:
+            found += reader.feed(ours.recv(2**20))
+            channel.receive(wait=False)
 
-        assert [told, ready, told] == channel._events
+    assert [Died, Progressed, Ready, Progressed, Stepped, Progressed] == [type(event) for event in found]
