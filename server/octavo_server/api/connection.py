@@ -49,6 +49,13 @@ class Connection(web.RequestHandler):
         response.headers[REQUEST_ID_HEADER] = new_id()
         return response
 
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """A body that nobody read and that is not what its headers say is its client's mistake, not ours."""
+        if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
+            logger.debug("a client sent a body that is not what its headers say")
+            return
+        super().log_exception(*args, **kwargs)
+
 
 class _ConnectionFactory(web.Server):
     """Makes a `Connection` for each client; aiohttp's own makes its own kind."""

@@ -56,11 +56,10 @@ class Fields:
         value = self.get(name)
         if value is None:
             return None
-        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        number = whole(value)
+        if number is None or not low <= number <= high:
             raise self.fail(name, f"a whole number from {low} to {high}")
-        return value
+        return number
 
     def boolean(self, name: str, default: bool = False) -> bool:
         value = self.get(name)
@@ -107,6 +106,19 @@ class Fields:
     def unread(self) -> tuple[str, ...]:
         """Names that nobody asked for, sorted."""
         return tuple(sorted(self._prefix + name for name in self._values if name not in self._read) + self._ignored)
+
+
+def whole(value: object) -> int | None:
+    """A whole number, of which JSON knows two spellings: 5 and 5.0."""
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def wholes(values: list[Any]) -> tuple[int, ...] | None:
+    """Whole numbers alone; None where one is something else."""
+    found = tuple(number for value in values if (number := whole(value)) is not None)
+    return found if len(found) == len(values) else None
 
 
 def checked_text(value: str, param: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from octavo_server.api.endpoint import Handler
 
 logger = logging.getLogger(__name__)
+
+Answered = TypeVar("Answered", bound=web.StreamResponse)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 MAX_REQUEST_ID_CHARS = 128
@@ -47,7 +49,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         response = await handler(request)
         status = response.status
-        return response
+        return _closing(request, response)
     except ConnectionResetError:
         # The client went away while its answer was being written; aiohttp closes the connection.
         raise
@@ -58,7 +60,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             logger.exception("a request failed", extra={"request_id": request[REQUEST_ID]})
         if request.path in request.app[COUNTED]:
             state.metrics.record_rejected(api_error.reason)
-        return error_response(api_error)
+        return _closing(request, error_response(api_error))
     finally:
         if state.config.enable_log_requests:
             logger.info(
@@ -69,6 +71,13 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
                 time.monotonic() - started,
                 extra={"request_id": request[REQUEST_ID]},
             )
+
+
+def _closing(request: web.Request, response: Answered) -> Answered:
+    """The response; the last of its connection where the body cannot be decoded, so that no next request is found."""
+    if not response.prepared and request.content.exception() is not None:
+        response.force_close()
+    return response
 
 
 @web.middleware

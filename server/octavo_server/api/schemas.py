@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo_server.api.fields import Fields, checked_text, shown
+from octavo_server.api.fields import Fields, checked_text, shown, wholes
 from octavo_server.engine.admission import (
     ABOVE_ZERO,
     INT64,
@@ -307,10 +307,10 @@ def _stop(fields: Fields) -> tuple[str, ...]:
 
 
 def _token_ids(fields: Fields, name: str) -> tuple[int, ...]:
-    items = fields.array(name, max_items=1024) or []
-    if not all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**31 for item in items):
+    ids = wholes(fields.array(name, max_items=1024) or [])
+    if ids is None or not all(0 <= item < 2**31 for item in ids):
         raise fields.fail(name, "an array of token ids")
-    return tuple(items)
+    return ids
 
 
 def _logit_bias(fields: Fields) -> dict[int, float]:
@@ -344,19 +344,17 @@ def read_prompts(fields: Fields, name: str, most: int) -> tuple[str | tuple[int,
     if isinstance(value, str):
         return (checked_text(value, name),)
     if isinstance(value, list) and value:
-        if _is_ids(value):
-            return (tuple(value),)
+        ids = wholes(value)
+        if ids is not None:
+            return (ids,)
         if len(value) > most:
             raise fields.refuse(name, f"{name} holds {len(value)} prompts, at most {most} may be sent at once")
         if all(isinstance(item, str) for item in value):
             return tuple(checked_text(item, name) for item in value)
-        if all(isinstance(item, list) and item and _is_ids(item) for item in value):
-            return tuple(tuple(item) for item in value)
+        lists = [wholes(item) if isinstance(item, list) else None for item in value]
+        if all(lists):
+            return tuple(ids for ids in lists if ids is not None)
     raise fields.fail(name, "a string, an array of strings, an array of token ids, or an array of such arrays")
-
-
-def _is_ids(value: list[Any]) -> bool:
-    return all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
 def _messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:

@@ -125,7 +125,7 @@ def parse_score(body: Mapping[str, Any], default_model: str) -> ScoreRequest:
     first, second = _texts(fields, first_name), _texts(fields, second_name)
     check_pairs(len(first), len(second), names=given[0])
     return ScoreRequest(
-        options=parse_options(fields, fields.text("model", max_chars=1024) or default_model),
+        options=parse_options(fields, _model(fields, default_model)),
         first=first,
         second=second,
         ignored=fields.unread(),
@@ -148,13 +148,18 @@ def parse_rerank(body: Mapping[str, Any], default_model: str) -> RerankRequest:
     if not documents:
         raise fields.fail("documents", f"an array of 1 to {MAX_INPUTS} strings or objects with a text")
     return RerankRequest(
-        options=parse_options(fields, fields.text("model", max_chars=1024) or default_model),
+        options=parse_options(fields, _model(fields, default_model)),
         query=Text(name="query", value=query),
         documents=tuple(_document(fields, item, number, most) for number, item in enumerate(documents)),
         top_n=fields.integer("top_n", 0, 2**31 - 1) or 0,
         return_documents=fields.boolean("return_documents", default=True),
         ignored=fields.unread(),
     )
+
+
+def _model(fields: Fields, default: str) -> str:
+    given = fields.text("model", max_chars=1024)
+    return default if given is None else given
 
 
 def _texts(fields: Fields, name: str) -> tuple[Text, ...]:

@@ -9,7 +9,7 @@ from aiohttp import web
 from octavo_server.api.body import read_json
 from octavo_server.api.chat import render
 from octavo_server.api.endpoint import Endpoint, json_answer
-from octavo_server.api.fields import Fields
+from octavo_server.api.fields import Fields, wholes
 from octavo_server.api.generation import ignored_headers
 from octavo_server.api.generation_schemas import CHAT_BODY, CHAT_EXAMPLE
 from octavo_server.api.json_schema import MODEL, TOKEN_ID, any_of, array, boolean, integer, obj, optional, record, text
@@ -26,12 +26,14 @@ async def tokenize(http: web.Request) -> web.Response:
     body = await read_json(http)
     fields = Fields(body)
     if fields.get("messages") is not None:
-        chat = parse_chat({**body, "model": body.get("model") or state.model_names[0]}, loaded.defaults)
+        chat = parse_chat(
+            {**body, "model": state.model_names[0] if body.get("model") is None else body["model"]}, loaded.defaults
+        )
         state.check_model(chat.options.model)
         ignored = chat.options.ignored
         ids = await asyncio.to_thread(render, loaded, chat.rendering)
     else:
-        state.check_model(fields.text("model") or state.model_names[0])
+        state.model_name(fields.text("model"))
         prompt = fields.text("prompt")
         if prompt is None:
             raise fields.fail("prompt", "a string (or send messages)")
@@ -47,15 +49,14 @@ async def detokenize(http: web.Request) -> web.Response:
     state = http.app[STATE]
     loaded = state.ready_engine()
     fields = Fields(await read_json(http))
-    state.check_model(fields.text("model") or state.model_names[0])
-    ids = fields.array("tokens", max_items=_MAX_TOKENS)
+    state.model_name(fields.text("model"))
+    given = fields.array("tokens", max_items=_MAX_TOKENS)
+    ids = None if given is None else wholes(given)
     size = loaded.limits.vocab_size
-    if ids is None or not all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < size for item in ids
-    ):
+    if ids is None or not all(0 <= item < size for item in ids):
         raise fields.fail("tokens", f"an array of token ids from 0 to {size - 1}")
     text = await asyncio.to_thread(loaded.tokenizer.decode, ids, skip_special_tokens=False)
-    return web.json_response({"prompt": text})
+    return web.json_response({"prompt": text}, headers=ignored_headers(fields.unread()))
 
 
 _PROMPT_BODY = obj(

@@ -169,7 +169,7 @@ async def test_a_prompt_may_fill_the_context(server: Server) -> None:
 async def test_a_long_list_is_served_beside_a_small_queue(tokenizer_folder: Path) -> None:
     """2,048 inputs, though eight may run and four wait."""
     async with fake_server(tokenizer_folder, max_num_queued_reqs=4) as server:
-        values = [[5 + number % 400, 6 + number // 400] for number in range(2048)]
+        values = [[100 + number % 400, 6 + number // 400] for number in range(2048)]
 
         vectors, chat = await asyncio.gather(embed(server, values), server.post("/v1/completions", a_completion()))
 
@@ -203,6 +203,7 @@ async def test_one_bad_state_ends_its_request_alone(tokenizer_folder: Path) -> N
         )
 
         assert (bad.status, good.status) == (500, 200)
+        assert bad.json["error"]["code"] == "generation_failed"
         await server.until(lambda: server.state.engine.num_unfinished == 0)
 
 

@@ -364,3 +364,50 @@ async def test_adapters_are_refused_by_name(server: Server, path: str) -> None:
     assert answer.status == 400
     assert "not supported yet" in answer.json["error"]["message"]
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_body_that_nobody_reads_and_that_is_no_gzip_ends_the_connection_and_is_no_failure_of_ours(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With head and body in one segment the answer says that it is the last; after it no next request could be found."""
+    head = b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head + b"plain")
+    whole = await asyncio.wait_for(reader.read(), timeout=10)
+    writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head)
+    await reader.readuntil(b"}")
+    writer.write(b"plain")
+    rest = await asyncio.wait_for(reader.read(), timeout=10)
+    writer.close()
+
+    assert whole.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Connection: close\r\n" in whole
+    assert rest == b""
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_whole_number_has_two_spellings_in_json_and_both_are_token_ids(server: Server) -> None:
+    answers = [
+        await server.post(COMPLETIONS, a_completion(prompt, stop_token_ids=[5.0], seed=1))
+        for prompt in ([7, 8], [7.0, 8.0], [[7.0, 8]])
+    ]
+
+    assert len({answer.json["choices"][0]["text"] for answer in answers}) == 1
+    assert (await server.post("/detokenize", {"tokens": [70.0]})).status == 200
+    check(await server.post(COMPLETIONS, a_completion([7.5])), 400, "prompt")
+    check(await server.post("/detokenize", {"tokens": [True]}), 400, "tokens")
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/score", "/v1/rerank"])
+async def test_where_the_model_may_be_left_out_an_empty_one_is_unknown(server: Server, path: str) -> None:
+    body = {"prompt": "a", "tokens": [5], "query": "a", "documents": ["b"]}
+    if path == "/v1/score":
+        body = {"text_1": "a", "text_2": "b"}
+
+    answer = await server.post(path, {**body, "fancy": 1})
+    check(await server.post(path, {**body, "model": ""}), 404, "model")
+
+    assert answer.status == 200
+    assert "fancy" in answer.headers["X-Octavo-Ignored"]
