@@ -72,7 +72,7 @@ def rate(llm: LLM, size: int, workload: Workload, seed: int) -> float:
     params = SamplingParams(temperature=0.0, max_tokens=workload.output_tokens, ignore_eos=True)
     prompts = make_prompts(shape, size, seed=1000 * seed + size)
     started = perf_counter()
-    outputs = llm.generate(prompts, params)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
     seconds = perf_counter() - started
     return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
 

@@ -1,29 +1,32 @@
-"""The engine and the OpenAI-compatible server. `LLM`, `SamplingParams` and `PoolingParams` are the offline API."""
+"""The engine and the OpenAI-compatible server. What is listed here is the offline API, under vLLM's names."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from octavo_server.engine.request import SamplingParams
     from octavo_server.engine.vectors import PoolingParams
     from octavo_server.llm import LLM
+    from octavo_server.llm_inputs import TextPrompt, TokensPrompt
+    from octavo_server.llm_outputs import CompletionOutput, RequestOutput
 
-__all__ = ["LLM", "PoolingParams", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "PoolingParams", "RequestOutput", "SamplingParams", "TextPrompt", "TokensPrompt"]
+
+_HOMES = {
+    "LLM": "llm",
+    "CompletionOutput": "llm_outputs",
+    "PoolingParams": "engine.vectors",
+    "RequestOutput": "llm_outputs",
+    "SamplingParams": "engine.request",
+    "TextPrompt": "llm_inputs",
+    "TokensPrompt": "llm_inputs",
+}
 
 
 def __getattr__(name: str) -> object:
     # Lazy, so that `octavo --help` and the opening of the port do not wait for torch.
-    if name == "SamplingParams":
-        from octavo_server.engine.request import SamplingParams
-
-        return SamplingParams
-    if name == "PoolingParams":
-        from octavo_server.engine.vectors import PoolingParams
-
-        return PoolingParams
-    if name == "LLM":
-        from octavo_server.llm import LLM
-
-        return LLM
+    if name in _HOMES:
+        return getattr(import_module(f"octavo_server.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -123,9 +123,9 @@ def generate(argv: Sequence[str]) -> int:
     if values.temperature is not None:
         params = replace(params, temperature=values.temperature)
     if values.raw:
-        outputs = llm.generate(values.prompts, params)
+        outputs = llm.generate(values.prompts, params, use_tqdm=False)
     else:
-        outputs = llm.chat([[{"role": "user", "content": prompt}] for prompt in values.prompts], params)
+        outputs = llm.chat([[{"role": "user", "content": prompt}] for prompt in values.prompts], params, use_tqdm=False)
     for output in outputs:
         print(output.outputs[0].text)
     return 0

@@ -115,7 +115,7 @@ def _run_batch(llm: Any, size: int, prompt_tokens: int, max_tokens: int, seed: i
     shape = PromptShape(num_tokens=prompt_tokens, vocab_size=llm.engine.limits.vocab_size)
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     started = time.perf_counter()
-    outputs = llm.generate(make_prompts(shape, size, seed), params)
+    outputs = llm.generate(make_prompts(shape, size, seed), params, use_tqdm=False)
     wall_s = time.perf_counter() - started
     first_s = max(output.metrics.first_token_time for output in outputs) - outputs[0].metrics.arrival_time
     output_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)

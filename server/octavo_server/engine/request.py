@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class FinishReason(StrEnum):
@@ -45,6 +46,15 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_optional(cls, **values: Any) -> SamplingParams:
+        """As the constructor, with None for what shall be the default."""
+        return cls(**{name: value for name, value in values.items() if value is not None or name == "max_tokens"})
+
+    def clone(self) -> SamplingParams:
+        """Itself: it never changes."""
+        return self
 
 
 POOLING = SamplingParams(max_tokens=0, detokenize=False)

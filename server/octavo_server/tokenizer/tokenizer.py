@@ -120,16 +120,19 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         extra: Mapping[str, Any] | None = None,
+        template: str | None = None,
     ) -> str:
         """The prompt text of a chat; encode it with `add_special_tokens=False`, the template writes them itself.
 
         Raises:
-            InvalidRequestError: the model has no chat template, or it refuses the messages.
+            InvalidRequestError: the model has no chat template and no other was given, or it refuses the messages.
+            StartupError: `template` does not parse.
         """
-        if self._template is None:
+        used = self._template if template is None else self._with_source(template)
+        if used is None:
             message = "this model has no chat template; start the server with --chat-template, or use /v1/completions"
             raise InvalidRequestError(message, param="messages")
-        return self._template.render(
+        return used.render(
             messages,
             tools=tools,
             documents=documents,
@@ -137,6 +140,9 @@ class Tokenizer:
             continue_final_message=continue_final_message,
             extra=extra,
         )
+
+    def _with_source(self, source: str) -> ChatTemplate:
+        return ChatTemplate({"default": source}, self.special_tokens, origin="the given chat_template")
 
     def _named_id(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
