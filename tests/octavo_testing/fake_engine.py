@@ -22,7 +22,7 @@ CONTEXT = 512
 POISON = 77
 """A prompt of nothing but this token makes a `GatedRunner`'s step raise."""
 NOT_FINITE = 78
-"""A prompt that begins with this token has its row fail, as a logit that is no number does."""
+"""A prompt of one or two tokens that begins with this one has its row fail, as a logit that is no number does."""
 
 
 class GatedRunner:
@@ -139,4 +139,5 @@ def fake_engine(
 
 
 def _failure_of(sequence: Sequence) -> str | None:
-    return "a logit was no number" if sequence.request.prompt_token_ids[0] == NOT_FINITE else None
+    prompt = sequence.request.prompt_token_ids
+    return "a logit was no number" if prompt[0] == NOT_FINITE and len(prompt) <= 2 else None
