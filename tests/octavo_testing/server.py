@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 
 from octavo_server.api.server import listen, make_runner
 from octavo_server.api.state import ServerState
@@ -141,11 +142,19 @@ class Server:
     url: str
     state: ServerState
     session: aiohttp.ClientSession
+    runner: web.AppRunner
     fake: FakeParts | RemoteEngine | None = None
 
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def transports(self) -> list[asyncio.Transport]:
+        """Of the connections that clients have open."""
+        assert self.runner.server is not None
+        found = [connection.transport for connection in self.runner.server.connections]
+        return [transport for transport in found if isinstance(transport, asyncio.Transport)]
 
     async def post(self, path: str, body: Any, **kwargs: Any) -> Answer:
         async with self.session.post(self.url + path, json=body, **kwargs) as response:
@@ -214,7 +223,7 @@ async def running(
         if wait:
             assert await engine.wait_until(EngineState.READY, EngineState.DEAD) is EngineState.READY, engine.failure
         async with aiohttp.ClientSession() as session:
-            yield Server(url=f"http://127.0.0.1:{port}", state=state, session=session, fake=fake)
+            yield Server(url=f"http://127.0.0.1:{port}", state=state, session=session, runner=runner, fake=fake)
     finally:
         if fake is not None:
             fake.runner.open()

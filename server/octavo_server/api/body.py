@@ -17,6 +17,8 @@ LARGE_BODY_BYTES = 2**18
 
 READ_TIMEOUT_S = 30.0
 """A body of which nothing comes for so long is given up, as the gateway does."""
+BODY_TIMEOUT_S = 600.0
+"""A body that has not come whole by then is given up, though something came all along: 64 MiB at 1 Mbit/s take less."""
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
@@ -51,9 +53,13 @@ async def _read(request: web.Request) -> bytes:
     body = bytearray()
     _check_size(request.content_length or 0, limit)
     try:
-        while chunk := await _next_chunk(request):
-            body += chunk
-            _check_size(len(body), limit)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while chunk := await _next_chunk(request):
+                body += chunk
+                _check_size(len(body), limit)
+    except TimeoutError as error:
+        message = f"the body did not come whole within {BODY_TIMEOUT_S:g} s; send it faster"
+        raise ApiError(408, message, code="request_timeout", close=True) from error
     except web.RequestPayloadError as error:
         raise ApiError(
             400, "the body is not what its headers say (encoding or length)", code="invalid_body", close=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ _HEADERS = {
     # Tells nginx and its kind to pass each event on at once.
     "X-Accel-Buffering": "no",
 }
+WRITE_TIMEOUT_S = 300.0
+"""A client that takes nothing of what waits for it for so long is given up; else it would hold its answer for ever."""
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -36,13 +39,39 @@ class EventStream:
         """Sends events in one write."""
         text = "".join([f"data: {_encode(event)}\n\n" for event in events])
         if text:
-            await self._response.write(text.encode("utf-8"))
+            await self._write(text.encode("utf-8"))
 
     async def close(
         self, error: str | None = None, *, status: int = 500, code: str | None = None
     ) -> web.StreamResponse:
         """Ends the stream, after an error event where there was one."""
         event = "" if error is None else f"data: {error_body(status, error, code=code)}\n\n"
-        await self._response.write(f"{event}data: [DONE]\n\n".encode())
-        await self._response.write_eof()
+        await self._write(f"{event}data: [DONE]\n\n".encode(), is_last=True)
         return self._response
+
+    async def _write(self, data: bytes, *, is_last: bool = False) -> None:
+        """Writes, unless the client takes nothing for too long: then it counts as gone.
+
+        Raises:
+            ConnectionResetError: it is gone.
+        """
+        transport = self._request.transport
+        if not is_last and (transport is None or _takes(transport, len(data))):
+            await self._response.write(data)
+            return
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._response.write(data)
+                if is_last:
+                    await self._response.write_eof()
+        except TimeoutError as error:
+            if transport is not None:
+                # Closing would first wait for what is not taken.
+                transport.abort()
+            raise ConnectionResetError(f"the client took nothing for {WRITE_TIMEOUT_S:g} s") from error
+
+
+def _takes(transport: asyncio.Transport, size: int) -> bool:
+    """Whether so many bytes leave without waiting for the client; a timer for each event would cost more than it."""
+    low, _ = transport.get_write_buffer_limits()
+    return transport.get_write_buffer_size() + size <= low
