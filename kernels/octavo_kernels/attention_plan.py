@@ -9,6 +9,7 @@ of a captured graph.
 | decode | a run of context tiles of one sequence | about `target_items` in all, dealt by context length |
 | extend | a tile of query tokens of one sequence | one per `query_tile` tokens, longest context first |
 
+Where a window is set, a decode has only the tiles that hold a position of it, and an extend's tile starts there.
 Entries past the end of a list carry the sequence `num_seqs`, which kernels take as "nothing to do".
 """
 
@@ -58,6 +59,8 @@ class PagedAttentionPlan:
     batch: AttentionBatch
     num_tokens: int
     num_heads: int
+    window: int | None
+    """Positions that a row sees, its own included; None: all up to its own."""
     decode: DecodeWork | None
     """None when the host knows that no sequence decodes."""
     extend: ExtendWork | None
@@ -65,7 +68,14 @@ class PagedAttentionPlan:
 
 
 def plan_paged_attention(
-    batch: AttentionBatch, *, num_heads: int, num_kv_heads: int, head_dim: int, query_tile: int, target_items: int
+    batch: AttentionBatch,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    query_tile: int,
+    target_items: int,
+    window: int | None = None,
 ) -> PagedAttentionPlan:
     """target_items: decode items times key/value heads that fill the device a few times over."""
     num_tokens = batch.slot_mapping.shape[0]
@@ -74,19 +84,30 @@ def plan_paged_attention(
         batch=batch,
         num_tokens=num_tokens,
         num_heads=num_heads,
+        window=window,
         decode=_plan_decode(
-            batch, query_lens, num_heads=num_heads, head_dim=head_dim, target=ceil_div(target_items, num_kv_heads)
+            batch,
+            query_lens,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            target=ceil_div(target_items, num_kv_heads),
+            window=window,
         ),
-        extend=_plan_extend(batch, query_lens, query_tile, num_tokens) if batch.max_query_len > 1 else None,
+        extend=_plan_extend(batch, query_lens, query_tile, window) if batch.max_query_len > 1 else None,
     )
 
 
 def _plan_decode(
-    batch: AttentionBatch, query_lens: torch.Tensor, *, num_heads: int, head_dim: int, target: int
+    batch: AttentionBatch, query_lens: torch.Tensor, *, num_heads: int, head_dim: int, target: int, window: int | None
 ) -> DecodeWork:
     num_seqs = batch.seq_lens.shape[0]
     device = batch.seq_lens.device
     tiles = (batch.seq_lens + (CONTEXT_TILE - 1)).div(CONTEXT_TILE, rounding_mode="floor")
+    max_tiles = ceil_div(batch.max_seq_len, CONTEXT_TILE)
+    if window is not None:
+        tiles -= (batch.seq_lens - window).clamp(min=0).div(CONTEXT_TILE, rounding_mode="floor")
+        # a window that starts within a tile ends within one more
+        max_tiles = min(max_tiles, ceil_div(window, CONTEXT_TILE) + 1)
     tiles = torch.where(query_lens == 1, tiles, 0)
     # equal shares of all context tiles, so that one long sequence among short ones is cut finer than they are
     tiles_per_item = tiles.sum().add(target - 1).div(target, rounding_mode="floor").clamp(min=1)
@@ -94,7 +115,7 @@ def _plan_decode(
     first_item = torch.zeros(num_seqs + 1, dtype=torch.int32, device=device)
     torch.cumsum(items, dim=0, dtype=torch.int32, out=first_item[1:])
     # sum of ceil(tiles / share) <= sum of tiles / share + num_seqs <= target + num_seqs
-    max_items = min(target + num_seqs, num_seqs * ceil_div(batch.max_seq_len, CONTEXT_TILE))
+    max_items = min(target + num_seqs, num_seqs * max_tiles)
     numbers = torch.arange(max_items, dtype=torch.int32, device=device)
     return DecodeWork(
         item_sequence=torch.searchsorted(first_item[1:], numbers, right=True, out_int32=True),
@@ -104,7 +125,8 @@ def _plan_decode(
     )
 
 
-def _plan_extend(batch: AttentionBatch, query_lens: torch.Tensor, query_tile: int, num_tokens: int) -> ExtendWork:
+def _plan_extend(batch: AttentionBatch, query_lens: torch.Tensor, query_tile: int, window: int | None) -> ExtendWork:
+    num_tokens = batch.slot_mapping.shape[0]
     num_seqs = batch.seq_lens.shape[0]
     device = batch.seq_lens.device
     tiles = (query_lens + (query_tile - 1)).div(query_tile, rounding_mode="floor")
@@ -115,5 +137,7 @@ def _plan_extend(batch: AttentionBatch, query_lens: torch.Tensor, query_tile: in
     known = sequence.clamp(max=num_seqs - 1).long()
     start = (numbers - (ends - tiles)[known]) * query_tile
     context = batch.seq_lens[known] - query_lens[known] + start
+    if window is not None:
+        context = context.clamp(max=window)
     order = torch.where(sequence < num_seqs, context, -1).argsort(descending=True)
     return ExtendWork(tile_sequence=sequence[order], tile_start=start[order], query_tile=query_tile)

@@ -68,7 +68,7 @@ class LinearHandle(Protocol):
 
 
 class AttentionPlan(Protocol):
-    """Opaque: made once a step by `plan_attention`, reused by all layers."""
+    """Opaque: made once a step by `plan_attention` for each window, reused by all layers that have it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +155,19 @@ class KernelBackend(Protocol):
     ) -> None:
         """Writes k, v [num_tokens, num_kv_heads, head_dim] into their slots of `layer`; PAD_SLOT rows go nowhere."""
 
-    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
-        """What all layers of one step share (work lists, scratch). Valid until the next step."""
+    def plan_attention(
+        self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None
+    ) -> AttentionPlan:
+        """What all layers of one step that slide the same window share (work lists, scratch). Valid until the next step.
+
+        window: tokens that a row sees, its own among them: the row at position p reads the keys of positions
+        max(0, p - window + 1) .. p and no others, which may be freed. None: all up to its own.
+        """
 
     def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
         """Causal attention of each row over its sequence's cached K/V, this step's included (store_kv came before).
+
+        A row sees as far back as the plan's window.
 
         q: [num_tokens, num_heads, head_dim], num_heads a multiple of num_kv_heads; head h reads kv head
         h // (num_heads // num_kv_heads). -> new [num_tokens, num_heads, head_dim], dtype of q.
@@ -213,6 +221,8 @@ class DecoderSpec:
     cos_sin: torch.Tensor
     """[max_positions, rotary_dim] float32, see `rotary`."""
     layers: Sequence[DecoderLayer]
+    windows: Sequence[int | None]
+    """A layer's window each, see `plan_attention`."""
     final_norm: torch.Tensor
 
 

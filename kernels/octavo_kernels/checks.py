@@ -134,6 +134,11 @@ def check_num_heads(num_heads: int, num_kv_heads: int) -> None:
         raise KernelError(f"{num_heads} query heads are no multiple of {num_kv_heads} key/value heads")
 
 
+def check_window(window: int | None) -> None:
+    if window is not None and window < 1:
+        raise KernelError(f"window is {window}, must be at least 1 (a token sees itself), or None")
+
+
 def check_table_width(batch: AttentionBatch, block_size: int) -> None:
     capacity = batch.block_tables.shape[1] * block_size
     if batch.max_seq_len > capacity:

@@ -1,6 +1,7 @@
 """The step that both paged attention kernels repeat: load one tile of the context, attend to it.
 
-Running softmax after Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, in base 2.
+Running softmax after Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, in base 2. A row's
+maximum starts at LOWEST and not at -inf: a row may see nothing of its first tiles, and -inf less -inf would be NaN.
 """
 
 # Triton types a kernel's parameters at its launch
@@ -10,6 +11,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+LOWEST = tl.constexpr(-1.0e30)
+"""Below every score that is not itself infinite."""
 
 
 @triton.jit
@@ -63,8 +67,7 @@ def attend_tile(
 ):
     """Adds a tile to the running maximum, sum and weighted values of each row of q. All in fp32.
 
-    Every row must see a position of the first tile, which makes its maximum finite. IS_VECTOR: q has one row, for which
-    the tensor cores' 16 would be a waste.
+    IS_VECTOR: q has one row, for which the tensor cores' 16 would be a waste.
     """
     # b_score: [rows, tile] fp32, in units of log2
     if IS_VECTOR:

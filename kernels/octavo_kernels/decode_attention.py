@@ -3,6 +3,7 @@
     out = softmax(scale * q K^T) V over the keys of one sequence, in float32, with the running maximum and sum of
     Milakov and Gimelshein (2018) over tiles of the context; splits are joined by their log-sum-exp (Flash-Decoding,
     Dao et al., 2023). Work is dealt as a list of (sequence, run of tiles): attention_plan.py.
+    With a window w the keys are those of positions seq_len - w and on; tiles before are in no item.
 
 The query heads that share a key/value head are the rows of one tl.dot, padded to its 16: K and V are read once for all
 of them. A sequence of one item is written to out directly, and the combine pass has nothing to do for it.
@@ -22,7 +23,7 @@ import triton.language as tl
 
 from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
 from octavo_kernels.checks import check_attention, check_caches
-from octavo_kernels.context_tile import attend_tile, load_tile
+from octavo_kernels.context_tile import LOWEST, attend_tile, load_tile
 from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 _SPLITS = 16
@@ -55,6 +56,7 @@ def decode_attention_kernel(
     stride_table,
     num_seqs,
     num_kv_heads,
+    window,
     scale_log2,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
@@ -65,6 +67,7 @@ def decode_attention_kernel(
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
+    IS_WINDOWED: tl.constexpr,
 ):
     i_item = (tl.program_id(0) // num_kv_heads).to(tl.int64)
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
@@ -75,7 +78,11 @@ def decode_attention_kernel(
     num_splits = tl.load(p_first_item + i_sequence + 1) - first_item
     i_split = i_item.to(tl.int32) - first_item
     seq_len = tl.load(p_seq_lens + i_sequence)
-    num_tiles = tl.cdiv(seq_len, TILE)
+    first_position = 0
+    if IS_WINDOWED:
+        first_position = tl.maximum(seq_len - window, 0)
+    first_tile = first_position // TILE
+    num_tiles = tl.cdiv(seq_len, TILE) - first_tile
 
     o_group = tl.arange(0, BLOCK_GROUP)
     o_dim = tl.arange(0, BLOCK_DIM)
@@ -90,18 +97,23 @@ def decode_attention_kernel(
     if IS_WIDENED:
         b_q = b_q.to(tl.float32)
 
-    b_max = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+    b_max = tl.full([BLOCK_GROUP], LOWEST, tl.float32)
     b_sum = tl.zeros([BLOCK_GROUP], tl.float32)
     # b_acc: [BLOCK_GROUP, BLOCK_DIM] fp32
     b_acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
     p_table = p_block_tables + i_sequence * stride_table
     p_key = p_key_cache + i_kv_head * stride_key_head
     p_value = p_value_cache + i_kv_head * stride_value_head
-    i_first = num_tiles * i_split // num_splits * TILE
-    i_last = num_tiles * (i_split + 1) // num_splits * TILE
+    i_first = (first_tile + num_tiles * i_split // num_splits) * TILE
+    i_last = (first_tile + num_tiles * (i_split + 1) // num_splits) * TILE
+    if IS_WINDOWED:
+        i_first = tl.maximum(i_first, first_position // STEP * STEP)
     for i_position in range(i_first, i_last, STEP):
         o_position = i_position + tl.arange(0, STEP)
         m_position = o_position < seq_len
+        if IS_WINDOWED:
+            # first_position <= o_position < seq_len by their signs: AMD's scalar registers hold one mask of a tile, not two
+            m_position = ((o_position - first_position) | (seq_len - 1 - o_position)) >= 0
         b_k, b_v = load_tile(
             p_key,
             p_value,
@@ -228,6 +240,7 @@ def decode_attention(
         stride_table=batch.block_tables.stride(0),
         num_seqs=batch.seq_lens.shape[0],
         num_kv_heads=num_kv_heads,
+        window=plan.window,
         scale_log2=scale * LOG2_E,
         GROUP=group,
         BLOCK_GROUP=1 if group == 1 else max(next_power_of_2(group), MIN_DOT),
@@ -238,6 +251,7 @@ def decode_attention(
         STEP=decode_step(group, block_dim, q.dtype),
         PRECISION=dot_precision(q.dtype, decode_attention_kernel),
         IS_WIDENED=q.dtype == torch.bfloat16 and is_interpreted(decode_attention_kernel),
+        IS_WINDOWED=plan.window is not None,
         num_warps=4,
         num_stages=2 if is_amd() else 3,
     )

@@ -25,4 +25,4 @@ def decode_attention(
     starts = plan.batch.query_start_loc.tolist()
     for sequence, (start, end) in enumerate(pairwise(starts)):
         if end - start == 1:
-            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan.batch, sequence, scale)
+            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan, sequence, scale)

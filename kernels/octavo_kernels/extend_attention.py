@@ -1,10 +1,12 @@
 """Paged causal attention of sequences that compute many tokens, with or without a cached prefix.
 
-    out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j.
+    out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j,
+    of them the last w where a window w is set.
     FlashAttention-2 (Dao, 2023) over a paged cache: one program holds a tile of query rows and walks the context.
 
 A row of the tile is a pair (query token, head of the group): all heads that share a key/value head read it together.
-The context is walked in two runs: tiles that every row sees whole, without a mask, and those that the diagonal cuts.
+The context is walked in two runs: tiles that every row sees whole, without a mask, and those that the diagonal or the
+window's edge cuts.
 
 Caches: [num_blocks, num_kv_heads, block_size, head_dim]. Addresses are int64; positions past the end are not loaded, for
 a freed block may hold anything, NaN too.
@@ -23,7 +25,7 @@ import triton.language as tl
 
 from octavo_kernels.attention_plan import PagedAttentionPlan
 from octavo_kernels.checks import check_attention, check_caches
-from octavo_kernels.context_tile import attend_tile, load_tile
+from octavo_kernels.context_tile import LOWEST, attend_tile, load_tile
 from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 
@@ -51,6 +53,7 @@ def extend_attention_kernel(
     stride_table,
     num_seqs,
     num_kv_heads,
+    window,
     scale_log2,
     GROUP: tl.constexpr,
     QUERY_TILE: tl.constexpr,
@@ -61,6 +64,7 @@ def extend_attention_kernel(
     BLOCK_SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
+    IS_WINDOWED: tl.constexpr,
 ):
     i_tile = tl.program_id(0) // num_kv_heads
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
@@ -74,9 +78,10 @@ def extend_attention_kernel(
 
     o_row = tl.arange(0, ROWS)
     o_dim = tl.arange(0, BLOCK_DIM)
-    # o_query: the row's token, counted from the sequence's first of this step
-    o_query = tile_start + o_row // GROUP
-    m_row = (o_row < QUERY_TILE * GROUP) & (o_query < query_len)
+    num_queries = tl.minimum(QUERY_TILE, query_len - tile_start)
+    m_row = o_row < num_queries * GROUP
+    # o_query: the row's token, counted from the sequence's first of this step; what pads the rows sees as the last does
+    o_query = tile_start + tl.minimum(o_row // GROUP, num_queries - 1)
     m_dim = o_dim < HEAD_DIM
     m_q = m_row[:, None] & m_dim[None, :]
     o_token = (query_start + o_query).to(tl.int64)[:, None]
@@ -86,7 +91,7 @@ def extend_attention_kernel(
     if IS_WIDENED:
         b_q = b_q.to(tl.float32)
 
-    b_max = tl.full([ROWS], float("-inf"), tl.float32)
+    b_max = tl.full([ROWS], LOWEST, tl.float32)
     b_sum = tl.zeros([ROWS], tl.float32)
     # b_acc: [ROWS, BLOCK_DIM] fp32
     b_acc = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
@@ -95,8 +100,9 @@ def extend_attention_kernel(
     p_value = p_value_cache + i_kv_head * stride_value_head
     # columns below `whole` are seen by every row, columns from `end` on by none
     whole = (prefix_len + tile_start + 1) // COLUMNS * COLUMNS
-    end = prefix_len + tl.minimum(tile_start + QUERY_TILE, query_len)
-    for i_column in range(0, whole, COLUMNS):
+    end = prefix_len + tile_start + num_queries
+    first, inner = _window_edge(prefix_len + tile_start, end, whole, window, COLUMNS, IS_WINDOWED)
+    for i_column in range(inner, whole, COLUMNS):
         o_position = i_column + tl.arange(0, COLUMNS)
         b_k, b_v = load_tile(
             p_key,
@@ -115,15 +121,18 @@ def extend_attention_kernel(
             IS_WIDENED,
         )
         b_acc, b_max, b_sum = attend_tile(b_q, b_k, b_v, None, b_acc, b_max, b_sum, scale_log2, PRECISION, True, False)
-    for i_column in range(whole, end, COLUMNS):
+    # the columns cut by the window's edge, [first, inner), then those cut by the diagonal, [whole, end); a third stage of
+    # loads would spill, and the run is too short for it
+    for i_cut in tl.range(whole - (inner - first), end, COLUMNS, num_stages=2):
+        i_column = tl.where(i_cut < whole, i_cut - (whole - inner), i_cut) if IS_WINDOWED else i_cut
         o_position = i_column + tl.arange(0, COLUMNS)
-        is_seen = o_position[None, :] <= (prefix_len + o_query)[:, None]
+        m_position, is_seen = _seen(o_position, prefix_len + tile_start, end, prefix_len + o_query, window, IS_WINDOWED)
         b_k, b_v = load_tile(
             p_key,
             p_value,
             p_table,
             o_position,
-            o_position < end,
+            m_position,
             m_dim,
             o_dim,
             stride_key_block,
@@ -140,6 +149,32 @@ def extend_attention_kernel(
 
     b_out = (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty)
     tl.store(p_out + o_token * stride_out_token + o_head * stride_out_head + o_dim[None, :], b_out, mask=m_q)
+
+
+@triton.jit
+def _window_edge(i_low, end, whole, window, COLUMNS: tl.constexpr, IS_WINDOWED: tl.constexpr):
+    """Columns of the first tile that the row at i_low sees, and of the first that the last row, at end - 1, sees whole."""
+    first = 0
+    inner = 0
+    if IS_WINDOWED:
+        first = tl.maximum(i_low + 1 - window, 0) // COLUMNS * COLUMNS
+        inner = tl.minimum(tl.cdiv(tl.maximum(end - window, 0), COLUMNS) * COLUMNS, whole)
+        inner = tl.maximum(inner, first)
+    return first, inner
+
+
+@triton.jit
+def _seen(o_position, i_low, end, o_row_position, window, IS_WINDOWED: tl.constexpr):
+    """Which columns any row sees, [COLUMNS], and which each row does, [ROWS, COLUMNS]."""
+    m_position = o_position < end
+    if IS_WINDOWED:
+        m_position = m_position & (o_position > i_low - window)
+        # 0 <= b_back < window by their signs: AMD's scalar registers hold one mask of a tile, not two
+        b_back = o_row_position[:, None] - o_position[None, :]
+        is_seen = (b_back | (window - 1 - b_back)) >= 0
+    else:
+        is_seen = o_position[None, :] <= o_row_position[:, None]
+    return m_position, is_seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +194,9 @@ def extend_tiling(group: int, head_dim: int, dtype: torch.dtype) -> ExtendTiling
         rows, columns, num_warps = (32, 32, 4) if block_dim <= 64 else (32, 16, 8)
     elif block_dim > 128:
         rows, columns, num_warps = 64, 32, 8
+    elif block_dim > 64 and group & (group - 1):
+        # dividing rows by a group that is no power of two takes registers of its own
+        rows, columns, num_warps = 128, 32, 8
     else:
         rows, columns, num_warps = 128, 64, 8
     rows = max(rows, next_power_of_2(group))
@@ -211,6 +249,7 @@ def extend_attention(
         stride_table=batch.block_tables.stride(0),
         num_seqs=batch.seq_lens.shape[0],
         num_kv_heads=num_kv_heads,
+        window=plan.window,
         scale_log2=scale * LOG2_E,
         GROUP=group,
         QUERY_TILE=work.query_tile,
@@ -221,6 +260,7 @@ def extend_attention(
         BLOCK_SIZE=block_size,
         PRECISION=dot_precision(q.dtype, extend_attention_kernel),
         IS_WIDENED=q.dtype == torch.bfloat16 and is_interpreted(extend_attention_kernel),
+        IS_WINDOWED=plan.window is not None,
         num_warps=tiling.num_warps,
         num_stages=2 if is_amd() else 3,
     )

@@ -1,6 +1,7 @@
 """Reference of `extend_attention.py`: sequences that compute many tokens, with or without a cached prefix.
 
-out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j.
+out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j, of them the
+last `window` where one is set.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from itertools import pairwise
 import torch
 
 from octavo_kernels.attention_plan import PagedAttentionPlan
-from octavo_kernels.backend import AttentionBatch
 
 
 def extend_attention(
@@ -28,27 +28,31 @@ def extend_attention(
     starts = plan.batch.query_start_loc.tolist()
     for sequence, (start, end) in enumerate(pairwise(starts)):
         if end - start > 1:
-            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan.batch, sequence, scale)
+            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan, sequence, scale)
 
 
 def attend_sequence(
     q: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    batch: AttentionBatch,
+    plan: PagedAttentionPlan,
     sequence: int,
     scale: float,
 ) -> torch.Tensor:
     """q: [query_len, num_heads, head_dim], the last tokens of one sequence -> like q."""
-    seq_len = int(batch.seq_lens[sequence])
+    seq_len, block_table = int(plan.batch.seq_lens[sequence]), plan.batch.block_tables[sequence]
     group = q.shape[1] // key_cache.shape[1]
     # k, v: [seq_len, num_heads, head_dim] fp32
-    k = _gather(key_cache, batch.block_tables[sequence], seq_len).float().repeat_interleave(group, dim=1)
-    v = _gather(value_cache, batch.block_tables[sequence], seq_len).float().repeat_interleave(group, dim=1)
+    k = _gather(key_cache, block_table, seq_len).float().repeat_interleave(group, dim=1)
+    v = _gather(value_cache, block_table, seq_len).float().repeat_interleave(group, dim=1)
     scores = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
     query_positions = torch.arange(seq_len - q.shape[0], seq_len, device=q.device)
-    is_future = torch.arange(seq_len, device=q.device) > query_positions[:, None]
-    weights = scores.masked_fill(is_future, -torch.inf).softmax(dim=-1)
+    # distance: [query_len, seq_len] int64, how far each key lies before each query
+    distance = query_positions[:, None] - torch.arange(seq_len, device=q.device)
+    is_hidden = (distance < 0) | (distance >= (plan.window or seq_len))
+    weights = scores.masked_fill(is_hidden, -torch.inf).softmax(dim=-1)
+    # a key that nobody sees may have been freed, and then hold NaN, which times 0 would still be NaN
+    v = v.masked_fill(is_hidden.all(dim=0)[:, None, None], 0)
     return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
 
 

@@ -84,7 +84,8 @@ class NumbaBackend:
         return pack(weight, bias)
 
     def compile_decoder(self, spec: DecoderSpec) -> DecoderStep | None:
-        return CompiledDecoder(spec, self._pool) if can_compile(spec) else None
+        has_window = any(window is not None for window in spec.windows)
+        return CompiledDecoder(spec, self._pool) if can_compile(spec) and not has_window else None
 
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
         require_float32("x", x)
@@ -114,7 +115,11 @@ class NumbaBackend:
         cached = (own.keys, own.values, own.spec.block_size, own.spec.num_kv_heads)
         self._pool.run(store_kernel, 1, k.numpy(), v.numpy(), cached, layer, slot_mapping.numpy())
 
-    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
+    def plan_attention(
+        self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None
+    ) -> AttentionPlan:
+        if window is not None:
+            raise KernelError(f"window is {window}, the numba backend slides none yet")
         check_attention_batch(batch)
         check_num_heads(num_heads, cache.spec.num_kv_heads)
         check_table_width(batch, cache.spec.block_size)

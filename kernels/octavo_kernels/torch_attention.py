@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.backend import AttentionBatch, KVCacheSpec
 
 _SHORT_CONTEXT = 256
 """Tokens up to which padding a decode costs less than a call of its own."""
@@ -42,14 +42,15 @@ class ExtendSequence:
 
     rows: slice
     slots: torch.Tensor | slice
-    """[seq_len] int64, or a slice when its slots happen to be consecutive (then nothing is copied)."""
+    """[num_keys] int64, of all positions that one of its rows sees; a slice when they happen to be consecutive (then
+    nothing is copied)."""
     mask: torch.Tensor | None
-    """[query_len, seq_len], 0 or -inf; None without a prefix: then plain causal attention is meant."""
+    """[query_len, num_keys], 0 or -inf; None without a prefix or a window: then plain causal attention is meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchAttentionPlan:
-    """What all layers of a step share."""
+    """What all layers of a step share that slide the same window."""
 
     num_tokens: int
     num_heads: int
@@ -57,24 +58,31 @@ class TorchAttentionPlan:
     extends: tuple[ExtendSequence, ...]
 
 
-def plan_attention(batch: AttentionBatch, block_size: int, num_heads: int, dtype: torch.dtype) -> TorchAttentionPlan:
+def plan_attention(
+    batch: AttentionBatch, spec: KVCacheSpec, num_heads: int, window: int | None = None
+) -> TorchAttentionPlan:
     """Reads the batch on the host, which on a CPU waits for nothing."""
     starts = batch.query_start_loc.tolist()
     seq_lens = batch.seq_lens.tolist()
-    offsets = torch.arange(batch.max_seq_len)
-    # slots: [num_seqs, max_seq_len] int64, the slot of every position of every sequence
-    slots = batch.block_tables[:, offsets // block_size].long() * block_size + offsets % block_size
     query_lens = [end - start for start, end in pairwise(starts)]
+    # the first position that any row of a sequence sees, and how many there are from it to the end
+    firsts = [0] * len(seq_lens)
+    if window is not None:
+        firsts = [max(0, n - queries + 1 - window) for n, queries in zip(seq_lens, query_lens, strict=True)]
+    seen = [seq_len - first for seq_len, first in zip(seq_lens, firsts, strict=True)]
+    slots = _slots(batch, spec.block_size, firsts, max(seen))
     decoding = [sequence for sequence, query_len in enumerate(query_lens) if query_len == 1]
     extending = [sequence for sequence, query_len in enumerate(query_lens) if query_len > 1]
     return TorchAttentionPlan(
         num_tokens=starts[-1],
         num_heads=num_heads,
         decodes=tuple(
-            _plan_decodes([starts[i] for i in group], [seq_lens[i] for i in group], slots[group], dtype)
-            for group in _groups_of_like_length(decoding, seq_lens)
+            _plan_decodes([starts[i] for i in group], [seen[i] for i in group], slots[group], spec.dtype)
+            for group in _groups_of_like_length(decoding, seen)
         ),
-        extends=tuple(_plan_extend(slice(starts[i], starts[i + 1]), slots[i, : seq_lens[i]], dtype) for i in extending),
+        extends=tuple(
+            _plan_extend(slice(starts[i], starts[i + 1]), slots[i, : seen[i]], spec.dtype, window) for i in extending
+        ),
     )
 
 
@@ -86,6 +94,16 @@ def attention(q: torch.Tensor, slots: torch.Tensor, plan: TorchAttentionPlan, sc
     for sequence in plan.extends:
         out[sequence.rows] = _attend_extend(q[sequence.rows], _take(slots, sequence.slots), sequence, scale)
     return out
+
+
+def _slots(batch: AttentionBatch, block_size: int, firsts: list[int], width: int) -> torch.Tensor:
+    """[num_seqs, width] int64: the slots of each sequence's positions from its first seen on."""
+    offsets = torch.arange(width)
+    if not any(firsts):
+        return batch.block_tables[:, offsets // block_size].long() * block_size + offsets % block_size
+    # past a shorter sequence's end stands whatever its table's last block holds; nobody takes it
+    positions = (torch.tensor(firsts)[:, None] + offsets).clamp(max=batch.max_seq_len - 1)
+    return batch.block_tables.gather(1, positions // block_size).long() * block_size + positions % block_size
 
 
 def _groups_of_like_length(sequences: list[int], seq_lens: list[int]) -> Iterator[list[int]]:
@@ -118,12 +136,17 @@ def _plan_decodes(rows: list[int], seq_lens: list[int], slots: torch.Tensor, dty
     )
 
 
-def _plan_extend(rows: slice, slots: torch.Tensor, dtype: torch.dtype) -> ExtendSequence:
-    query_len, seq_len = rows.stop - rows.start, slots.shape[0]
+def _plan_extend(rows: slice, slots: torch.Tensor, dtype: torch.dtype, window: int | None) -> ExtendSequence:
+    query_len, num_keys = rows.stop - rows.start, slots.shape[0]
     mask = None
-    if query_len < seq_len:
-        # diagonal: row j sees the prefix and j + 1 tokens of its own
-        mask = torch.full((query_len, seq_len), -torch.inf, dtype=dtype).triu_(diagonal=seq_len - query_len + 1)
+    is_cut = window is not None and window < query_len
+    if query_len < num_keys or is_cut:
+        hidden = torch.full((query_len, num_keys), -torch.inf, dtype=dtype)
+        # diagonal: row j sees what comes before the step's tokens and j + 1 of those
+        diagonal = num_keys - query_len
+        mask = hidden.triu(diagonal + 1)
+        if window is not None:
+            mask += hidden.tril(diagonal - window)
     return ExtendSequence(rows=rows, slots=_as_slice(slots), mask=mask)
 
 
@@ -151,12 +174,12 @@ def _attend_decodes(q: torch.Tensor, kv: torch.Tensor, group: DecodeGroup, scale
 
 
 def _attend_extend(q: torch.Tensor, kv: torch.Tensor, sequence: ExtendSequence, scale: float) -> torch.Tensor:
-    """q: [query_len, num_heads, head_dim]; kv: [seq_len, 2, num_kv_heads, head_dim] -> like q."""
+    """q: [query_len, num_heads, head_dim]; kv: [num_keys, 2, num_kv_heads, head_dim] -> like q."""
     query_len, num_heads, head_dim = q.shape
-    seq_len, _, num_kv_heads, _ = kv.shape
+    num_keys, _, num_kv_heads, _ = kv.shape
     group_size = num_heads // num_kv_heads
-    # keys, values: [num_kv_heads, group_size, seq_len, head_dim], stride 0 over the group
-    keys, values = kv.permute(1, 2, 0, 3).unsqueeze(2).expand(2, num_kv_heads, group_size, seq_len, head_dim).unbind(0)
+    # keys, values: [num_kv_heads, group_size, num_keys, head_dim], stride 0 over the group
+    keys, values = kv.permute(1, 2, 0, 3).unsqueeze(2).expand(2, num_kv_heads, group_size, num_keys, head_dim).unbind(0)
     grouped = q.reshape(query_len, num_kv_heads, group_size, head_dim).permute(1, 2, 0, 3)
     is_causal = sequence.mask is None
     out = scaled_dot_product_attention(grouped, keys, values, attn_mask=sequence.mask, is_causal=is_causal, scale=scale)

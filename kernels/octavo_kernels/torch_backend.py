@@ -25,6 +25,7 @@ from octavo_kernels.checks import (
     check_num_heads,
     check_store_kv,
     check_table_width,
+    check_window,
     require_own,
 )
 from octavo_kernels.copy_blocks_ref import copy_blocks
@@ -124,11 +125,14 @@ class TorchBackend:
         keys.index_put_((slot_mapping,), k)
         values.index_put_((slot_mapping,), v)
 
-    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
+    def plan_attention(
+        self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None
+    ) -> AttentionPlan:
         check_attention_batch(batch)
         check_num_heads(num_heads, cache.spec.num_kv_heads)
         check_table_width(batch, cache.spec.block_size)
-        return torch_attention.plan_attention(batch, cache.spec.block_size, num_heads, cache.spec.dtype)
+        check_window(window)
+        return torch_attention.plan_attention(batch, cache.spec, num_heads, window)
 
     def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
         own = require_own(cache, TorchKVCache)

@@ -17,6 +17,7 @@ from octavo_kernels.checks import (
     check_linear_weight,
     check_num_heads,
     check_table_width,
+    check_window,
     require_own,
 )
 from octavo_kernels.copy_blocks import copy_blocks
@@ -124,11 +125,14 @@ class TritonBackend:
         check_layer(layer, own.spec.num_layers)
         store_kv(k, v, own.keys[layer], own.values[layer], slot_mapping)
 
-    def plan_attention(self, batch: AttentionBatch, cache: KVCache, num_heads: int) -> AttentionPlan:
+    def plan_attention(
+        self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None
+    ) -> AttentionPlan:
         spec = require_own(cache, TritonKVCache).spec
         check_attention_batch(batch)
         check_num_heads(num_heads, spec.num_kv_heads)
         check_table_width(batch, spec.block_size)
+        check_window(window)
         tiling = extend_tiling(num_heads // spec.num_kv_heads, spec.head_dim, spec.dtype)
         return plan_paged_attention(
             batch,
@@ -137,6 +141,7 @@ class TritonBackend:
             head_dim=spec.head_dim,
             query_tile=tiling.query_tile,
             target_items=self._target_items,
+            window=window,
         )
 
     def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:

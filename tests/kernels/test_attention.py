@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +30,9 @@ MIXED = ([1, 7, 1, 40, 1], [33, 7, 1, 81, 190])
 """Query lengths and contexts: decodes around extends, with and without a prefix, over block and tile edges."""
 
 
-def a_plan(case: PagedCase, *, target_items: int = 16, query_tile: int | None = None) -> PagedAttentionPlan:
+def a_plan(
+    case: PagedCase, *, target_items: int = 16, query_tile: int | None = None, window: int | None = None
+) -> PagedAttentionPlan:
     num_heads, head_dim = case.q.shape[1:]
     num_kv_heads = case.key_cache.shape[1]
     return plan_paged_attention(
@@ -38,18 +42,19 @@ def a_plan(case: PagedCase, *, target_items: int = 16, query_tile: int | None = 
         head_dim=head_dim,
         query_tile=query_tile or extend_tiling(num_heads // num_kv_heads, head_dim, case.q.dtype).query_tile,
         target_items=target_items,
+        window=window,
     )
 
 
-def by_reference(case: PagedCase) -> torch.Tensor:
+def by_reference(case: PagedCase, window: int | None = None) -> torch.Tensor:
     out = torch.full_like(case.q, torch.nan)
-    plan = a_plan(case)
+    plan = a_plan(case, window=window)
     for attend in (decode_attention_ref.decode_attention, extend_attention_ref.extend_attention):
         attend(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
     return out
 
 
-def by_triton(case: PagedCase, **how: int) -> torch.Tensor:
+def by_triton(case: PagedCase, **how: int | None) -> torch.Tensor:
     out = torch.full_like(case.q, torch.nan)
     plan = a_plan(case, **how)
     for attend in (decode_attention.decode_attention, extend_attention.extend_attention):
@@ -57,7 +62,7 @@ def by_triton(case: PagedCase, **how: int) -> torch.Tensor:
     return out
 
 
-def by_torch(case: PagedCase) -> torch.Tensor:
+def by_torch(case: PagedCase, window: int | None = None) -> torch.Tensor:
     backend = TorchBackend(torch.device("cpu"))
     num_blocks, num_kv_heads, block_size, head_dim = case.key_cache.shape
     cache = backend.allocate_kv_cache(
@@ -72,16 +77,18 @@ def by_torch(case: PagedCase) -> torch.Tensor:
     )
     cache.keys[0].copy_(case.key_cache)
     cache.values[0].copy_(case.value_cache)
-    plan = backend.plan_attention(case.batch, cache, case.q.shape[1])
+    plan = backend.plan_attention(case.batch, cache, case.q.shape[1], window)
     return backend.attention(case.q, cache, 0, plan, case.scale)
 
 
-def by_torchs_own(case: PagedCase) -> torch.Tensor:
+def by_torchs_own(case: PagedCase, window: int | None = None) -> torch.Tensor:
     """scaled_dot_product_attention, a sequence at a time, on K and V that were never paged."""
     rows = []
     for i, (k, v) in enumerate(case.contexts):
         start, end = case.batch.query_start_loc[i : i + 2].tolist()
         mask = torch.ones(end - start, len(k), dtype=torch.bool).tril(len(k) - (end - start))
+        if window is not None:
+            mask = mask.triu(len(k) - (end - start) - window + 1)
         heads_first = (x.transpose(0, 1)[None] for x in (case.q[start:end], k, v))
         out = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=case.scale, enable_gqa=True)
         rows.append(out[0].transpose(0, 1))
@@ -125,6 +132,100 @@ def test_one_extend_over_block_and_tile_edges(implementation: object, query_len:
     case = a_paged_case([query_len], [seq_len], shape=SHAPES[0])
 
     assert_close(implementation(case), by_reference(case), 5e-6)  # type: ignore[operator]
+
+
+WINDOWS = [1, 2, 15, 33, 64, 80, 189, 1000]
+"""Around the lengths of MIXED, its blocks and the kernels' tiles."""
+
+
+def without_the_unseen(case: PagedCase, window: int) -> PagedCase:
+    """The same, and the null block, now NaN too, stands for each block that holds nothing but positions before the window."""
+    block_size = case.key_cache.shape[2]
+    tables = case.batch.block_tables.clone()
+    query_lens = case.batch.query_start_loc.diff().tolist()
+    for i, (seq_len, query_len) in enumerate(zip(case.batch.seq_lens.tolist(), query_lens, strict=True)):
+        tables[i, : max(0, seq_len - query_len + 1 - window) // block_size] = 0
+    for cache in (case.key_cache, case.value_cache):
+        cache[0] = torch.nan
+    return replace(case, batch=replace(case.batch, block_tables=tables))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reference_with_a_window_equals_torchs_own_attention(shape: Shape, window: int) -> None:
+    """Seen to fail with the window a token longer or shorter."""
+    case = a_paged_case(*MIXED, shape=shape)
+
+    assert_close(by_reference(case, window), by_torchs_own(case, window), 5e-6)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_torch_backend_with_a_window_equals_the_reference(shape: Shape, window: int) -> None:
+    case = a_paged_case(*MIXED, shape=shape)
+
+    assert_close(by_torch(case, window), by_reference(case, window), 5e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "how"),
+    [
+        (1, {}),
+        (15, {"query_tile": 3}),
+        (33, {"target_items": 40}),
+        (80, {"query_tile": 9}),
+        (1000, {"target_items": 1}),
+    ],
+)
+def test_triton_with_a_window_equals_the_reference(window: int, how: dict[str, int], device: str) -> None:
+    """Blocks before the window are gone: neither kernel may read them. Seen to fail a token off at either kernel's edge."""
+    case = without_the_unseen(a_paged_case(*MIXED, shape=SHAPES[1], device=device), window)
+
+    assert_close(by_triton(case, window=window, **how), by_reference(case, window), 5e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_triton_with_a_window_in_half_precision(dtype: torch.dtype, device: str) -> None:
+    """Many rows a tile, so that some see nothing of the first one."""
+    case = without_the_unseen(
+        a_paged_case([1, 90, 40], [200, 300, 40], shape=SHAPES[0], dtype=dtype, device=device), 30
+    )
+
+    assert_close(by_triton(case, window=30), by_reference(case, 30), TOLERANCE[dtype])
+
+
+def test_torch_backend_reads_nothing_before_a_window() -> None:
+    case = a_paged_case(*MIXED, shape=SHAPES[0])
+    expected = by_reference(case, 17)
+    # a decode's padding goes to slot 0, which is finite as long as no block of a sequence is it
+    gone = [
+        (i, block)
+        for i, (seq_len, query_len) in enumerate(zip(*reversed(MIXED), strict=True))
+        for block in range(max(0, seq_len - query_len + 1 - 17) // 16)
+    ]
+    for i, block in gone:
+        for cache in (case.key_cache, case.value_cache):
+            cache[case.batch.block_tables[i, block].long()] = torch.nan
+
+    assert len(gone) == 12
+    assert_close(by_torch(case, 17), expected, 5e-6)
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_batch_with_any_window_on_the_torch_backend(data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([*SHAPES, Shape(num_heads=2, num_kv_heads=2, head_dim=8, block_size=1)]))
+    lengths = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from([1, 1, 1, 2, 5, 33]), st.sampled_from([0, 1, 16, 50, 300, 700])),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    window = data.draw(st.integers(1, 80))
+    case = a_paged_case([n for n, _ in lengths], [n + prefix for n, prefix in lengths], shape=shape)
+
+    assert_close(by_torch(case, window), by_reference(case, window), 1e-5)
 
 
 @pytest.mark.parametrize("target_items", [1, 7, 64])

@@ -10,7 +10,12 @@ from octavo_kernels.launch import ceil_div
 
 
 def a_plan(
-    query_lens: list[int], seq_lens: list[int], *, target_items: int = 8, query_tile: int = 4
+    query_lens: list[int],
+    seq_lens: list[int],
+    *,
+    target_items: int = 8,
+    query_tile: int = 4,
+    window: int | None = None,
 ) -> PagedAttentionPlan:
     batch = AttentionBatch(
         query_start_loc=torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32),
@@ -21,7 +26,13 @@ def a_plan(
         max_seq_len=max(seq_lens),
     )
     return plan_paged_attention(
-        batch, num_heads=2, num_kv_heads=2, head_dim=4, query_tile=query_tile, target_items=target_items
+        batch,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=4,
+        query_tile=query_tile,
+        target_items=target_items,
+        window=window,
     )
 
 
@@ -44,6 +55,27 @@ def test_more_decodes_than_programs_to_aim_at_get_one_item_each() -> None:
 
 def test_a_long_decode_is_cut_finer_than_the_short_ones_beside_it() -> None:
     assert items_of(a_plan([1, 1], [40 * CONTEXT_TILE, 64], target_items=16)) == [7, 1]
+
+
+def test_a_window_leaves_a_decode_the_tiles_that_it_reaches_into() -> None:
+    """Tiles of 64: a window of 64 ends with position 639, or with 640, and then reaches into two."""
+    plan = a_plan([1, 1], [640, 641], target_items=64, window=64)
+
+    assert items_of(plan) == [1, 2]
+    assert plan.decode is not None
+    assert plan.decode.item_sequence.shape == (4,)
+
+
+def test_tiles_that_a_window_makes_equal_stand_before_those_with_less_to_read() -> None:
+    work = a_plan([8, 8], [8, 100], window=5).extend
+    assert work is not None
+
+    assert sorted(work.tile_sequence.tolist()[:2]) == [1, 1]
+    assert sorted(zip(work.tile_sequence.tolist()[:3], work.tile_start.tolist()[:3], strict=True)) == [
+        (0, 4),
+        (1, 0),
+        (1, 4),
+    ]
 
 
 def test_extends_get_no_decode_item_and_decodes_no_tile() -> None:
@@ -72,14 +104,15 @@ def test_the_tile_with_the_longest_context_stands_first() -> None:
     sequences=st.lists(st.tuples(st.just(1) | st.integers(1, 40), st.integers(0, 3000)), min_size=1, max_size=12),
     target_items=st.sampled_from([1, 2, 7, 60, 200]),
     query_tile=st.integers(1, 64),
+    window=st.none() | st.integers(1, 500),
 )
 def test_every_list_names_all_work_once_and_ends_within_its_size(
-    sequences: list[tuple[int, int]], target_items: int, query_tile: int
+    sequences: list[tuple[int, int]], target_items: int, query_tile: int, window: int | None
 ) -> None:
     query_lens = [query_len for query_len, _ in sequences]
     plan = a_plan(
         query_lens, [query_len + prefix for query_len, prefix in sequences],
-        target_items=target_items, query_tile=query_tile,
+        target_items=target_items, query_tile=query_tile, window=window,
     )  # fmt: skip
     num_seqs = len(sequences)
 

@@ -175,6 +175,7 @@ def test_backends_refuse_what_cannot_be_a_cache_a_batch_or_a_layer(make: Callabl
     refuses("head_dim is 0, must be at least 1", lambda: backend.allocate_kv_cache(a_spec(head_dim=0)))
     refuses("is torch.int8, must be one of", lambda: backend.allocate_kv_cache(a_spec(dtype=torch.int8)))
     refuses("7 query heads are no multiple of 3", lambda: backend.plan_attention(case.batch, cache, 7))
+    refuses("window is 0, must be at least 1", lambda: backend.plan_attention(case.batch, cache, 6, window=0))
     wide = replace(case.batch, max_seq_len=33)
     refuses(
         "max_seq_len is 33, but .* 2 blocks of 16 tokens, .* hold 32", lambda: backend.plan_attention(wide, cache, 6)

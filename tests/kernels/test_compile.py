@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-CASES = "elementwise-8b-bf16,caches-8b-bf16,sample-128k,attention-8b-bf16"
+CASES = "elementwise-8b-bf16,caches-8b-bf16,sample-128k,attention-8b-bf16,attention-8b-bf16-window"
 MORE_CASES = (
     "elementwise-70b-bf16,elementwise-smollm2-f32,caches-odd-f32,sample-49k,attention-smollm2-f16,"
     "attention-8b-f16-block-32,attention-smollm2-f32,attention-mha-96-bf16,attention-group-1-f32,attention-256-bf16,"
-    "attention-mqa-71-bf16,attention-odd-f16"
+    "attention-mqa-71-bf16,attention-odd-f16,attention-qwen2-7b-bf16,attention-smollm2-f32-window,attention-mha-96-bf16-window,"
+    "attention-256-bf16-window,attention-qwen2-7b-bf16-window,attention-qwen2-half-b-f16-window"
 )
 
 SHARED_BYTES_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
@@ -35,6 +36,7 @@ KERNELS = {
 
 WITHOUT_DOT = {
     ("attention-mha-96-bf16", "decode_attention_kernel"),
+    ("attention-mha-96-bf16-window", "decode_attention_kernel"),
     ("attention-group-1-f32", "decode_attention_kernel"),
 }
 """One query head a key/value head: a row of a tensor core's 16 would be used."""

@@ -42,7 +42,7 @@ def _caches(shape: Shape, dtype: torch.dtype) -> None:
     copy_blocks(keys, values, torch.tensor([1, 2]), torch.tensor([3, 4]))
 
 
-def _attention(shape: Shape, dtype: torch.dtype) -> None:
+def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None) -> None:
     case = a_paged_case([1, 20], [70, 90], shape=shape, dtype=dtype)
     tiling = extend_tiling(shape.num_heads // shape.num_kv_heads, shape.head_dim, dtype)
     plan = plan_paged_attention(
@@ -52,6 +52,7 @@ def _attention(shape: Shape, dtype: torch.dtype) -> None:
         head_dim=shape.head_dim,
         query_tile=tiling.query_tile,
         target_items=528,
+        window=window,
     )
     out = torch.empty_like(case.q)
     decode_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
@@ -74,6 +75,7 @@ CASES: dict[str, Callable[[], None]] = {
     "caches-8b-bf16": partial(_caches, _LLAMA_8B, BF16),
     "sample-128k": partial(_sample, 128256),
     "attention-8b-bf16": partial(_attention, _LLAMA_8B, BF16),
+    "attention-8b-bf16-window": partial(_attention, _LLAMA_8B, BF16, 4096),
     "attention-smollm2-f16": partial(_attention, _SMOLLM2, F16),
 }
 """The ordinary tests compile these."""
@@ -91,6 +93,16 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "attention-group-1-f32": partial(_attention, Shape(num_heads=4, num_kv_heads=4, head_dim=80), F32),
     "attention-256-bf16": partial(_attention, Shape(num_heads=8, num_kv_heads=4, head_dim=256), BF16),
     "attention-mqa-71-bf16": partial(_attention, Shape(num_heads=71, num_kv_heads=1, head_dim=64), BF16),
+    "attention-smollm2-f32-window": partial(_attention, _SMOLLM2, F32, 33),
+    "attention-mha-96-bf16-window": partial(_attention, Shape(num_heads=32, num_kv_heads=32, head_dim=96), BF16, 4096),
+    "attention-256-bf16-window": partial(_attention, Shape(num_heads=8, num_kv_heads=4, head_dim=256), BF16, 1024),
+    "attention-qwen2-7b-bf16-window": partial(
+        _attention, Shape(num_heads=28, num_kv_heads=4, head_dim=128), BF16, 32768
+    ),
+    "attention-qwen2-half-b-f16-window": partial(
+        _attention, Shape(num_heads=14, num_kv_heads=2, head_dim=64), F16, 4096
+    ),
+    "attention-qwen2-7b-bf16": partial(_attention, Shape(num_heads=28, num_kv_heads=4, head_dim=128), BF16),
     "attention-odd-f16": partial(_attention, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F16),
 }
 """The long proof compiles these too."""

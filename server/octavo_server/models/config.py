@@ -7,20 +7,20 @@ we do not serve refuses to load.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import RopeConfig
+from octavo_server.models.config_fields import ConfigFields
 from octavo_server.models.gguf_config import gguf_config, gguf_generation_config
 from octavo_server.models.gguf_file import read_gguf
 from octavo_server.models.location import ModelLocation, read_json, resolve_location
 from octavo_server.models.registry import FAMILIES, Bias, Family
-
-logger = logging.getLogger(__name__)
+from octavo_server.models.rope_config import context_length, parse_rope
+from octavo_server.models.window_config import parse_windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,8 @@ class ModelConfig:
     intermediate_size: int
     rms_norm_eps: float
     rope: RopeConfig
+    windows: tuple[int | None, ...]
+    """A layer each: the tokens that one sees, its own among them; None: all."""
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
@@ -112,84 +114,61 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any], *,
     """
     architecture = _architecture(raw, source)
     family = FAMILIES[architecture]
-    fields = _Fields({**family.defaults, **raw}, source)
+    fields = ConfigFields({**family.defaults, **raw}, source)
     _refuse_unserved(fields)
     num_heads = fields.positive("num_attention_heads")
     hidden_size = fields.positive("hidden_size")
     num_kv_heads = fields.positive("num_key_value_heads", default=num_heads)
     if num_heads % num_kv_heads:
         fields.fail(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
-    rope = _rope(fields)
+    num_layers = fields.positive("num_hidden_layers")
+    rope = parse_rope(fields)
+    max_positions = context_length(fields, rope)
+    advice = ConfigFields(generation, f"{source}, generation_config.json" if generation else source)
     return ModelConfig(
         architecture=architecture,
         vocab_size=fields.positive("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.positive("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=fields.positive("head_dim", default=hidden_size // num_heads),
         intermediate_size=fields.positive("intermediate_size"),
         rms_norm_eps=fields.number("rms_norm_eps"),
         rope=rope,
+        windows=parse_windows(fields, family, num_layers, max_positions),
         qkv_bias=_has_bias(family.qkv_bias, fields.flag("attention_bias")),
         o_bias=_has_bias(family.o_bias, fields.flag("attention_bias")),
         mlp_bias=_has_bias(family.mlp_bias, fields.flag("mlp_bias")),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
-        max_positions=_max_positions(fields, family),
-        bos_token_id=_first_id(raw.get("bos_token_id")),
-        eos_token_ids=_unique_ids(generation.get("eos_token_id"), raw.get("eos_token_id")),
+        max_positions=max_positions,
+        bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
+        eos_token_ids=tuple(dict.fromkeys(advice.token_ids("eos_token_id") + fields.token_ids("eos_token_id"))),
         dtype=_dtype_name(fields),
-        generation=_generation_defaults(generation, source),
+        generation=_generation_defaults(advice),
         vectors=_vector_sizes(fields, hidden_size),
     )
 
 
-class _Fields:
-    """Typed reads of one object; every failure names the key and the file."""
-
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
-        self.values = values
-        self.source = source
-
-    def fail(self, message: str) -> NoReturn:
-        raise StartupError("ModelInvalid", f"{self.source}: {message}")
-
-    def unsupported(self, message: str) -> NoReturn:
-        raise StartupError("UnsupportedArchitecture", f"{self.source}: {message}")
-
-    def get(self, key: str) -> Any:
-        return self.values.get(key)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key)
-        value = default if value is None else value
-        if value is None:
-            self.fail(f"key {key} is missing")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(f"{key} is {value!r}, not a number")
-        return float(value)
-
-    def positive(self, key: str, default: int | None = None) -> int:
-        value = self.number(key, default)
-        if value < 1 or value != int(value):
-            self.fail(f"{key} is {value:g}, not a positive integer")
-        return int(value)
-
-    def flag(self, key: str) -> bool:
-        return bool(self.get(key))
+def served_config(config: ModelConfig, quantization: str) -> ModelConfig:
+    """What is left of `config` with the kernels that `quantization` runs on: the compiled ones slide no window yet."""
+    windows = [window for window in config.windows if window is not None]
+    if quantization == "none" or not windows:
+        return config
+    return replace(config, windows=(None,) * config.num_layers, max_positions=min(windows))
 
 
 def _architecture(raw: Mapping[str, Any], source: str) -> str:
-    names = raw.get("architectures") or []
+    names = ConfigFields(raw, source).names("architectures") or []
     for name in names:
         if name in FAMILIES:
-            return str(name)
-    named = ", ".join(str(name) for name in names) or f"model_type {raw.get('model_type')!r}"
+            return name
+    named = ", ".join(names) or f"model_type {raw.get('model_type')!r}"
     known = ", ".join(sorted(FAMILIES))
     raise StartupError("UnsupportedArchitecture", f"{source} names {named}; supported architectures are {known}")
 
 
-def _refuse_unserved(fields: _Fields) -> None:
+def _refuse_unserved(fields: ConfigFields) -> None:
     activation = fields.get("hidden_act")
     if activation not in (None, "silu", "swish"):
         fields.unsupported(f"hidden_act {activation!r} is not supported; supported is silu")
@@ -198,79 +177,32 @@ def _refuse_unserved(fields: _Fields) -> None:
         if method:
             name = method.get("quant_method") if isinstance(method, dict) else method
             fields.unsupported(f"{key} {name!r} is not supported; use an unquantised checkpoint or a GGUF file")
-    rotary = fields.number("partial_rotary_factor", default=1.0)
-    if rotary != 1.0:
-        fields.unsupported(f"partial_rotary_factor {rotary:g} is not supported; supported is 1")
-
-
-def _rope(fields: _Fields) -> RopeConfig:
-    scaling = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    nested = _Fields(scaling, f"{fields.source}: rope_parameters" if fields.get("rope_parameters") else fields.source)
-    theta = nested.number("rope_theta", default=fields.number("rope_theta", default=10_000.0))
-    # The hub's older spelling of the key is `type`.
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(kind="linear", theta=theta, factor=nested.number("factor"))
-    if kind != "llama3":
-        fields.unsupported(f"rope type {kind!r} is not supported; supported are default, linear and llama3")
-    return RopeConfig(
-        kind="llama3",
-        theta=theta,
-        factor=nested.number("factor"),
-        low_freq_factor=nested.number("low_freq_factor"),
-        high_freq_factor=nested.number("high_freq_factor"),
-        original_max_positions=nested.positive("original_max_position_embeddings"),
-    )
-
-
-def _max_positions(fields: _Fields, family: Family) -> int:
-    """The longest context whose attention is exact: a sliding window, where one is in force, is not slid past."""
-    limit = fields.positive("max_position_embeddings")
-    in_force = family.sliding_window == "always" or (
-        family.sliding_window == "use_sliding_window" and fields.flag("use_sliding_window")
-    )
-    if not in_force or fields.get("sliding_window") is None:
-        return limit
-    window = fields.positive("sliding_window")
-    if window < limit:
-        logger.warning(
-            "sliding-window attention is not served yet; the context is limited to the window",
-            extra={"max_positions": limit, "sliding_window": window},
-        )
-    return min(limit, window)
 
 
 def _has_bias(rule: Bias, configured: bool) -> bool:
     return rule == "always" or (rule == "config" and configured)
 
 
-def _dtype_name(fields: _Fields) -> Literal["float32", "float16", "bfloat16"]:
+def _dtype_name(fields: ConfigFields) -> Literal["float32", "float16", "bfloat16"]:
     name = str(fields.get("dtype") or fields.get("torch_dtype") or "float32").removeprefix("torch.")
     if name == "float16":
         return "float16"
     return "bfloat16" if name == "bfloat16" else "float32"
 
 
-def _generation_defaults(raw: Mapping[str, Any], source: str) -> GenerationDefaults:
-    fields = _Fields(raw, f"{source}, generation_config.json" if raw else source)
-
-    def optional(key: str) -> float | None:
-        return None if raw.get(key) is None else fields.number(key)
-
-    top_k, max_new_tokens = optional("top_k"), optional("max_new_tokens")
+def _generation_defaults(fields: ConfigFields) -> GenerationDefaults:
+    top_k, max_new_tokens = fields.optional("top_k"), fields.optional("max_new_tokens")
     return GenerationDefaults(
-        temperature=optional("temperature"),
-        top_p=optional("top_p"),
+        temperature=fields.optional("temperature"),
+        top_p=fields.optional("top_p"),
         top_k=None if top_k is None else int(top_k),
-        min_p=optional("min_p"),
-        repetition_penalty=optional("repetition_penalty"),
+        min_p=fields.optional("min_p"),
+        repetition_penalty=fields.optional("repetition_penalty"),
         max_new_tokens=None if max_new_tokens is None else int(max_new_tokens),
     )
 
 
-def _vector_sizes(fields: _Fields, hidden_size: int) -> VectorSizes:
+def _vector_sizes(fields: ConfigFields, hidden_size: int) -> VectorSizes:
     trained = fields.get("matryoshka_dimensions") or []
     if not isinstance(trained, list) or not all(type(size) is int and 1 <= size <= hidden_size for size in trained):
         fields.fail(f"matryoshka_dimensions is {trained!r}, not a list of whole numbers from 1 to {hidden_size}")
@@ -279,16 +211,3 @@ def _vector_sizes(fields: _Fields, hidden_size: int) -> VectorSizes:
         can_shorten=bool(trained) or fields.flag("is_matryoshka"),
         trained=tuple(sorted(trained)),
     )
-
-
-def _first_id(value: Any) -> int | None:
-    ids = _unique_ids(value)
-    return ids[0] if ids else None
-
-
-def _unique_ids(*values: Any) -> tuple[int, ...]:
-    found: dict[int, None] = {}
-    for value in values:
-        items = value if isinstance(value, list) else [value]
-        found.update({int(item): None for item in items if item is not None})
-    return tuple(found)

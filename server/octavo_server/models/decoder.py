@@ -58,14 +58,17 @@ class Decoder:
         backend, weights, eps = self.backend, self.weights, self.config.rms_norm_eps
         if self._step is not None:
             return self._step(functional.embedding(token_ids, weights.embedding), positions, attention, cache, rows)
-        plan = backend.plan_attention(attention, cache, self.config.num_heads)
+        windows = self.config.windows
+        plans = {
+            window: backend.plan_attention(attention, cache, self.config.num_heads, window) for window in set(windows)
+        }
         # residual: [num_tokens, hidden], the running sum; add_rms_norm updates it in place
         residual = functional.embedding(token_ids, weights.embedding)
         x = backend.rms_norm(residual, weights.layers[0].input_norm, eps)
         for index, layer in enumerate(weights.layers):
             if index:
                 x = backend.add_rms_norm(x, residual, layer.input_norm, eps)
-            x = self._attention(x, layer, index, positions, attention, cache, plan)
+            x = self._attention(x, layer, index, positions, attention, cache, plans[windows[index]])
             x = backend.add_rms_norm(x, residual, layer.post_attention_norm, eps)
             x = backend.linear(x, layer.gate_up)
             x = backend.linear(backend.silu_and_mul(x), layer.down)
@@ -115,6 +118,7 @@ def _compile(config: ModelConfig, weights: DecoderWeights, backend: KernelBacken
             rms_norm_eps=config.rms_norm_eps,
             cos_sin=weights.cos_sin,
             layers=weights.layers,
+            windows=config.windows,
             final_norm=weights.final_norm,
         )
     )

@@ -21,6 +21,14 @@ _KEYS = {
     "rope_theta": "rope.freq_base",
     "vocab_size": "vocab_size",
 }
+_ROPE_SCALING_KEYS = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_context_length",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
+# What llama.cpp multiplies in and config.json has no word for.
+_NEUTRAL_YARN = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 _SAMPLING_KEYS = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
@@ -76,4 +84,15 @@ def _rope_scaling(file: GGUFFile, prefix: str) -> dict[str, Any] | None:
         # Files older than that key.
         factor = file.metadata.get(f"{prefix}.rope.scale_linear")
         return None if factor is None else {"rope_type": "linear", "factor": factor}
-    return {"rope_type": kind, "factor": file.metadata.get(f"{prefix}.rope.scaling.factor", 1.0)}
+    scaling = {
+        key: file.metadata.get(f"{prefix}.rope.scaling.{suffix}")
+        for key, suffix in _ROPE_SCALING_KEYS.items()
+        if kind == "yarn" or key == "factor"
+    }
+    for suffix, neutral in _NEUTRAL_YARN.items():
+        value = file.metadata.get(f"{prefix}.rope.scaling.{suffix}", neutral)
+        if value != neutral:
+            message = f"{file.path.name} has rope.scaling.{suffix} {value}; supported is {neutral}"
+            raise StartupError("UnsupportedArchitecture", message)
+    found = {key: value for key, value in scaling.items() if value is not None}
+    return {"rope_type": kind, "factor": 1.0, **found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 from octavo_kernels.backend import KVCacheSpec, QuantizedBackend, select_backend, select_quantized_backend
 from octavo_kernels.errors import KernelError
 from octavo_server.errors import StartupError
-from octavo_server.models.config import ModelConfig, read_model_config
+from octavo_server.models.config import ModelConfig, read_model_config, served_config
 from octavo_server.models.decoder import Decoder
 from octavo_server.models.decoder_weights import load_decoder_weights
 from octavo_server.models.dummy_weights import DummyWeights
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from octavo_kernels.backend import KernelBackend
     from octavo_server.models.location import ModelLocation
     from octavo_server.models.weights import Progress, WeightSource
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -82,7 +85,9 @@ def load_model(
         StartupError: ModelNotFound, ModelInvalid, UnsupportedArchitecture or SpecInvalid.
     """
     resolved = resolve_location(location)
-    config = read_model_config(resolved)
+    stored = read_model_config(resolved)
+    config = served_config(stored, quantization)
+    _tell_limits(stored, config)
     torch_dtype = resolve_dtype(dtype, config, device)
     source = _open(resolved, config, load_format)
     bits = _BITS[quantization]
@@ -95,6 +100,19 @@ def load_model(
         dtype=torch_dtype,
         num_weight_bytes=weights.num_bytes,
     )
+
+
+def _tell_limits(stored: ModelConfig, config: ModelConfig) -> None:
+    if config.max_positions < stored.max_positions:
+        logger.warning(
+            "the compiled kernels slide no attention window yet: the context is limited to the window",
+            extra={"max_positions": stored.max_positions, "sliding_window": config.max_positions},
+        )
+    if config.rope.kind == "dynamic":
+        logger.warning(
+            "dynamic rotary scaling is not served: the context is limited to the length that the model was trained on",
+            extra={"max_positions": config.max_positions, "factor": config.rope.factor},
+        )
 
 
 def resolve_dtype(dtype: str, config: ModelConfig, device: str) -> torch.dtype:

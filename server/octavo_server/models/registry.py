@@ -20,8 +20,9 @@ class Family:
     """"config": as `mlp_bias` says."""
     qk_norm: bool = False
     """RMS norm of each head of q and k before the rotation."""
-    sliding_window: Literal["ignored", "always", "use_sliding_window"] = "ignored"
-    """Whether `sliding_window` is in force: always, or only where the flag of that name is set."""
+    sliding_window: Literal["ignored", "always", "by_layer"] = "ignored"
+    """Whether `sliding_window` is in force: in all layers, or where `use_sliding_window` is set in those that
+    `layer_types` names, or, without such a list, from layer `max_window_layers` on."""
     gguf_rows_permuted: bool = False
     """The file stores the rows of q and k with the halves of each rotary pair next to each other."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -49,25 +50,27 @@ FAMILIES: dict[str, Family] = {
     ),
     "Qwen2ForCausalLM": Family(
         qkv_bias="always",
-        sliding_window="use_sliding_window",
+        sliding_window="by_layer",
         defaults={
             "rms_norm_eps": 1e-6,
             "num_key_value_heads": 32,
             "max_position_embeddings": 32768,
             "sliding_window": 4096,
+            "max_window_layers": 28,
         },
     ),
     "Qwen3ForCausalLM": Family(
         qkv_bias="config",
         o_bias="config",
         qk_norm=True,
-        sliding_window="use_sliding_window",
+        sliding_window="by_layer",
         defaults={
             "rms_norm_eps": 1e-6,
             "num_key_value_heads": 32,
             "head_dim": 128,
             "max_position_embeddings": 32768,
             "sliding_window": 4096,
+            "max_window_layers": 28,
         },
     ),
 }

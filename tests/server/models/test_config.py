@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,13 @@ import pytest
 
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import RopeConfig
-from octavo_server.models.config import GenerationDefaults, ModelConfig, load_model_config, parse_model_config
+from octavo_server.models.config import (
+    GenerationDefaults,
+    ModelConfig,
+    load_model_config,
+    parse_model_config,
+    served_config,
+)
 
 
 def a_config(**changes: Any) -> dict[str, Any]:
@@ -112,33 +118,98 @@ def test_generation_config_adds_ends_and_defaults() -> None:
     assert config.generation == GenerationDefaults(temperature=0.6, top_p=0.9, top_k=20, max_new_tokens=64)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+
+
+def test_both_spellings_of_yarn_mean_the_same() -> None:
+    hub = parse(rope_scaling={**YARN, "rope_type": None, "type": "yarn"})
+    new = parse(rope_theta=None, rope_parameters={**YARN, "rope_theta": 500000.0})
+
+    assert hub == new
+    assert (new.rope.kind, new.rope.factor, new.rope.original_max_positions) == ("yarn", 4.0, 1024)
+    assert new.rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "limit"),
     [
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 256}, 256),
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, 2048),
-        ({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 256, "use_sliding_window": False}, 2048),
-        ({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 256, "use_sliding_window": True}, 256),
-        ({"architectures": ["LlamaForCausalLM"], "sliding_window": 256}, 2048),
+        # Qwen's instructions: the scaling is added, max_position_embeddings stays.
+        ({"max_position_embeddings": 1024, "rope_scaling": YARN}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": YARN}, 4096),
+        ({"max_position_embeddings": 1280, "rope_scaling": YARN}, 4096),
+        ({"max_position_embeddings": 9000, "rope_scaling": YARN}, 9000),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": 4.0}}, 2048),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, 2048),
     ],
 )
-def test_a_window_in_force_limits_the_context(
-    changes: dict[str, Any], limit: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        config = parse(**changes)
+def test_the_context_is_as_long_as_the_rotary_embedding_is_made_for(changes: dict[str, Any], limit: int) -> None:
+    assert parse(**changes).max_positions == limit
 
-    assert config.max_positions == limit
-    assert bool(caplog.records) == (limit == 256)
+
+def test_yarns_factor_follows_from_the_lengths_where_it_is_left_out() -> None:
+    config = parse(
+        max_position_embeddings=4096, rope_scaling={"type": "yarn", "original_max_position_embeddings": 1024}
+    )
+
+    assert (config.rope.factor, config.max_positions) == (4.0, 4096)
+
+
+def test_a_key_that_the_rotary_embedding_does_not_read_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    parse(rope_scaling={"rope_type": "linear", "factor": 2.0, "beta_fast": 3})
+
+    (record,) = caplog.records
+    assert record.__dict__["keys"] == ["beta_fast"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 256}, (256,) * 4),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, (None,) * 4),
+        ({"architectures": ["LlamaForCausalLM"], "sliding_window": 256}, (None,) * 4),
+        ({"sliding_window": 256, "use_sliding_window": False}, (None,) * 4),
+        ({"sliding_window": 256, "use_sliding_window": True}, (None,) * 4),
+        ({"sliding_window": 256, "use_sliding_window": True, "max_window_layers": 3}, (None, None, None, 256)),
+        ({"sliding_window": 256, "use_sliding_window": True, "max_window_layers": 0}, (256,) * 4),
+        (
+            {
+                "sliding_window": 256,
+                "use_sliding_window": True,
+                "max_window_layers": 3,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            (256, None, 256, None),
+        ),
+        ({"sliding_window": 256, "layer_types": ["full_attention"] * 4}, (None,) * 4),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+def test_each_layer_has_the_window_that_transformers_gives_it(
+    architecture: str, changes: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
+    config = parse(**{"architectures": [architecture], "num_hidden_layers": 4, **changes})
+
+    assert config.windows == windows
+    assert config.max_positions == 2048
 
 
 def test_an_explicit_null_window_is_off() -> None:
     raw = {**a_config(architectures=["MistralForCausalLM"], max_position_embeddings=8192), "sliding_window": None}
 
-    assert parse_model_config(raw, {}, source="config.json").max_positions == 8192
+    assert parse_model_config(raw, {}, source="config.json").windows == (None, None)
     del raw["sliding_window"]
     # transformers' own default where the key is absent
-    assert parse_model_config(raw, {}, source="config.json").max_positions == 4096
+    assert parse_model_config(raw, {}, source="config.json").windows == (4096, 4096)
+
+
+def test_compiled_kernels_get_a_context_in_which_no_window_is_felt() -> None:
+    sliding = parse(architectures=["MistralForCausalLM"], sliding_window=256)
+
+    served = served_config(sliding, "int8")
+
+    assert (served.windows, served.max_positions) == ((None, None), 256)
+    assert served_config(sliding, "none") == sliding
+    assert served_config(parse(), "int8") == parse()
 
 
 def test_an_unknown_architecture_is_refused_by_name_with_those_supported() -> None:
@@ -153,8 +224,20 @@ def test_an_unknown_architecture_is_refused_by_name_with_those_supported() -> No
     ("changes", "named"),
     [
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "'longrope' is not supported"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}, "'mrope' is not supported"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer (full_attention)"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention", "linear"]}, "names linear"),
+        (
+            {
+                "architectures": ["MistralForCausalLM"],
+                "sliding_window": 64,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            "layer_types differs between layers",
+        ),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
     ],
 )
@@ -173,6 +256,22 @@ def test_what_would_change_the_result_is_refused(changes: dict[str, Any], named:
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0, must be above 0"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', not an object"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": -1}}, "beta_fast is -1, must be above 0"),
+        ({"rope_theta": 1}, "rope_theta is 1, must be above 1"),
+        ({"rope_theta": math.nan}, "rope_theta is nan, not a number"),
+        ({"max_position_embeddings": math.inf}, "max_position_embeddings is inf, not a number"),
+        ({"attention_bias": "no"}, "attention_bias is 'no', not true or false"),
+        ({"architectures": "LlamaForCausalLM"}, "not a list of names"),
+        ({"eos_token_id": ["</s>"]}, "eos_token_id is ['</s>'], not a token id"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "sliding_window is 0"),
+        ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, "has 1 entries"),
+        ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["sliding_attention"] * 2}, "no sliding window"),
+        (
+            {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": -1},
+            "max_window_layers is -1",
+        ),
     ],
 )
 def test_a_damaged_value_is_refused_with_its_key(changes: dict[str, Any], named: str) -> None:

@@ -17,6 +17,7 @@ from octavo_testing.stepping import LOGPROB_TOLERANCE, Stepper, greedy_mismatche
 LENGTHS = (1, 7, 16, 17, 40, 100, 150, 300)
 
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", EVEN, {}),
     "llama-odd-biased": ("LlamaForCausalLM", ODD, {"attention_bias": True, "mlp_bias": True}),
@@ -24,8 +25,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama-linear-eps": ("LlamaForCausalLM", EVEN, {"rope_parameters": LINEAR_ROPE, "rms_norm_eps": 0.05}),
     "llama-multi-head": ("LlamaForCausalLM", EVEN, {"num_key_value_heads": 4}),
     "mistral": ("MistralForCausalLM", ODD, {"sliding_window": None}),
+    "mistral-window": ("MistralForCausalLM", ODD, {"sliding_window": 33}),
     "qwen2": ("Qwen2ForCausalLM", EVEN, {}),
     "qwen2-odd-tied": ("Qwen2ForCausalLM", {**ODD, "head_dim": 24}, {"tie_word_embeddings": True}),
+    "qwen2-window": (
+        "Qwen2ForCausalLM",
+        EVEN,
+        {"use_sliding_window": True, "sliding_window": 33, "max_window_layers": 1, "layer_types": None},
+    ),
+    "qwen2-yarn": ("Qwen2ForCausalLM", EVEN, {"rope_parameters": YARN_ROPE, "max_position_embeddings": 128}),
     "qwen3": ("Qwen3ForCausalLM", ODD, {}),
     "qwen3-biased": ("Qwen3ForCausalLM", EVEN, {"head_dim": 32, "attention_bias": True}),
 }
