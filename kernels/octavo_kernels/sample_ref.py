@@ -32,13 +32,13 @@ def _sample_row(logits: torch.Tensor, params: SamplingBatch, row: int) -> int:
     if temperature == 0:
         return int(logits.argmax())
     scaled = logits / temperature
-    kept = _kept_tokens(scaled, int(params.top_k[row]), float(params.top_p[row]), float(params.min_p[row]))
+    kept = kept_tokens(scaled, int(params.top_k[row]), float(params.top_p[row]), float(params.min_p[row]))
     token_ids = torch.arange(logits.shape[0], device=logits.device)
     noise = gumbel_noise(params.seed[row], params.position[row], token_ids)
     return int((scaled + noise).masked_fill(~kept, -torch.inf).argmax())
 
 
-def _kept_tokens(scaled: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+def kept_tokens(scaled: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
     """scaled: [vocab] fp32 -> [vocab] bool. The kept tokens are a prefix of the order (logit falling, id rising)."""
     # stable, so that equal logits stay in the order of their ids
     values, order = scaled.sort(descending=True, stable=True)

@@ -11,8 +11,18 @@ if TYPE_CHECKING:
     from octavo_server.llm import LLM
     from octavo_server.llm_inputs import TextPrompt, TokensPrompt
     from octavo_server.llm_outputs import CompletionOutput, RequestOutput
+    from octavo_server.structured_output.params import StructuredOutputsParams
 
-__all__ = ["LLM", "CompletionOutput", "PoolingParams", "RequestOutput", "SamplingParams", "TextPrompt", "TokensPrompt"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "PoolingParams",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
+]
 
 _HOMES = {
     "LLM": "llm",
@@ -20,6 +30,7 @@ _HOMES = {
     "PoolingParams": "engine.vectors",
     "RequestOutput": "llm_outputs",
     "SamplingParams": "engine.request",
+    "StructuredOutputsParams": "structured_output.params",
     "TextPrompt": "llm_inputs",
     "TokensPrompt": "llm_inputs",
 }

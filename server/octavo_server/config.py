@@ -72,6 +72,16 @@ def origin(text: str) -> str:
     return text
 
 
+LogprobsMode = Literal["raw", "processed"]
+
+
+def read_logprobs_mode(text: str) -> str:
+    """With vLLM's names of the two modes that are served."""
+    if text in ("raw_logits", "processed_logits"):
+        raise ConfigError(f"{text} is not supported, log-probabilities are; use raw or processed")
+    return text.removesuffix("_logprobs")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What the engine is built from: the model, its memory and its limits."""
@@ -156,6 +166,11 @@ class EngineConfig:
     generation_config: Literal["auto", "octavo"] = setting("auto")
     """Where sampling defaults come from. auto: the model's generation_config.json; octavo: OpenAI's (temperature 1,
     top_p 1)."""
+
+    logprobs_mode: Literal["raw", "processed"] = setting("raw", parse=read_logprobs_mode)
+    """What log-probabilities are of. raw: the model's own distribution, as evaluation needs; processed: what tokens are
+    drawn from, after biases, penalties, masks, temperature, top-k, top-p and min-p. vLLM's raw_logprobs and
+    processed_logprobs are understood."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -38,7 +38,6 @@ NOT_SUPPORTED_YET = frozenset(
         "--speculative-config",
         "--kv-offloading-size",
         "--data-dir",
-        "--logprobs-mode",
         "--otlp-traces-endpoint",
     }
 )
@@ -208,9 +207,10 @@ class Setting:
 
     def _read_text(self, text: str, source: str) -> object:
         if self.choices:
-            if text not in self.choices:
+            choice = text if self.parse is None else self.parse(text)
+            if choice not in self.choices:
                 raise ConfigError(f"{source} is {text!r}, it must be one of {', '.join(self.choices)}")
-            return text
+            return choice
         if self.kind is bool:
             return _read_bool(text, source)
         try:

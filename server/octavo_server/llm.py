@@ -15,6 +15,7 @@ from octavo_server.engine.admission import check_request
 from octavo_server.engine.build import build_engine
 from octavo_server.engine.request import POOLING, Request, SamplingParams
 from octavo_server.engine.startup import StartupProgress
+from octavo_server.engine.text_params import resolve_text_params
 from octavo_server.engine.vectors import PoolingParams, check_dimensions, check_pairs, last_tokens
 from octavo_server.errors import ConfigError, OctavoError
 from octavo_server.llm_inputs import (
@@ -69,8 +70,7 @@ class LLM:
         self.config = config
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
-        self._defaults = loaded.defaults
-        self._vectors = loaded.vectors
+        self._served = loaded.served
         self._num_requests = 0
 
     def get_tokenizer(self) -> ScriptTokenizer:
@@ -79,7 +79,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends."""
-        given = self._defaults
+        given = self._served.defaults
         named = {
             "temperature": given.temperature,
             "top_p": given.top_p,
@@ -145,7 +145,7 @@ class LLM:
             OctavoError: the model computed something that is no number.
         """
         params = pooling_params or PoolingParams()
-        check_dimensions(params, self._vectors)
+        check_dimensions(params, self._served.vectors)
         most, context = params.truncate_prompt_tokens, self.engine.limits.max_sequence_tokens
         items = [encode_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         items = [replace(item, token_ids=last_tokens(item.token_ids, most, context)) for item in items]
@@ -248,12 +248,15 @@ class LLM:
 
     def _request(self, item: EncodedPrompt, params: SamplingParams) -> Request:
         self._num_requests += 1
+        text = resolve_text_params(params, self._served)
         return Request(
             request_id=str(self._num_requests - 1),
             prompt_token_ids=tuple(item.token_ids),
             params=params,
             arrival_s=time.monotonic(),
             cache_salt=item.cache_salt,
+            grammar=text.grammar,
+            bad_token_ids=text.bad_token_ids,
         )
 
 

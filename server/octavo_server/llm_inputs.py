@@ -172,6 +172,8 @@ def normalized(params: SamplingParams) -> SamplingParams:
         params,
         stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(params.stop_token_ids or ()),
+        bad_words=tuple(params.bad_words or ()),
+        allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
         logit_bias={int(token_id): value for token_id, value in (params.logit_bias or {}).items()},
         top_k=max(params.top_k, 0),
     )

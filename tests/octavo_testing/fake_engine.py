@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from octavo_server.engine.build import LoadedEngine
-from octavo_server.engine.engine import Engine
+from octavo_server.engine.engine import Engine, Vocabulary
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.outputs import ModelRunner, RunnerOutput, SchedulerOutput
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.sequence import Sequence
 from octavo_server.models.config import GenerationDefaults, VectorSizes
+from octavo_server.structured_output.compiler import GrammarCompiler
 from octavo_server.tokenizer.tokenizer import Tokenizer
 from octavo_testing.fake_model import FAKE_STATE_SIZE, FakeModel, FakeRunner
 
@@ -127,7 +128,15 @@ def fake_engine(
     tokens = FragileTokens(tokenizer)
     extra: dict[str, Any] = {"clock": clock} if clock else {}
     engine = Engine(
-        scheduler=scheduler, runner=runner, tokens=tokens, vocab_size=VOCABULARY, keeps_records=True, **extra
+        scheduler=scheduler,
+        runner=runner,
+        vocabulary=Vocabulary(
+            tokens=tokens,
+            size=VOCABULARY,
+            grammars=GrammarCompiler(tokenizer, vocab_size=VOCABULARY, eos_token_ids=(eos_token_id,)),
+        ),
+        keeps_records=True,
+        **extra,
     )
     loaded = LoadedEngine(
         engine=engine,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.body import read_json
 from octavo_server.api.endpoint import Endpoint
-from octavo_server.api.generation import Output, answer, encode_prompt, generation_of, make_requests
+from octavo_server.api.generation import (
+    Output,
+    answer,
+    encode_prompt,
+    generation_of,
+    make_requests,
+    num_kept_tokens,
+)
 from octavo_server.api.generation_schemas import CHAT_ANSWERS, CHAT_BODY, CHAT_EXAMPLE
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs_json, shown_tokens
 from octavo_server.api.schemas import parse_chat
@@ -30,21 +37,22 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     loaded = state.ready_engine()
     chat = parse_chat(await read_json(http), loaded.defaults)
     state.check_model(chat.options.model)
-    prompt = await asyncio.to_thread(render, loaded, chat.rendering)
+    keep = num_kept_tokens(chat.options, loaded)
+    prompt = await asyncio.to_thread(render, loaded, chat.rendering, keep=keep)
     return await answer(
         http,
         generation_of(
             http,
             options=chat.options,
-            requests=make_requests(state, chat.options, [prompt], chat.options.params),
+            requests=await make_requests(state, chat.options, [prompt], chat.options.params),
             shape=ChatShape(chat.options, loaded.tokenizer),
             response_id=f"chatcmpl-{state.new_id()}",
         ),
     )
 
 
-def render(loaded: ServedModel, rendering: Rendering) -> list[int]:
-    """The prompt's token ids.
+def render(loaded: ServedModel, rendering: Rendering, *, keep: int | None = None) -> list[int]:
+    """The prompt's token ids, the last `keep` of them.
 
     Raises:
         InvalidRequestError: the template refuses the messages, or the model has none.
@@ -56,7 +64,7 @@ def render(loaded: ServedModel, rendering: Rendering) -> list[int]:
         extra=rendering.chat_template_kwargs,
     )
     # The template writes special tokens itself.
-    return encode_prompt(loaded, text, add_special_tokens=False)
+    return encode_prompt(loaded, text, add_special_tokens=False, keep=keep)
 
 
 class ChatShape:

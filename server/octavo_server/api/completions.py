@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.body import read_json
 from octavo_server.api.endpoint import Endpoint
-from octavo_server.api.generation import Output, answer, encode_prompt, generation_of, make_requests
+from octavo_server.api.generation import (
+    Output,
+    answer,
+    encode_prompt,
+    generation_of,
+    make_requests,
+    num_kept_tokens,
+)
 from octavo_server.api.generation_schemas import COMPLETION_ANSWERS, COMPLETION_BODY, COMPLETION_EXAMPLE
 from octavo_server.api.logprobs import CompletionLogprobs, prompt_logprobs_json, shown_tokens
 from octavo_server.api.schemas import CompletionRequest, parse_completion
@@ -41,7 +48,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
         generation_of(
             http,
             options=options,
-            requests=make_requests(state, options, prompts, params),
+            requests=await make_requests(state, options, prompts, params),
             shape=CompletionShape(completion, prompts, loaded.tokenizer),
             response_id=f"cmpl-{state.new_id()}",
         ),
@@ -50,10 +57,11 @@ async def completions(http: web.Request) -> web.StreamResponse:
 
 def encode_prompts(loaded: ServedModel, completion: CompletionRequest) -> list[list[int]]:
     """Token ids of each prompt."""
+    keep = num_kept_tokens(completion.options, loaded)
     return [
-        encode_prompt(loaded, prompt, add_special_tokens=completion.add_special_tokens)
+        encode_prompt(loaded, prompt, add_special_tokens=completion.add_special_tokens, keep=keep)
         if isinstance(prompt, str)
-        else list(prompt)
+        else list(prompt if keep is None else prompt[-keep:])
         for prompt in completion.prompts
     ]
 
@@ -66,7 +74,9 @@ class CompletionShape:
         self._echo = completion.echo
         self._prompts = prompts
         self._prompt_texts = [
-            given if isinstance(given, str) else tokenizer.decode(ids, skip_special_tokens=True)
+            given
+            if isinstance(given, str) and completion.options.truncate_prompt_tokens is None
+            else tokenizer.decode(ids, skip_special_tokens=True)
             for given, ids in zip(completion.prompts, prompts, strict=True)
         ]
         self._tokens = tokenizer

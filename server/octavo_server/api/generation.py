@@ -5,6 +5,7 @@ Whatever happens (an error, a client that went away, a full queue), the engine's
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from octavo_server.api.state import STATE, ServerState
 from octavo_server.engine.admission import check_request
 from octavo_server.engine.engine import FAILED_MESSAGE
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
+from octavo_server.engine.text_params import TextParams, resolve_text_params
 from octavo_server.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 IGNORED_HEADER = "X-Octavo-Ignored"
 MAX_IGNORED_BYTES = 1024
+CUT_MARGIN_TOKENS = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,7 +133,7 @@ class Generation:
         }
 
 
-def make_requests(
+async def make_requests(
     state: ServerState, options: GenerationOptions, prompts: Iterable[Sequence[int]], params: SamplingParams
 ) -> tuple[Request, ...]:
     """One engine request a prompt, all checked.
@@ -139,6 +142,9 @@ def make_requests(
         InvalidRequestError: one of them can never run.
     """
     loaded = state.ready_engine()
+    resolved = TextParams()
+    if params.structured_outputs is not None or params.bad_words:
+        resolved = await asyncio.to_thread(resolve_text_params, params, loaded)
     requests = tuple(
         Request(
             request_id=state.new_id(),
@@ -147,6 +153,8 @@ def make_requests(
             arrival_s=time.monotonic(),
             priority=options.priority,
             cache_salt=options.cache_salt,
+            grammar=resolved.grammar,
+            bad_token_ids=resolved.bad_token_ids,
         )
         for prompt in prompts
     )
@@ -163,13 +171,33 @@ def ignored_headers(ignored: Iterable[str]) -> dict[str, str]:
     return {IGNORED_HEADER: names} if names else {}
 
 
-def encode_prompt(loaded: ServedModel, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a prompt; one that cannot fit is refused before seconds go into it.
+def num_kept_tokens(options: GenerationOptions, loaded: ServedModel) -> int | None:
+    """How many of a prompt's last tokens are kept; None: all.
+
+    Raises:
+        InvalidRequestError: more than the context holds are asked for.
+    """
+    asked, limit = options.truncate_prompt_tokens, loaded.limits.max_sequence_tokens
+    if asked is None or asked <= limit:
+        output = 1 if options.params.max_tokens is None else options.params.max_tokens
+        return max(1, limit - output) if asked == -1 else asked
+    raise InvalidRequestError(
+        f"truncate_prompt_tokens is {asked:,}, the context holds {limit:,}; lower it, or send -1 for as many as fit",
+        param="truncate_prompt_tokens",
+    )
+
+
+def encode_prompt(loaded: ServedModel, text: str, *, add_special_tokens: bool, keep: int | None = None) -> list[int]:
+    """Token ids of a prompt, its last `keep`; one that cannot fit is refused before seconds go into it.
 
     Raises:
         InvalidRequestError: it has more characters than the context's tokens can stand for.
     """
     limit, most = loaded.limits.max_sequence_tokens, loaded.tokenizer.max_token_chars
+    if keep is not None:
+        # What a cut changes is the tokens next to it, and those are dropped.
+        shortened = text[-(keep + CUT_MARGIN_TOKENS) * most :]
+        return loaded.tokenizer.encode(shortened, add_special_tokens=add_special_tokens)[-keep:]
     if len(text) > limit * most:
         raise InvalidRequestError(
             f"the prompt has {len(text):,} characters, the context holds {limit:,} tokens of at most {most:,} each; "

@@ -24,6 +24,7 @@ from octavo_server.api.json_schema import (
     text,
 )
 from octavo_server.api.schemas import MAX_MESSAGES, MAX_PARTS, MAX_PROMPTS, NOT_SERVED_YET, WITHOUT_MEANING
+from octavo_server.api.structured_fields import STRUCTURED_PROPERTIES
 from octavo_server.engine.admission import (
     ABOVE_ZERO,
     INT64,
@@ -108,7 +109,7 @@ _COMMON = optionals(
         "cache_salt": CACHE_SALT,
         "return_token_ids": boolean(),
     }
-) | {**{name: {} for name in WITHOUT_MEANING}, **not_served(NOT_SERVED_YET)}
+) | {**STRUCTURED_PROPERTIES, **{name: {} for name in WITHOUT_MEANING}, **not_served(NOT_SERVED_YET)}
 
 _TEXT_PART = obj({"type": one_of("text"), "text": text()}, required=("type", "text"))
 _CONTENT = any_of(text(), array(_TEXT_PART, 1, MAX_PARTS))

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.fields import Fields, checked_text, shown, wholes
+from octavo_server.api.structured_fields import read_structured_outputs
 from octavo_server.engine.admission import (
     ABOVE_ZERO,
     INT64,
     INTEGER_RANGES,
     LOGIT_BIAS_LIMIT,
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORDS,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
     RANGES,
@@ -49,16 +52,11 @@ NOT_SERVED_YET: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
     "reasoning_effort": (),
-    "truncate_prompt_tokens": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
@@ -86,6 +84,8 @@ class GenerationOptions:
     priority: int
     cache_salt: str
     return_token_ids: bool
+    truncate_prompt_tokens: int | None
+    """Of the prompt's last tokens to keep; -1: as many as leave room for the output; None: all."""
     ignored: tuple[str, ...]
 
 
@@ -208,6 +208,9 @@ def _options(
     priority = fields.integer("priority", -(2**31), 2**31 - 1) or 0
     cache_salt = fields.text("cache_salt", max_chars=1024) or ""
     return_token_ids = fields.boolean("return_token_ids")
+    truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, INT64)
+    if truncate_prompt_tokens == 0:
+        raise fields.fail("truncate_prompt_tokens", "-1, or a whole number from 1")
     fields.skip(WITHOUT_MEANING)
     return GenerationOptions(
         model=model,
@@ -217,6 +220,7 @@ def _options(
         priority=priority,
         cache_salt=cache_salt,
         return_token_ids=return_token_ids,
+        truncate_prompt_tokens=truncate_prompt_tokens,
         ignored=fields.unread(),
     )
 
@@ -245,6 +249,9 @@ def _sampling_params(
         prompt_logprobs=_prompt_logprobs(fields),
         skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
         logit_bias=_logit_bias(fields),
+        allowed_token_ids=_allowed_token_ids(fields),
+        bad_words=_bad_words(fields),
+        structured_outputs=read_structured_outputs(fields),
     )
 
 
@@ -278,7 +285,8 @@ def refuse_not_served(fields: Fields, names: Mapping[str, tuple[Any, ...]]) -> N
     for name, neutral in names.items():
         value = fields.get(name)
         if value is not None and not any(value is item or value == item for item in neutral):
-            raise fields.refuse(name, f"{name} is not supported yet (got {shown(value)}); leave it out")
+            instead = "use structured_outputs" if name.startswith("guided_") else "leave it out"
+            raise fields.refuse(name, f"{name} is not supported yet (got {shown(value)}); {instead}")
 
 
 def _stream_options(fields: Fields, stream: bool) -> bool:
@@ -306,8 +314,23 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     return tuple(items)
 
 
-def _token_ids(fields: Fields, name: str) -> tuple[int, ...]:
-    ids = wholes(fields.array(name, max_items=1024) or [])
+def _bad_words(fields: Fields) -> tuple[str, ...]:
+    items = fields.array("bad_words", max_items=MAX_BAD_WORDS) or []
+    for item in items:
+        if not isinstance(item, str) or not 1 <= len(item) <= MAX_STOP_CHARS:
+            raise fields.refuse("bad_words", f"bad_words must have 1 to {MAX_STOP_CHARS} characters, got {shown(item)}")
+        checked_text(item, "bad_words")
+    return tuple(items)
+
+
+def _allowed_token_ids(fields: Fields) -> tuple[int, ...] | None:
+    if fields.get("allowed_token_ids") is None:
+        return None
+    return _token_ids(fields, "allowed_token_ids", max_items=MAX_ALLOWED_TOKEN_IDS)
+
+
+def _token_ids(fields: Fields, name: str, *, max_items: int = 1024) -> tuple[int, ...]:
+    ids = wholes(fields.array(name, max_items=max_items) or [])
     if ids is None or not all(0 <= item < 2**31 for item in ids):
         raise fields.fail(name, "an array of token ids")
     return ids

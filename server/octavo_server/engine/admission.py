@@ -37,6 +37,8 @@ INTEGER_RANGES: dict[str, tuple[int, int]] = {
 ABOVE_ZERO = frozenset({"top_p", "repetition_penalty"})
 MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
 LOGIT_BIAS_LIMIT = 100.0
+MAX_BAD_WORDS = 1024
+MAX_ALLOWED_TOKEN_IDS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,15 @@ def check_params(params: SamplingParams) -> None:
         raise InvalidRequestError(
             f"stop takes at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters", param="stop"
         )
+    if len(params.bad_words) > MAX_BAD_WORDS or not all(1 <= len(item) <= MAX_STOP_CHARS for item in params.bad_words):
+        raise InvalidRequestError(
+            f"bad_words takes at most {MAX_BAD_WORDS:,} strings of 1 to {MAX_STOP_CHARS} characters", param="bad_words"
+        )
+    if params.allowed_token_ids is not None and not 1 <= len(params.allowed_token_ids) <= MAX_ALLOWED_TOKEN_IDS:
+        raise InvalidRequestError(
+            f"allowed_token_ids has {len(params.allowed_token_ids):,} ids, it must have 1 to {MAX_ALLOWED_TOKEN_IDS:,}",
+            param="allowed_token_ids",
+        )
     if not all(abs(value) <= LOGIT_BIAS_LIMIT for value in params.logit_bias.values()):
         raise InvalidRequestError(
             f"logit_bias takes values from -{LOGIT_BIAS_LIMIT:g} to {LOGIT_BIAS_LIMIT:g}", param="logit_bias"
@@ -119,6 +130,7 @@ def _check_token_ids(request: Request, limits: Limits) -> None:
         ("prompt", request.prompt_token_ids),
         ("stop_token_ids", request.params.stop_token_ids),
         ("logit_bias", tuple(request.params.logit_bias)),
+        ("allowed_token_ids", request.params.allowed_token_ids or ()),
     ):
         if not ids or (min(ids) >= 0 and max(ids) < limits.vocab_size):
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo_server.capacity import KVPlan, KVShape, default_cpu_kv_bytes, plan_kv_cache, usable_memory_bytes
-from octavo_server.engine.engine import Engine
+from octavo_server.engine.engine import Engine, Vocabulary
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.served_model import ServedModel
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from octavo_server.engine.startup import StartupProgress
     from octavo_server.models.config import GenerationDefaults, ModelConfig, VectorSizes
     from octavo_server.models.loader import LoadedModel
+    from octavo_server.structured_output.compiler import GrammarCompiler
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ class LoadedEngine:
     def served(self) -> ServedModel:
         """What the clients' side needs of it."""
         return ServedModel(
-            tokenizer=self.tokenizer, defaults=self.defaults, limits=self.engine.limits, vectors=self.vectors
+            tokenizer=self.tokenizer,
+            defaults=self.defaults,
+            limits=self.engine.limits,
+            vectors=self.vectors,
+            grammars=self.engine.vocabulary.grammars,
         )
 
 
@@ -71,6 +76,7 @@ class TextSide:
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     vectors: VectorSizes
+    grammars: GrammarCompiler
 
 
 def build_server_engine(config: EngineConfig, progress: StartupProgress) -> LoadedEngine:
@@ -107,7 +113,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
         _check_vocabulary(text.tokenizer, model_config)
     plan = _plan_kv_cache(config, limits, model, device, host_memory)
     progress.enter("warming_up")
-    engine = _make_engine(config, limits, plan, model, text.tokenizer, keeps_records=keeps_records)
+    engine = _make_engine(config, limits, plan, model, text, keeps_records=keeps_records)
     _log_plan(plan, model, device)
     return LoadedEngine(engine=engine, tokenizer=text.tokenizer, defaults=text.defaults, vectors=text.vectors)
 
@@ -119,6 +125,7 @@ def load_text_side(config: EngineConfig, location: Path) -> TextSide:
         StartupError: they cannot be read.
     """
     from octavo_server.models.config import GenerationDefaults, load_model_config
+    from octavo_server.structured_output.compiler import GrammarCompiler
     from octavo_server.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(
@@ -126,10 +133,10 @@ def load_text_side(config: EngineConfig, location: Path) -> TextSide:
         chat_template=_chat_template(config.chat_template),
         placeholder=config.load_format == "dummy",
     )
-    from_model = config.generation_config == "auto"
-    config_of_model = load_model_config(location)
-    defaults = config_of_model.generation if from_model else GenerationDefaults()
-    return TextSide(tokenizer=tokenizer, defaults=defaults, vectors=config_of_model.vectors)
+    model = load_model_config(location)
+    defaults = model.generation if config.generation_config == "auto" else GenerationDefaults()
+    grammars = GrammarCompiler(tokenizer, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids)
+    return TextSide(tokenizer=tokenizer, defaults=defaults, vectors=model.vectors, grammars=grammars)
 
 
 def bound_spinning(env: MutableMapping[str, str]) -> None:
@@ -239,13 +246,13 @@ def _make_engine(
     limits: ResolvedLimits,
     plan: KVPlan,
     model: LoadedModel,
-    tokenizer: Tokenizer,
+    text: TextSide,
     *,
     keeps_records: bool,
 ) -> Engine:
     from octavo_server.engine.model_runner import DecoderRunner
 
-    runner = DecoderRunner(model.decoder, model.kv_cache_spec(plan.num_blocks, config.block_size))
+    runner = DecoderRunner(model.decoder, model.kv_cache_spec(plan.num_blocks, config.block_size), config.logprobs_mode)
     is_cpu = model.backend.device.type == "cpu"
     runner.warm_up(
         CPU_WARM_UP_TOKENS if is_cpu else limits.max_num_batched_tokens,
@@ -268,8 +275,7 @@ def _make_engine(
     return Engine(
         scheduler=scheduler,
         runner=runner,
-        tokens=tokenizer,
-        vocab_size=model.config.vocab_size,
+        vocabulary=Vocabulary(tokens=text.tokenizer, size=model.config.vocab_size, grammars=text.grammars),
         keeps_records=keeps_records,
         seed=config.seed,
     )

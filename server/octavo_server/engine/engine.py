@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from octavo_server.engine.outputs import ModelRunner, SequenceOutput
     from octavo_server.engine.request import Request
     from octavo_server.engine.scheduler import Scheduler
+    from octavo_server.structured_output.compiler import GrammarCompiler
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,16 @@ class _Output:
     last_token_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What the engine knows of the model's tokens."""
+
+    tokens: TokenTable
+    size: int
+    """The model's, which may be padded beyond the tokens that mean something."""
+    grammars: GrammarCompiler
+
+
 class Engine:
     """Owns the scheduler, the runner and the detokenizers."""
 
@@ -85,20 +96,19 @@ class Engine:
         *,
         scheduler: Scheduler,
         runner: ModelRunner,
-        tokens: TokenTable,
-        vocab_size: int,
+        vocabulary: Vocabulary,
         keeps_records: bool = False,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
     ) -> None:
         self.limits = Limits(
             max_sequence_tokens=scheduler.max_sequence_tokens,
-            vocab_size=vocab_size,
+            vocab_size=vocabulary.size,
             ranks_by_priority=scheduler.config.policy is SchedulingPolicy.PRIORITY,
         )
         self._scheduler = scheduler
         self._runner = runner
-        self._tokens = tokens
+        self.vocabulary = vocabulary
         self._records = EngineRecords() if keeps_records else None
         self._clock = clock
         self._rng = random.Random(seed)
@@ -189,12 +199,13 @@ class Engine:
     def _make_sequence(self, request: Request, index: int) -> Sequence:
         self._next_id += 1
         seed = self._rng.getrandbits(63) if request.params.seed is None else _wrapped(request.params.seed + index)
-        return Sequence(sequence_id=SequenceId(self._next_id), request=request, index=index, seed=seed)
+        grammar = None if request.grammar is None else self.vocabulary.grammars.start(request.grammar)
+        return Sequence(sequence_id=SequenceId(self._next_id), request=request, index=index, seed=seed, grammar=grammar)
 
     def _make_detokenizer(self, request: Request) -> Detokenizer:
         params = request.params
         return Detokenizer(
-            self._tokens,
+            self.vocabulary.tokens,
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
             skip_special_tokens=params.skip_special_tokens,

@@ -82,7 +82,13 @@ class EngineProcess(asyncio.Protocol):
     async def served_model(self, ready: Ready) -> ServedModel:
         assert self._text_side is not None, "it told where the model lies before it was ready"
         text = await self._text_side
-        return ServedModel(tokenizer=text.tokenizer, defaults=text.defaults, limits=ready.limits, vectors=text.vectors)
+        return ServedModel(
+            tokenizer=text.tokenizer,
+            defaults=text.defaults,
+            limits=ready.limits,
+            vectors=text.vectors,
+            grammars=text.grammars,
+        )
 
     async def stop(self, *, at_once: bool) -> bool:
         self._is_stopping = True

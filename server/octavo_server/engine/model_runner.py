@@ -17,6 +17,7 @@ from octavo_server.engine.sampler import Sampler, gather_logprobs, unservable
 
 if TYPE_CHECKING:
     from octavo_kernels.backend import KVCacheSpec
+    from octavo_server.config import LogprobsMode
     from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput
     from octavo_server.models.decoder import Decoder
 
@@ -30,13 +31,13 @@ _NON_FINITE_STATE = "the model computed a hidden state that is not a number or i
 class DecoderRunner:
     """Implements `ModelRunner` for one decoder on one device."""
 
-    def __init__(self, decoder: Decoder, kv_spec: KVCacheSpec) -> None:
+    def __init__(self, decoder: Decoder, kv_spec: KVCacheSpec, logprobs_mode: LogprobsMode = "raw") -> None:
         self.decoder = decoder
         self.kv_cache = decoder.backend.allocate_kv_cache(kv_spec)
         self._vocab_size = decoder.config.vocab_size
         self._device = decoder.backend.device
         self._builder = BatchBuilder(kv_spec.block_size, self._vocab_size, self._device)
-        self._sampler = Sampler(decoder.backend, decoder.config.eos_token_ids)
+        self._sampler = Sampler(decoder.backend, decoder.config.eos_token_ids, logprobs_mode)
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
@@ -110,8 +111,13 @@ class DecoderRunner:
         if not good:
             return {}
         items = [samples[row] for row in good]
-        tokens = self._sampler.sample(logits, items)
-        return {item.sequence.sequence_id: token for item, token in zip(items, tokens, strict=True)}
+        sampled: dict[SequenceId, SampledToken] = {}
+        for item, token in zip(items, self._sampler.sample(logits, items), strict=True):
+            if isinstance(token, str):
+                failed[item.sequence.sequence_id] = token
+            else:
+                sampled[item.sequence.sequence_id] = token
+        return sampled
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, batch: ForwardBatch, failed: dict[SequenceId, str]
@@ -123,6 +129,7 @@ class DecoderRunner:
             logits = self.decoder.logits(hidden[start : start + step])
             for row in _non_finite_rows(logits):
                 failed.setdefault(targets[row].sequence.sequence_id, _NON_FINITE)
+            logits = self._sampler.prompt_logits(logits, [target.sequence.request.params for target in targets])
             token_ids = [target.sequence.token_ids[target.position] for target in targets]
             counts = [target.sequence.request.params.prompt_logprobs or 0 for target in targets]
             in_range = [token_id if 0 <= token_id < self._vocab_size else 0 for token_id in token_ids]

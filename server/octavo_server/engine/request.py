@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from octavo_server.structured_output.params import StructuredOutputsParams
+
 
 class FinishReason(StrEnum):
     """Why an output ended; STOP and LENGTH are OpenAI's words."""
@@ -46,6 +48,11 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    """The only tokens that may be chosen; None: all."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that the output may not hold, each also where it begins a word."""
+    structured_outputs: StructuredOutputsParams | None = None
 
     @classmethod
     def from_optional(cls, **values: Any) -> SamplingParams:
@@ -73,5 +80,9 @@ class Request:
     """Lower runs earlier (vLLM's meaning); other than 0 only with the policy `priority`."""
     pools: bool = False
     """Asks for the hidden state of its last token instead of output tokens; its params are POOLING."""
+    grammar: str | None = None
+    """What `params.structured_outputs` has been compiled to; see text_params."""
+    bad_token_ids: tuple[tuple[int, ...], ...] = ()
+    """`params.bad_words` in tokens."""
     cache_salt: str = ""
     """Isolates the prefix cache: only requests with an equal salt share blocks."""

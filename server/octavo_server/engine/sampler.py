@@ -1,8 +1,8 @@
-"""From logits to tokens: what a request asks to change about the logits, the draw, and the log-probabilities.
+"""From edited logits to tokens: the draw, and the log-probabilities.
 
-Order, as in vLLM: log-probabilities are of the raw logits; then logit_bias, min_tokens, penalties; then temperature,
-top-k, top-p and min-p, which are the backend's. Everything about a row comes from its own sequence, so a result does
-not depend on the batch.
+Temperature, top-k, top-p and min-p are the backend's. Log-probabilities are of the raw logits, or, in the mode
+`processed`, of the distribution that the token was drawn from. Everything about a row comes from its own sequence, so a
+result does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -14,60 +14,75 @@ import numpy as np
 import torch
 
 from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.sample_ref import kept_tokens
+from octavo_server.engine.logit_edits import LogitEdits, restrict_prompt_logits
 from octavo_server.engine.outputs import SampledToken, TokenLogprob
 
 if TYPE_CHECKING:
     from octavo_kernels.backend import KernelBackend
+    from octavo_server.config import LogprobsMode
     from octavo_server.engine.outputs import ScheduledSequence
     from octavo_server.engine.request import SamplingParams
-    from octavo_server.engine.sequence import Sequence
 
 
 class Sampler:
     """Chooses one token a row."""
 
-    def __init__(self, backend: KernelBackend, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, backend: KernelBackend, eos_token_ids: tuple[int, ...], logprobs_mode: LogprobsMode = "raw"
+    ) -> None:
         self._backend = backend
-        self._eos_token_ids = eos_token_ids
+        self._edits = LogitEdits(eos_token_ids)
+        self._mode = logprobs_mode
 
-    def sample(self, logits: torch.Tensor, items: Items[ScheduledSequence]) -> list[SampledToken]:
-        """logits: [len(items), vocab] float32, changed in place where a request edits them."""
-        # The raw logits of rows that want log-probabilities are kept apart before edits change them.
-        wanted = [row for row, item in enumerate(items) if item.sequence.request.params.logprobs is not None]
-        raw = logits[wanted] if wanted else logits[:0]
-        for row, item in enumerate(items):
-            self._edit(logits[row], item.sequence)
+    def sample(self, logits: torch.Tensor, items: Items[ScheduledSequence]) -> list[SampledToken | str]:
+        """A token a row, or why there is none.
+
+        logits: [len(items), vocab] float32, changed in place where a request edits them.
+        """
+        params = [item.sequence.request.params for item in items]
+        wanted = [row for row, row_params in enumerate(params) if row_params.logprobs is not None]
+        # Kept apart before edits change them.
+        raw = logits[wanted] if wanted and self._mode == "raw" else logits[:0]
+        failed = self._edits.apply(logits, items)
+        if failed:
+            logits[list(failed)] = 0.0
         token_ids = self._backend.sample(logits, _sampling_batch(items, logits.device)).tolist()
-        if not wanted:
-            return [SampledToken(token_id=token_id) for token_id in token_ids]
-        counts = [items[row].sequence.request.params.logprobs or 0 for row in wanted]
-        reported = dict(zip(wanted, gather_logprobs(raw, [token_ids[row] for row in wanted], counts), strict=True))
+        if self._mode == "processed" and wanted:
+            raw = torch.stack([processed(logits[row], params[row]) for row in wanted])
+        counts = [params[row].logprobs or 0 for row in wanted]
+        found = gather_logprobs(raw, [token_ids[row] for row in wanted], counts) if wanted else []
+        reported = dict(zip(wanted, found, strict=True))
         nothing: tuple[TokenLogprob | None, tuple[TokenLogprob, ...]] = (None, ())
-        return [
-            SampledToken(token_id=token_id, logprob=chosen, top_logprobs=top)
-            for token_id, (chosen, top) in (
-                (token_id, reported.get(row, nothing)) for row, token_id in enumerate(token_ids)
-            )
-        ]
+        tokens: list[SampledToken | str] = []
+        for row, token_id in enumerate(token_ids):
+            chosen, top = reported.get(row, nothing)
+            token = SampledToken(token_id=token_id, logprob=chosen, top_logprobs=top)
+            tokens.append(failed.get(row, token))
+        return tokens
 
-    def _edit(self, logits: torch.Tensor, sequence: Sequence) -> None:
-        """logits: [vocab] float32, changed in place."""
-        params = sequence.request.params
-        if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=logits.device)
-            bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
-            logits.index_add_(0, ids, bias)
-        if sequence.num_output_tokens < params.min_tokens:
-            ends = [token for token in (*self._eos_token_ids, *params.stop_token_ids) if token < logits.shape[0]]
-            logits[ends] = -torch.inf
-        if params.repetition_penalty != 1.0:
-            seen, _ = _token_counts(sequence.token_ids, logits.device)
-            values = logits[seen]
-            penalty = params.repetition_penalty
-            logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-        if params.presence_penalty or params.frequency_penalty:
-            seen, counts = _token_counts(sequence.output_token_ids, logits.device)
-            logits[seen] -= params.presence_penalty + params.frequency_penalty * counts
+    def prompt_logits(self, logits: torch.Tensor, params: Items[SamplingParams]) -> torch.Tensor:
+        """What the log-probabilities of prompt tokens are of; the edits that are about outputs do not hold for them.
+
+        logits: [len(params), vocab] float32, perhaps changed in place.
+        """
+        if self._mode == "processed":
+            for row, row_params in enumerate(params):
+                restrict_prompt_logits(logits[row], row_params)
+                logits[row] = processed(logits[row], row_params)
+        return logits
+
+
+def processed(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """The distribution that a token is drawn from; a greedy choice is told of as at temperature 1.
+
+    logits: [vocab] float32 after edits -> new [vocab] float32, minus infinity where nothing may be drawn.
+    """
+    if params.temperature == 0:
+        return logits.clone()
+    scaled = logits / params.temperature
+    kept = kept_tokens(scaled, max(params.top_k, 0), params.top_p, params.min_p)
+    return scaled.masked_fill_(~kept, -torch.inf)
 
 
 def gather_logprobs(
@@ -106,12 +121,6 @@ def unservable(params: SamplingParams, vocab_size: int) -> str | None:
         if not 0 <= token_id < vocab_size:
             return f"logit_bias names token {token_id}, the vocabulary has {vocab_size} tokens"
     return None
-
-
-def _token_counts(token_ids: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distinct ids and how often each occurs, both int64; counted on the host, where the list is."""
-    ids, counts = np.unique(np.array(token_ids, dtype=np.int64), return_counts=True)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device)
 
 
 def _sampling_batch(items: Items[ScheduledSequence], device: torch.device) -> SamplingBatch:

@@ -356,7 +356,10 @@ class Scheduler:
             sequence.first_token_s = now
         params, num_output = sequence.request.params, sequence.num_output_tokens
         may_stop = num_output >= params.min_tokens
-        if may_stop and token_id in self.config.eos_token_ids and not params.ignore_eos:
+        if sequence.grammar is not None and not sequence.grammar.accept(token_id):
+            sequence.error = f"structured_outputs: {sequence.grammar.error}"
+            self._finish(sequence, FinishReason.ERROR, keep=False)
+        elif token_id in self.config.eos_token_ids and _ends_at_eos(sequence, may_stop=may_stop):
             self._finish(sequence, FinishReason.STOP)
         elif may_stop and token_id in params.stop_token_ids:
             self._finish(sequence, FinishReason.STOP, token_id)
@@ -385,6 +388,11 @@ class Scheduler:
         self.kv.free(sequence, keep=keep)
         sequence.block_ids = []
         sequence.num_computed_tokens = 0
+
+
+def _ends_at_eos(sequence: Sequence, *, may_stop: bool) -> bool:
+    """A grammar allows an end only where it is one, whatever else was asked."""
+    return sequence.grammar is not None or (may_stop and not sequence.request.params.ignore_eos)
 
 
 def _next_hash(sequence: Sequence, num_blocks: int) -> bytes | None:

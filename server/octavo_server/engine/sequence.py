@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from octavo_server.engine.prefix_cache import canonical_extra
 
@@ -30,6 +30,20 @@ class SequenceStatus(Enum):
     FINISHED = auto()
 
 
+class GrammarState(Protocol):
+    """How far an output has come in the grammar that it must follow."""
+
+    def allowed_tokens(self) -> bytes | None:
+        """One bit a token of the vocabulary, lowest bit first; None where the grammar cannot go on."""
+
+    def accept(self, token_id: int) -> bool:
+        """Takes the token that was chosen; False where the grammar has no place for it."""
+
+    @property
+    def error(self) -> str:
+        """Why the grammar cannot go on."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """Compared by identity: two sequences with equal tokens are still two streams."""
@@ -40,6 +54,9 @@ class Sequence:
     """Which of the request's `n` outputs this is, from 0."""
     seed: int = 0
     """Start of this sequence's counter-based random numbers; with the position it decides every draw."""
+
+    grammar: GrammarState | None = None
+    """What the output must follow; None: nothing. Tokens are never taken back, so this outlives preemption."""
 
     token_ids: list[int] = field(init=False)
     """Prompt, then output; only ever appended to."""

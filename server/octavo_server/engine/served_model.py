@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from octavo_server.engine.admission import Limits
     from octavo_server.models.config import GenerationDefaults, VectorSizes
+    from octavo_server.structured_output.compiler import GrammarCompiler
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
 
@@ -20,3 +21,4 @@ class ServedModel:
     """Sampling values for what a request leaves out."""
     limits: Limits
     vectors: VectorSizes
+    grammars: GrammarCompiler

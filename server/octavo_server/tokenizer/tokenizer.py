@@ -52,6 +52,7 @@ class Tokenizer:
         self.special_tokens = dict(parts.special_tokens)
         added = parts.backend.get_added_tokens_decoder()
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_ids_by_text = {added[token_id].content: token_id for token_id in self.special_token_ids}
         templates = parts.chat_templates if chat_template is None else {"default": chat_template}
         self._template = ChatTemplate(templates, parts.special_tokens, origin=parts.origin) if templates else None
         self._template_sources = dict(templates)

@@ -86,7 +86,6 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     (CHAT, a_chat("long " * 3_000), "prompt", ("characters", "512", "--max-model-len")),
     (COMPLETIONS, a_completion("long " * 3_000), "prompt", ("characters", "512")),
     (CHAT, a_chat(cache_salt=5), "cache_salt", ()),
-    (CHAT, a_chat(response_format={"type": "json_object"}), "response_format", ("not supported yet",)),
     (CHAT, a_chat(tools=[{"type": "function"}]), "tools", ("not supported yet",)),
     (CHAT, {"messages": [MESSAGE]}, "model", ("missing",)),
     (COMPLETIONS, {"model": NAME}, "prompt", ()),

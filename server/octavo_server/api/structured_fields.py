@@ -1,0 +1,117 @@
+"""`response_format` and `structured_outputs`: what an output must look like, as OpenAI and as vLLM say it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from octavo_server.api.json_schema import array, boolean, integer, obj, one_of, optional, optionals, text
+from octavo_server.engine.admission import MAX_ALLOWED_TOKEN_IDS, MAX_BAD_WORDS, MAX_STOP_CHARS
+from octavo_server.structured_output.grammar import MAX_CHOICES
+from octavo_server.structured_output.params import KINDS, StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from octavo_server.api.endpoint import Schema
+    from octavo_server.api.fields import Fields
+
+_FORMATS = ("text", "json_object", "json_schema")
+_NOT_SERVED = ("structural_tag", "disable_fallback", "disable_additional_properties")
+
+_TOKEN_IDS = {"type": "array", "items": {"$ref": "#/components/schemas/TokenId"}, "minItems": 1}
+STRUCTURED_PROPERTIES: dict[str, Schema] = {
+    "response_format": optional(
+        obj(
+            {
+                "type": one_of(*_FORMATS),
+                "json_schema": optional(
+                    obj({"name": optional(text()), "schema": {"type": ["object", "boolean"]}}, required=("schema",))
+                ),
+            },
+            required=("type",),
+        )
+    ),
+    "structured_outputs": optional(
+        obj(
+            optionals(
+                {
+                    "json": {"type": ["object", "string", "boolean", "null"]},
+                    "json_object": boolean(),
+                    "regex": text(),
+                    "choice": array(text(minLength=1), 1, MAX_CHOICES),
+                    "grammar": text(),
+                    "disable_any_whitespace": boolean(),
+                    "whitespace_pattern": text(),
+                }
+            ),
+            description=f"Exactly one of {', '.join(KINDS)}.",
+        )
+    ),
+    "allowed_token_ids": optional({**_TOKEN_IDS, "maxItems": MAX_ALLOWED_TOKEN_IDS}),
+    "bad_words": optional(array(text(minLength=1, maxLength=MAX_STOP_CHARS), high=MAX_BAD_WORDS)),
+    "truncate_prompt_tokens": optional(integer(-1, description="Keep the prompt's last tokens; -1: as many as fit.")),
+}
+"""What `/openapi.json` says of the fields that are read here and in `schemas`."""
+
+
+def read_structured_outputs(fields: Fields) -> StructuredOutputsParams | None:
+    """The one that is given, if any.
+
+    Raises:
+        InvalidRequestError: both are given, or one cannot be read.
+    """
+    by_format, by_extension = _response_format(fields), _structured_outputs(fields)
+    if by_format is not None and by_extension is not None:
+        raise fields.refuse(
+            "structured_outputs", "structured_outputs and response_format exclude each other; send one of them"
+        )
+    return by_format or by_extension
+
+
+def _response_format(fields: Fields) -> StructuredOutputsParams | None:
+    given = fields.obj("response_format")
+    if given is None:
+        return None
+    kind = given.get("type")
+    if kind not in _FORMATS:
+        raise given.fail("type", "one of " + ", ".join(_FORMATS))
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    described = given.obj("json_schema")
+    if described is None:
+        raise given.fail("json_schema", "an object with name and schema")
+    # Every answer follows its schema, strict or not; the others are for people.
+    described.skip(("name", "description", "strict"))
+    schema = described.get("schema")
+    if not isinstance(schema, dict | bool):
+        raise described.fail("schema", "a JSON Schema, which is an object")
+    return StructuredOutputsParams(json=_schema_text(described, "schema", schema))
+
+
+def _structured_outputs(fields: Fields) -> StructuredOutputsParams | None:
+    given = fields.obj("structured_outputs")
+    if given is None:
+        return None
+    for name in _NOT_SERVED:
+        if given.get(name):
+            raise given.refuse(name, f"structured_outputs.{name} is not supported; leave it out")
+    values: dict[str, Any] = {name: given.text(name) for name in ("regex", "grammar", "whitespace_pattern")}
+    values |= {name: given.boolean(name) for name in ("json_object", "disable_any_whitespace")}
+    choice, schema = given.array("choice", max_items=MAX_CHOICES), given.get("json")
+    params = StructuredOutputsParams(
+        json=schema if schema is None or isinstance(schema, str) else _schema_text(given, "json", schema),
+        choice=None if choice is None else tuple(choice),
+        **values,
+    )
+    for name in given.unread():
+        bare = name.removeprefix("structured_outputs.")
+        raise given.refuse(bare, f"{name} is not known; structured_outputs has {', '.join(KINDS)}")
+    return params
+
+
+def _schema_text(fields: Fields, name: str, schema: object) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError as error:
+        raise fields.refuse(name, "the schema is nested too deeply to be read; flatten it") from error

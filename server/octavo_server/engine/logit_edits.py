@@ -1,0 +1,132 @@
+"""What requests ask to change about their logits before a token is drawn; every row on its own.
+
+Order, as in vLLM: what may be chosen at all (grammar, allowed_token_ids), logit_bias, min_tokens, bad_words, penalties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from octavo_server.engine.outputs import ScheduledSequence
+    from octavo_server.engine.request import SamplingParams
+    from octavo_server.engine.sequence import GrammarState, Sequence
+
+NOTHING_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to choose; relax one of them"
+
+
+class LogitEdits:
+    """Knows the model's tokens that end an output."""
+
+    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+        self._eos_token_ids = eos_token_ids
+
+    def apply(self, logits: torch.Tensor, items: Items[ScheduledSequence]) -> dict[int, str]:
+        """Edits rows in place; says in which of them nothing can be chosen, and why.
+
+        logits: [len(items), vocab] float32.
+        """
+        failed = _restrict_to_grammars(logits, items)
+        for row, item in enumerate(items):
+            if row not in failed and not self._edit(logits[row], item.sequence):
+                failed[row] = NOTHING_LEFT
+        return failed
+
+    def _edit(self, logits: torch.Tensor, sequence: Sequence) -> bool:
+        """logits: [vocab] float32. False where nothing is left."""
+        params, request = sequence.request.params, sequence.request
+        if params.allowed_token_ids is not None:
+            allowed = torch.tensor(params.allowed_token_ids, dtype=torch.int64, device=logits.device)
+            kept = torch.full_like(logits, -torch.inf)
+            kept[allowed] = logits[allowed]
+            logits.copy_(kept)
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=logits.device)
+            bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
+            logits.index_add_(0, ids, bias)
+        if sequence.num_output_tokens < params.min_tokens:
+            self._forbid_the_end(logits, params, sequence.grammar)
+        if request.bad_token_ids:
+            banned = _banned(request.bad_token_ids, sequence.output_token_ids)
+            logits[banned] = -torch.inf
+        _penalize(logits, sequence)
+        is_restricted = params.allowed_token_ids is not None or request.bad_token_ids or sequence.grammar is not None
+        return not is_restricted or float(logits.max()) > -torch.inf
+
+    def _forbid_the_end(self, logits: torch.Tensor, params: SamplingParams, grammar: GrammarState | None) -> None:
+        ends = [token for token in (*self._eos_token_ids, *params.stop_token_ids) if token < logits.shape[0]]
+        before = logits[ends]
+        logits[ends] = -torch.inf
+        # A grammar that is fulfilled and cannot go on ends the output, however short.
+        if grammar is not None and float(logits.max()) == -torch.inf:
+            logits[ends] = before
+
+
+def restrict_prompt_logits(logits: torch.Tensor, params: SamplingParams) -> None:
+    """What holds for a prompt's tokens too: allowed_token_ids and logit_bias; the rest is about the output.
+
+    logits: [vocab] float32, changed in place.
+    """
+    if params.allowed_token_ids is not None:
+        allowed = torch.tensor(params.allowed_token_ids, dtype=torch.int64, device=logits.device)
+        kept = torch.full_like(logits, -torch.inf)
+        kept[allowed] = logits[allowed]
+        logits.copy_(kept)
+    for token_id, bias in params.logit_bias.items():
+        logits[token_id] += bias
+
+
+def _restrict_to_grammars(logits: torch.Tensor, items: Items[ScheduledSequence]) -> dict[int, str]:
+    """Leaves each row with a grammar the tokens that this allows; says which grammars cannot go on."""
+    failed: dict[int, str] = {}
+    rows, masks = [], []
+    for row, item in enumerate(items):
+        grammar = item.sequence.grammar
+        if grammar is None:
+            continue
+        mask = grammar.allowed_tokens()
+        if mask is None:
+            failed[row] = f"structured_outputs: {grammar.error}"
+        else:
+            rows.append(row)
+            masks.append(mask)
+    if rows:
+        forbidden = torch.from_numpy(~_unpacked(masks, logits.shape[1])).to(logits.device)
+        logits[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
+    return failed
+
+
+def _unpacked(masks: list[bytes], vocab_size: int) -> NDArray[np.bool_]:
+    """-> [len(masks), vocab] bool."""
+    packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
+    return np.unpackbits(packed, axis=1, count=vocab_size, bitorder="little").astype(np.bool_)
+
+
+def _banned(bad: tuple[tuple[int, ...], ...], output: list[int]) -> list[int]:
+    """Last tokens of those words whose other tokens the output ends with."""
+    return [word[-1] for word in bad if len(word) == 1 or output[1 - len(word) :] == list(word[:-1])]
+
+
+def _penalize(logits: torch.Tensor, sequence: Sequence) -> None:
+    """logits: [vocab] float32, changed in place."""
+    params = sequence.request.params
+    if params.repetition_penalty != 1.0:
+        seen, _ = _token_counts(sequence.token_ids, logits.device)
+        values = logits[seen]
+        penalty = params.repetition_penalty
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if params.presence_penalty or params.frequency_penalty:
+        seen, counts = _token_counts(sequence.output_token_ids, logits.device)
+        logits[seen] -= params.presence_penalty + params.frequency_penalty * counts
+
+
+def _token_counts(token_ids: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct ids and how often each occurs, both int64; counted on the host, where the list is."""
+    ids, counts = np.unique(np.array(token_ids, dtype=np.int64), return_counts=True)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device)

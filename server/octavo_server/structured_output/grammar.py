@@ -1,0 +1,129 @@
+"""From what a client asks of an output to the text of one llguidance grammar; pure.
+
+A grammar's text is all that travels with a request: it is compiled again wherever the engine runs, in under a
+millisecond for usual schemas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from octavo_server.errors import InvalidRequestError
+from octavo_server.structured_output.params import KINDS, StructuredOutputsParams
+
+MAX_GRAMMAR_CHARS = 2**18
+"""Of one schema, expression or grammar: what takes 100 ms to compile is a third of it."""
+MAX_CHOICES = 10_000
+
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+"""Between tokens of JSON where the request says nothing: indentation ten levels deep. Without a bound a model that has
+lost its way fills its whole output with blanks."""
+
+_BODY = "body"
+"""Name of the grammar that binds only after a marker."""
+
+
+def grammar_text(params: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
+    """The grammar's text.
+
+    Args:
+        params: what the output must look like.
+        special_tokens: tokens that only their id can name, such as "</think>" where it is one.
+
+    Raises:
+        InvalidRequestError: not exactly one kind is given, a value has the wrong type, or it is too large.
+    """
+    given = [kind for kind in KINDS if getattr(params, kind) not in (None, False)]
+    if len(given) != 1:
+        raise _refusal(f"needs exactly one of {', '.join(KINDS)}, got {', '.join(given) or 'none'}")
+    text = _TEXTS[given[0]](params)
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise _refusal(f"{given[0]} has {len(text):,} characters, at most {MAX_GRAMMAR_CHARS:,} are taken; shorten it")
+    return text if params.after is None else _after(params.after, text, special_tokens)
+
+
+def _json_text(params: StructuredOutputsParams) -> str:
+    try:
+        schema = json.loads(params.json or "")
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"json is no valid JSON: {_first_line(error)}") from error
+    if not isinstance(schema, dict | bool):
+        raise _refusal("json must be a JSON Schema, which is an object")
+    if schema is False:
+        raise _refusal("json is false, a schema that nothing satisfies")
+    return _schema_text(json.dumps({} if schema is True else schema), params)
+
+
+def _json_object_text(params: StructuredOutputsParams) -> str:
+    return _schema_text('{"type": "object"}', params)
+
+
+def _schema_text(schema: str, params: StructuredOutputsParams) -> str:
+    from llguidance import LLMatcher
+
+    options: dict[str, Any] = {"whitespace_flexible": False}
+    if not params.disable_any_whitespace:
+        options = {"whitespace_pattern": WHITESPACE if params.whitespace_pattern is None else params.whitespace_pattern}
+    try:
+        text: str = LLMatcher.grammar_from_json_schema(schema, overrides=options)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"json is no schema that can be read: {_first_line(error)}") from error
+    return text
+
+
+def _regex_text(params: StructuredOutputsParams) -> str:
+    from llguidance import LLMatcher
+
+    text: str = LLMatcher.grammar_from_regex(params.regex or "")
+    return text
+
+
+def _choice_text(params: StructuredOutputsParams) -> str:
+    from llguidance import LLMatcher
+
+    choices = params.choice or ()
+    if not 1 <= len(choices) <= MAX_CHOICES or not all(isinstance(item, str) and item for item in choices):
+        raise _refusal(f"choice must be 1 to {MAX_CHOICES:,} strings that are not empty")
+    lines = " | ".join(json.dumps(item, ensure_ascii=False) for item in dict.fromkeys(choices))
+    text: str = LLMatcher.grammar_from_lark(f"start: {lines}")
+    return text
+
+
+def _grammar_text(params: StructuredOutputsParams) -> str:
+    from llguidance import grammar_from
+
+    try:
+        text: str = grammar_from("grammar", params.grammar or "")
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"grammar cannot be read: {_first_line(error)}") from error
+    return text
+
+
+_TEXTS = {
+    "json": _json_text,
+    "json_object": _json_object_text,
+    "regex": _regex_text,
+    "choice": _choice_text,
+    "grammar": _grammar_text,
+}
+
+
+def _after(marker: str, text: str, special_tokens: Mapping[str, int]) -> str:
+    """Anything up to the first `marker`, then the grammar `text`."""
+    whole = json.loads(text)
+    [body] = whole["grammars"]
+    if marker in special_tokens:
+        prefix = f"start: free <[{special_tokens[marker]}]> @{_BODY}\nfree: /(?s:.*)/"
+    else:
+        prefix = f"start: free @{_BODY}\nfree[suffix={json.dumps(marker)}]: /(?s:.*)/"
+    return json.dumps({**whole, "grammars": [{"lark_grammar": prefix}, {**body, "name": _BODY}]})
+
+
+def _refusal(message: str) -> InvalidRequestError:
+    return InvalidRequestError(f"structured_outputs: {message}", param="structured_outputs")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
