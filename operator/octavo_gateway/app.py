@@ -32,7 +32,9 @@ from .waker import Waker
 logger = logging.getLogger(__name__)
 
 RESTART_AFTER_S = 1.0
-POST_ONLY = frozenset(
+# Where clients of Jina, Cohere and vLLM ask for scores and rankings.
+BEYOND_V1 = ("/v2/rerank", "/rerank", "/score")
+POST_ONLY = frozenset(BEYOND_V1) | frozenset(
     f"/v1/{name}"
     for name in ("chat/completions", "completions", "embeddings", "responses", "score", "rerank", "moderations")
 )
@@ -87,7 +89,8 @@ class Gateway:
         app = web.Application(middlewares=[_errors_as_json])
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/v1/models/{id:.+}", self._get_model)
-        app.router.add_post("/v1/{path:.+}", self.proxy.handle)
+        for path in ("/v1/{path:.+}", *BEYOND_V1):
+            app.router.add_post(path, self.proxy.handle)
         app.router.add_route("*", "/{path:.*}", _no_such_path)
         app.on_response_prepare.append(_common_headers)
         return app

@@ -58,7 +58,7 @@ class Call:
 
 
 class Proxy:
-    """Handles every POST under /v1; ``stop`` ends what still runs when the gateway itself goes."""
+    """Handles every POST that names a model; ``stop`` ends what still runs when the gateway itself goes."""
 
     def __init__(
         self,

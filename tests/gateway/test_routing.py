@@ -27,7 +27,7 @@ async def test_a_request_goes_to_the_replica_of_its_model() -> None:
     assert answers == ["one", "two", "one"]
 
 
-async def test_any_v1_post_with_a_model_is_routed_and_its_query_kept() -> None:
+async def test_any_v1_post_with_a_model_and_those_of_rankings_are_routed_and_their_query_kept() -> None:
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -35,10 +35,13 @@ async def test_any_v1_post_with_a_model_is_routed_and_its_query_kept() -> None:
         return web.json_response({})
 
     async with an_upstream(handler) as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
-        for path in ("completions", "embeddings", "rerank?x=1&y=2"):
-            await bench.send("POST", f"/v1/{path}", json={"model": "m"})
+        paths = ["/v1/completions", "/v1/embeddings", "/v1/rerank?x=1&y=2", "/v2/rerank", "/rerank", "/score"]
+        for path in paths:
+            await bench.send("POST", path, json={"model": "m"})
+        wrong = [await bench.send("GET", path) for path in ("/v1/embeddings", "/v2/rerank")]
 
-    assert seen == ["/v1/completions", "/v1/embeddings", "/v1/rerank?x=1&y=2"]
+    assert seen == paths
+    assert [answer.status for answer in wrong] == [405, 405]
 
 
 async def test_the_body_arrives_byte_by_byte_as_it_was_sent() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,26 +109,31 @@ async def is_at_rest(server: Server) -> bool:
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "mistaken"])
 @pytest.mark.parametrize("endpoint", WITH_INPUT, ids=name_of)
 async def test_what_the_description_allows_and_forbids(
-    server: Server, endpoint: Endpoint, mode: GenerationMode
+    server: Server, endpoint: Endpoint, mode: GenerationMode, record_property: Callable[[str, Any], None]
 ) -> None:
     described = (await server.get("/openapi.json")).json
     operations = [found.ok() for found in schemathesis.openapi.from_dict(described).get_all_operations()]
     path = endpoint.path.replace(":.+}", "}")
     operation = next(each for each in operations if (each.method.upper(), each.path) == (endpoint.method, path))
-    num_cases = 0
+    statuses: Counter[str] = Counter()
+    slowest_s = 0.0
 
     @examples(CASES)
     @given(case=operation.as_strategy(generation_mode=mode))
     def run(case: schemathesis.Case) -> None:
-        nonlocal num_cases
-        num_cases += 1
+        nonlocal slowest_s
         response = case.call(base_url=server.url, session=session, timeout=CALL_TIMEOUT_S)
+        statuses[str(response.status_code)] += 1
+        slowest_s = max(slowest_s, response.elapsed)
         case.validate_response(response, checks=CHECKS)
 
     with requests.Session() as session:
         await asyncio.to_thread(run)
 
-    assert num_cases > 0
+    if IS_FULL:
+        record_property("statuses", dict(statuses))
+        record_property("slowest_s", round(slowest_s, 3))
+    assert statuses.total() > 0
     assert await is_at_rest(server)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from octavo_server.api.endpoint import JSON, Endpoint
 from octavo_server.api.fields import Fields
 from octavo_server.api.openapi import document, statuses
 from octavo_server.api.routes import ENDPOINTS
-from octavo_testing.server import NAME, Server, real_server
+from octavo_server.engine.async_engine import EngineState
+from octavo_server.engine.build import LoadedEngine
+from octavo_server.engine.startup import StartupProgress
+from octavo_server.tokenizer.tokenizer import load_tokenizer
+from octavo_testing.server import NAME, Server, fake_engine, real_server, running
 
 WITH_EXAMPLES = [endpoint for endpoint in ENDPOINTS if endpoint.examples]
 
@@ -73,6 +78,23 @@ def test_it_is_openapi_that_others_can_read() -> None:
     assert len(operations) == len(ENDPOINTS)
     for schema in [*schemas(whole["paths"]), *whole["components"]["schemas"].values()]:
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_it_is_there_while_the_model_loads(tokenizer_folder: Path) -> None:
+    loaded = threading.Event()
+
+    def build(_: StartupProgress) -> LoadedEngine:
+        assert loaded.wait(60)
+        return fake_engine(load_tokenizer(tokenizer_folder)).loaded
+
+    async with running(build, wait=False) as server:
+        before = (await server.get("/openapi.json")).json
+        loaded.set()
+        await server.state.engine.wait_until(EngineState.READY)
+        after = (await server.get("/openapi.json")).json
+
+    assert before["paths"] == after["paths"]
+    assert [whole["components"]["schemas"]["TokenId"].get("maximum") for whole in (before, after)] == [None, 511]
 
 
 def test_operation_ids_are_unique() -> None:
