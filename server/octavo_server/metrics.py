@@ -162,6 +162,9 @@ class ServerMetrics:
         self._rejected = Counter(
             "octavo_rejected_requests", "Requests refused, by reason.", ("model_name", "reason"), registry=self.registry
         )
+        for reason in ("invalid_value", "queue_full"):
+            # There from the start, so that a first increase is seen as one.
+            self._rejected.labels(self._model, reason)
         self._startup = Gauge(
             "octavo_startup_seconds",
             "Seconds that each stage of the start took.",
@@ -276,11 +279,22 @@ class _SnapshotCollector(Collector):
         )
         info.add_metric((self._model, str(now.block_size), str(now.num_blocks)), 1)
         yield info
+        yield self._adapters()
         for name, doc, count in (
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", now.prefix_queries),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", now.prefix_hits),
             ("vllm:num_preemptions", "Sequences preempted and computed anew.", now.preemptions),
+            # Nothing is speculated yet; dashboards divide one by the other.
+            ("vllm:spec_decode_num_draft_tokens", "Tokens drafted ahead of the model.", 0),
+            ("vllm:spec_decode_num_accepted_tokens", "Drafted tokens that the model would have chosen.", 0),
         ):
             counter = CounterMetricFamily(name, doc, labels=("model_name",))
             counter.add_metric((self._model,), count)
             yield counter
+
+    def _adapters(self) -> Metric:
+        """Which adapters run and wait; none yet, which is what routers by adapter must read."""
+        labels = ("model_name", "max_lora", "running_lora_adapters", "waiting_lora_adapters")
+        family = GaugeMetricFamily("vllm:lora_requests_info", "LoRA adapters with requests, by name.", labels=labels)
+        family.add_metric((self._model, "0", "", ""), 0)
+        return family

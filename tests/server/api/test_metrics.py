@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from octavo_testing.server import Server, a_chat, a_completion, fake_server, real_server, samples
 
@@ -15,28 +18,60 @@ GAUGES = [
     "octavo_kv_pressure_ratio",
     "octavo_kv_waste_ratio",
 ]
-COUNTERS = [
-    "vllm:prefix_cache_queries_total",
-    "vllm:prefix_cache_hits_total",
-    "vllm:num_preemptions_total",
-    "vllm:prompt_tokens_total",
-    "vllm:generation_tokens_total",
-    "vllm:request_success_total",
-    "octavo_engine_step_errors_total",
-]
-HISTOGRAMS = [
-    "vllm:time_to_first_token_seconds",
-    "vllm:inter_token_latency_seconds",
-    "vllm:request_time_per_output_token_seconds",
-    "vllm:e2e_request_latency_seconds",
-    "vllm:request_queue_time_seconds",
-    "vllm:request_prefill_time_seconds",
-    "vllm:request_decode_time_seconds",
-    "vllm:request_prompt_tokens",
-    "vllm:request_generation_tokens",
-    "vllm:iteration_tokens_total",
-    "octavo_engine_step_seconds",
-    "octavo_engine_host_gap_seconds",
+CONTRACT: dict[str, tuple[str, set[str]]] = {
+    **{name: ("gauge", set[str]()) for name in GAUGES},
+    "vllm:lora_requests_info": ("gauge", {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}),
+    "vllm:cache_config_info": ("gauge", {"block_size", "num_gpu_blocks"}),
+    "octavo_startup_seconds": ("gauge", {"stage"}),
+    "vllm:prefix_cache_queries": ("counter", set()),
+    "vllm:prefix_cache_hits": ("counter", set()),
+    "vllm:num_preemptions": ("counter", set()),
+    "vllm:prompt_tokens": ("counter", set()),
+    "vllm:generation_tokens": ("counter", set()),
+    "vllm:request_success": ("counter", {"finished_reason"}),
+    "vllm:spec_decode_num_draft_tokens": ("counter", set()),
+    "vllm:spec_decode_num_accepted_tokens": ("counter", set()),
+    "octavo_rejected_requests": ("counter", {"reason"}),
+    "octavo_engine_step_errors": ("counter", set()),
+    "vllm:time_to_first_token_seconds": ("histogram", set()),
+    "vllm:inter_token_latency_seconds": ("histogram", set()),
+    "vllm:request_time_per_output_token_seconds": ("histogram", set()),
+    "vllm:e2e_request_latency_seconds": ("histogram", set()),
+    "vllm:request_queue_time_seconds": ("histogram", set()),
+    "vllm:request_prefill_time_seconds": ("histogram", set()),
+    "vllm:request_decode_time_seconds": ("histogram", set()),
+    "vllm:request_prompt_tokens": ("histogram", set()),
+    "vllm:request_generation_tokens": ("histogram", set()),
+    "vllm:iteration_tokens_total": ("histogram", set()),
+    "octavo_engine_step_seconds": ("histogram", set()),
+    "octavo_engine_host_gap_seconds": ("histogram", set()),
+}
+"""Metric family → its type, and its labels beside `model_name`."""
+QUERIES = [
+    # Panels of vLLM's Grafana dashboard
+    'histogram_quantile(0.99, sum by(le) (rate(vllm:e2e_request_latency_seconds_bucket{model_name="m"}[5m])))',
+    'rate(vllm:e2e_request_latency_seconds_sum{model_name="m"}[5m]) / rate(vllm:e2e_request_latency_seconds_count{model_name="m"}[5m])',
+    'rate(vllm:prompt_tokens_total{model_name="m"}[5m])',
+    'rate(vllm:generation_tokens_total{model_name="m"}[5m])',
+    'histogram_quantile(0.95, sum by(le) (rate(vllm:inter_token_latency_seconds_bucket{model_name="m"}[5m])))',
+    'histogram_quantile(0.9, sum by(le) (rate(vllm:time_to_first_token_seconds_bucket{model_name="m"}[5m])))',
+    'vllm:num_requests_running{model_name="m"}',
+    'vllm:num_requests_waiting{model_name="m"}',
+    'vllm:kv_cache_usage_perc{model_name="m"}',
+    'sum by(le) (increase(vllm:request_prompt_tokens_bucket{model_name="m"}[5m]))',
+    'sum by(le) (increase(vllm:request_generation_tokens_bucket{model_name="m"}[5m]))',
+    'sum by(finished_reason) (increase(vllm:request_success_total{model_name="m"}[5m]))',
+    'rate(vllm:request_queue_time_seconds_sum{model_name="m"}[5m])',
+    'rate(vllm:request_prefill_time_seconds_sum{model_name="m"}[5m])',
+    'rate(vllm:request_decode_time_seconds_sum{model_name="m"}[5m])',
+    "rate(vllm:spec_decode_num_accepted_tokens_total[5m]) / rate(vllm:spec_decode_num_draft_tokens_total[5m])",
+    "rate(vllm:prefix_cache_hits_total[5m]) / rate(vllm:prefix_cache_queries_total[5m])",
+    # KEDA, the Gateway API inference extension, our own autoscaler
+    'sum(vllm:num_requests_waiting{model_name="m"})',
+    'max by(running_lora_adapters, max_lora) (vllm:lora_requests_info{model_name="m"})',
+    'max by(block_size, num_gpu_blocks) (vllm:cache_config_info{model_name="m"})',
+    'avg(octavo_kv_pressure_ratio{model_name="m"})',
+    'sum by(reason) (rate(octavo_rejected_requests_total{model_name="m"}[5m]))',
 ]
 
 
@@ -45,16 +80,35 @@ async def at_rest(server: Server) -> dict[str, float]:
     return {name: await server.metric(name) for name in GAUGES}
 
 
-async def test_every_name_of_the_contract_is_there_with_the_model(tokenizer_folder: Path) -> None:
+async def test_every_name_of_the_contract_has_its_type_and_labels(tokenizer_folder: Path) -> None:
     async with fake_server(tokenizer_folder) as server:
         text = (await server.get("/metrics")).body.decode()
 
-    for name in [*GAUGES, *COUNTERS, *(f"{name}_count" for name in HISTOGRAMS)]:
-        found = samples(text, name)
-        assert found, name
-        assert all(labels["model_name"] == "tiny" for labels, _ in found)
+    found = {family.name: family for family in text_string_to_metric_families(text)}
+    for name, (kind, labels) in CONTRACT.items():
+        family = found[name]
+        assert (name, family.type) == (name, kind)
+        assert family.documentation.endswith(".")
+        for sample in family.samples:
+            assert (sample.name, sample.labels.keys() - {"le"}) == (sample.name, {"model_name", *labels})
+            assert sample.labels["model_name"] == "tiny"
+    assert {name for name in found if not name.endswith("_created")} == set(CONTRACT)
     info = samples(text, "vllm:cache_config_info")[0][0]
     assert (info["block_size"], info["num_gpu_blocks"]) == ("16", "200")
+
+
+async def test_queries_of_dashboards_and_autoscalers_find_what_they_name(tokenizer_folder: Path) -> None:
+    async with fake_server(tokenizer_folder) as server:
+        text = (await server.get("/metrics")).body.decode()
+
+    for query in QUERIES:
+        grouped = {label for labels in re.findall(r"by\(([^)]*)\)", query) for label in labels.split(", ")}
+        names = re.findall(r"(?:vllm:|octavo_)\w+", query)
+        assert names
+        for name in names:
+            found = samples(text, name)
+            assert found, name
+            assert grouped <= found[0][0].keys(), query
 
 
 async def test_token_buckets_begin_at_half_a_millisecond(tokenizer_folder: Path) -> None:
