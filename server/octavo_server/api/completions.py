@@ -145,7 +145,8 @@ class CompletionShape:
         maker = self._logprobs[index]
         if not self._echo or prompt is None or output is None:
             return maker.of_output(items)
-        before, after = maker.of_prompt(prompt, output.prompt_logprobs), maker.of_output(items)
+        before = maker.of_prompt(prompt, output.prompt_logprobs)
+        after = maker.of_echoed_output(output.tokens, items)
         return {name: before[name] + after[name] for name in before}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from octavo_server.engine.detokenizer import TokenTable
     from octavo_server.engine.engine import OutputDelta
@@ -51,6 +51,18 @@ class CompletionLogprobs:
         """The next output tokens."""
         return self._lists([(item.logprob, item.top_logprobs) for item in items if item.logprob is not None])
 
+    def of_echoed_output(self, items: Iterable[SampledToken], shown: Iterable[SampledToken]) -> dict[str, Any]:
+        """All output tokens behind an echoed prompt; those that the text does not show have no text here either.
+
+        Evaluation harnesses take one token of output and cut the lists' last entry off, whether or not it ended the text.
+        """
+        visible = {id(item) for item in shown}
+        given = [item for item in items if item.logprob is not None]
+        return self._lists(
+            [(item.logprob, item.top_logprobs) for item in given if item.logprob is not None],
+            hidden={place for place, item in enumerate(given) if id(item) not in visible},
+        )
+
     def of_prompt(self, prompt: Sequence[int], given: Sequence[PromptLogprob]) -> dict[str, Any]:
         """The echoed prompt's tokens; the first has no log-probability, since nothing stands before it."""
         first = self._text(prompt[0])
@@ -66,8 +78,10 @@ class CompletionLogprobs:
         rest = self._lists([(item.logprob, item.top_logprobs) for item in given])
         return {name: lists[name] + rest[name] for name in lists}
 
-    def _lists(self, items: Sequence[tuple[TokenLogprob, Sequence[TokenLogprob]]]) -> dict[str, list[Any]]:
-        texts = [self._text(chosen.token_id) for chosen, _ in items]
+    def _lists(
+        self, items: Sequence[tuple[TokenLogprob, Sequence[TokenLogprob]]], hidden: Collection[int] = ()
+    ) -> dict[str, list[Any]]:
+        texts = ["" if place in hidden else self._text(item[0].token_id) for place, item in enumerate(items)]
         offsets = []
         for text in texts:
             offsets.append(self._offset)
