@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from aiohttp import web
 
 from octavo_server.api.error_response import error_body
@@ -21,7 +21,7 @@ _HEADERS = {
 }
 WRITE_TIMEOUT_S = 300.0
 """A client that takes nothing of what waits for it for so long is given up; else it would hold its answer for ever."""
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = msgspec.json.encode
 
 
 class EventStream:
@@ -37,9 +37,9 @@ class EventStream:
 
     async def send(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Sends events in one write."""
-        text = "".join([f"data: {_encode(event)}\n\n" for event in events])
-        if text:
-            await self._write(text.encode("utf-8"))
+        data = b"".join([b"data: %b\n\n" % _encode(event) for event in events])
+        if data:
+            await self._write(data)
 
     async def close(
         self, error: str | None = None, *, status: int = 500, code: str | None = None

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.build import LoadedEngine
 from octavo_server.engine.engine import MAX_FAILED_STEPS
 from octavo_server.engine.engine_thread import EngineThread
+from octavo_server.engine.request import FinishReason, Request, SamplingParams
 from octavo_server.engine.startup import StartupProgress
-from octavo_server.errors import EngineDeadError, StartupError
+from octavo_server.errors import EngineDeadError, EngineStuckError, StartupError
 from octavo_server.metrics import ServerMetrics
 from octavo_server.tokenizer.tokenizer import load_tokenizer
 from octavo_testing.server import POISON, Server, a_chat, a_completion, fake_engine, fake_server, running
@@ -239,6 +241,33 @@ async def test_a_serving_process_whose_engine_dies_ends_with_the_reason(tokenize
 
     assert '"code": "engine_dead"' in text
     assert text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_serving_process_whose_engine_stays_stuck_gives_it_up(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may be inside a kernel for ever, so nobody waits for it."""
+    monkeypatch.setattr(AsyncEngine, "watch", partialmethod(AsyncEngine.watch, tick_s=0.001, grace_s=0.005))
+    parts, now = fake_engine(load_tokenizer(tokenizer_folder)), [0.0]
+    parts.runner.gate.clear()
+    engine = AsyncEngine(EngineThread(lambda _: parts.loaded), clock=lambda: now[0])
+    state = ServerState(
+        config=ServerConfig(host="127.0.0.1", port=0),
+        engine=engine,
+        metrics=ServerMetrics("tiny", lambda: engine.snapshot),
+        model_names=("tiny",),
+    )
+    serving = asyncio.create_task(serve(state))
+    await engine.wait_until(EngineState.READY)
+    params = SamplingParams(max_tokens=4)
+    stream = engine.submit([Request(request_id="a", prompt_token_ids=(5,), params=params, arrival_s=0.0)])
+    now[0] = 301
+
+    with pytest.raises(EngineStuckError, match="no step has ended for more than 300 s"):
+        await serving
+    parts.runner.open()
+
+    assert [delta.finish_reason for delta in await stream.read()] == [FinishReason.ERROR]
 
 
 async def test_a_fault_in_the_middle_of_a_stream_is_an_event(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
