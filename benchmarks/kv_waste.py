@@ -53,13 +53,7 @@ def measure(num_requests: int, *, block_size: int = 16, max_model_len: int = 204
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one line a block size."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kv_waste", description="Measure the KV cache's waste.")
-    parser.add_argument("--requests", type=int, default=2000, help="default: %(default)s")
-    parser.add_argument("--block-sizes", default="16,32,64,256", help="tokens in a block (default: %(default)s)")
-    parser.add_argument("--max-model-len", type=int, default=2048, help="tokens (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=2, help="of the lengths (default: %(default)s)")
-    parser.add_argument("--json", default="", metavar="FILE", help="write the figures there")
-    values = parser.parse_args(argv)
+    values = parser().parse_args(argv)
     sizes = [int(size) for size in values.block_sizes.split(",")]
     rows = [
         measure(values.requests, block_size=size, max_model_len=values.max_model_len, seed=values.seed)
@@ -72,6 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     write_json(values.json, "benchmarks.kv_waste", {"results": [asdict(row) for row in rows]})
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.kv_waste", description="Measure the KV cache's waste.")
+    made.add_argument("--requests", type=int, default=2000, help="default: %(default)s")
+    made.add_argument("--block-sizes", default="16,32,64,256", help="tokens in a block (default: %(default)s)")
+    made.add_argument("--max-model-len", type=int, default=2048, help="tokens (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=2, help="of the lengths (default: %(default)s)")
+    made.add_argument("--json", default="", metavar="FILE", help="write the figures there")
+    return made
 
 
 if __name__ == "__main__":

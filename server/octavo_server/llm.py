@@ -6,7 +6,8 @@ The same engine as the server's, stepped by the caller's thread. Settings are th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -151,10 +152,12 @@ class LLM:
         items = [replace(item, token_ids=last_tokens(item.token_ids, most, context)) for item in items]
         requests = [replace(self._request(item, POOLING), pools=True) for item in items]
         found: dict[str, OutputDelta] = {}
-        for delta in self._deltas(requests, use_tqdm=use_tqdm):
-            if delta.hidden_state is None:
-                raise OctavoError(f"prompt {requests.index(_by_id(requests)[delta.request_id])}: {delta.error}")
-            found[delta.request_id] = delta
+        with closing(self._deltas(requests, use_tqdm=use_tqdm)) as deltas:
+            for delta in deltas:
+                if delta.hidden_state is None:
+                    number = [request.request_id for request in requests].index(delta.request_id)
+                    raise OctavoError(f"prompt {number}: {delta.error}")
+                found[delta.request_id] = delta
         return [
             embedding_output(request, item.text, found[request.request_id], params)
             for request, item in zip(requests, items, strict=True)
@@ -225,12 +228,13 @@ class LLM:
         results = {
             request.request_id: empty_output(request, item.text) for request, item in zip(requests, items, strict=True)
         }
-        for delta in self._deltas(requests, use_tqdm=use_tqdm):
-            take_delta(delta, results[delta.request_id], self.tokenizer)
+        with closing(self._deltas(requests, use_tqdm=use_tqdm)) as deltas:
+            for delta in deltas:
+                take_delta(delta, results[delta.request_id], self.tokenizer)
         return list(results.values())
 
-    def _deltas(self, requests: Sequence[Request], *, use_tqdm: UseTqdm) -> Iterator[OutputDelta]:
-        """Runs the requests to their ends."""
+    def _deltas(self, requests: Sequence[Request], *, use_tqdm: UseTqdm) -> Generator[OutputDelta, None, None]:
+        """Runs the requests to their ends; closing it ends those that are left."""
         for request in requests:
             check_request(request, self.engine.limits)
         try:
@@ -258,10 +262,6 @@ class LLM:
             grammar=text.grammar,
             bad_token_ids=text.bad_token_ids,
         )
-
-
-def _by_id(requests: Sequence[Request]) -> dict[str, Request]:
-    return {request.request_id: request for request in requests}
 
 
 def _priorities(given: Sequence[int] | None, count: int, lora_request: object) -> Sequence[int] | None:

@@ -6,8 +6,10 @@ A setting that has no meaning here is taken where it changes nothing, and refuse
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from octavo_server.config import EngineConfig
@@ -119,7 +121,7 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as a list."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if len(prompts) and all(isinstance(item, int) for item in prompts):
+    if len(prompts) and all(isinstance(item, Integral) for item in prompts):
         return [prompts]  # type: ignore[list-item]  # a list of ids, which the check above has established
     return list(prompts)  # type: ignore[arg-type]  # a sequence of prompts, by the same check
 
@@ -133,7 +135,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> EncodedPrompt:
     if isinstance(prompt, str):
         return EncodedPrompt(text=prompt, token_ids=tokenizer.encode(prompt))
     if not isinstance(prompt, Mapping):
-        return EncodedPrompt(text=None, token_ids=list(prompt))
+        return EncodedPrompt(text=None, token_ids=_ids(prompt))
     given: dict[str, Any] = {name: value for name, value in prompt.items() if value is not None}
     text, ids, salt = given.pop("prompt", None), given.pop("prompt_token_ids", None), given.pop("cache_salt", "")
     if given:
@@ -141,8 +143,20 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> EncodedPrompt:
     if ids is None and not isinstance(text, str):
         raise InvalidRequestError("a prompt dictionary needs prompt, a text, or prompt_token_ids, a list")
     return EncodedPrompt(
-        text=text, token_ids=tokenizer.encode(text) if ids is None else list(ids), cache_salt=str(salt)
+        text=text, token_ids=tokenizer.encode(text) if ids is None else _ids(ids), cache_salt=str(salt)
     )
+
+
+def _ids(given: Any) -> list[int]:
+    """Token ids as plain numbers, also those of an array or a tensor.
+
+    Raises:
+        InvalidRequestError: they are something else.
+    """
+    try:
+        return [operator.index(item) for item in given]
+    except TypeError as error:
+        raise InvalidRequestError("a prompt is a text, a list of token ids or a dictionary of those") from error
 
 
 def as_conversations(messages: Messages | Sequence[Messages]) -> list[list[Mapping[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import re
@@ -71,6 +72,13 @@ def of_the_bench(command: str) -> None:
     parser.parse_strictly(command.split()[3:])
 
 
+def of_the_benchmarks(command: str) -> None:
+    """tests/benchmarks runs each at a small size; here, that the flags are known."""
+    module = importlib.import_module(command.split()[2])
+    module.parser().parse_args(command.split()[3:])
+    assert (ROOT / "tests" / "benchmarks" / f"test_{module.__name__.partition('.')[2]}.py").exists()
+
+
 def of_the_cluster(command: str) -> None:
     cluster_parser().parse_args(command.split()[3:])
 
@@ -112,6 +120,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     r"octavo (up|ps|chat)\b.*": of_local_mode,
     r"octavo (--version|collect-env)": that_prints,
     r"octavo bench (serve|throughput) .*": of_the_bench,
+    r"python -m benchmarks\.\w+.*": of_the_benchmarks,
     r"python -m e2e\.cluster \w+": of_the_cluster,
     r"helm install octavo charts/octavo --namespace octavo-system --create-namespace( --values values\.yaml)?": helm,
     r"kubectl (apply|get|delete) .*": kubectl,

@@ -103,6 +103,17 @@ def test_the_gradio_page_answers_within_a_conversation(tiny_model: Path, monkeyp
     assert len(page.say("And a node?", [], temperature=0, max_tokens=30)) > len(alone)
 
 
+def test_the_document_of_the_offline_api_works_as_shown(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (EXAMPLES.parent / "docs" / "offline.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+    exec(compile(program.replace("MODEL", str(tiny_model)), "offline.md", "exec"), {})
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Kubernetes is -> ")
+    assert any(line.startswith("A pod holds -> ") for line in lines)
+
+
 async def test_openais_client_streams_from_a_server(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

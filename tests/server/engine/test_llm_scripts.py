@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from octavo_server import LLM, CompletionOutput, RequestOutput, SamplingParams, TextPrompt, TokensPrompt
+from octavo_server import llm as llm_module
 from octavo_server.errors import ConfigError, InvalidRequestError
 from octavo_server.llm_inputs import WITHOUT_MEANING, read_settings
 
@@ -105,6 +106,37 @@ def test_prompt_dictionaries_isolate_by_salt_and_refuse_what_they_do_not_know(ll
         llm.generate({"prompt": "A", "multi_modal_data": {"image": "x"}}, GREEDY)
     with pytest.raises(InvalidRequestError, match="prompt_token_ids"):
         llm.generate({}, GREEDY)
+
+
+def test_ids_may_be_an_array_and_anything_else_is_refused(llm: LLM) -> None:
+    import numpy as np
+
+    ids = [20, 21, 22]
+    expected = llm.generate(ids, GREEDY)[0].outputs[0].token_ids
+
+    for form in (np.array(ids), [np.array(ids)], [np.int64(item) for item in ids], tuple(ids)):
+        assert llm.generate(form, GREEDY)[0].outputs[0].token_ids == expected
+    for form in ([None], [1.5], [[1.5]], [["a"]]):
+        with pytest.raises(InvalidRequestError, match="a text, a list of token ids"):
+            llm.generate(form, GREEDY)
+    with pytest.raises(InvalidRequestError, match="0 tokens"):
+        llm.generate([[]], GREEDY)
+    assert llm.generate([], GREEDY) == []
+
+
+def test_what_is_raised_between_steps_leaves_nothing_running(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook keeps the exception, and with it every frame."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm_module, "take_delta", interrupt)
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        llm.generate(["a", "b"], GREEDY)
+
+    assert kept.tb is not None
+    assert not llm.engine.has_work
 
 
 def test_a_bar_on_stderr_unless_it_is_turned_off(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
