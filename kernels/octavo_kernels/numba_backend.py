@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from octavo_kernels import torch_sampling
+from octavo_kernels import numba_sampling
 from octavo_kernels.backend import (
     AttentionBatch,
     AttentionPlan,
@@ -51,6 +51,7 @@ class NumbaBackend:
         if num_threads < 1:
             raise KernelError(f"num_threads is {num_threads}, must be at least 1")
         self._pool = ThreadPool(num_threads)
+        self._sampling_memory = numba_sampling.SamplingMemory(num_threads)
 
     @property
     def name(self) -> str:
@@ -147,7 +148,7 @@ class NumbaBackend:
         return silu_and_mul(x)
 
     def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
-        return torch_sampling.sample(logits, params)
+        return numba_sampling.sample(logits, params, self._pool, self._sampling_memory)
 
     def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
         own = require_own(cache, TransposedCache)

@@ -25,6 +25,8 @@ HALVES = ir.VectorType(HALF, LANES)
 """Bits of 16 float16: Numba has no such type on a CPU."""
 
 LOG2_E = 1.4426950408889634
+_LOG2_E_HIGH = 1.44140625
+"""Its first bits: times a value of few digits it is exact."""
 # 2^f on [-0.5, 0.5], relative error below 2e-7; highest power first
 _EXP2 = (1.5403530e-4, 1.33335581e-3, 9.61812911e-3, 5.55041087e-2, 2.40226507e-1, 6.93147181e-1, 1.0)
 
@@ -139,10 +141,20 @@ class Emitter:
 
     def exp2(self, x: Any) -> Any:
         """2^x of each lane for x in [-126, 126]; lower is taken as -126."""
-        b = self.builder
         x = self.larger(x, self.constant(FLOATS, -126.0))
         whole = self.round(x)
-        rest = b.fsub(x, whole)
+        return self._exp2(whole, self.builder.fsub(x, whole))
+
+    def exp(self, x: Any) -> Any:
+        """e^x of each lane for x in [-87, 87], lower taken as -87: log2(e) in two parts, so that far values keep their digits."""
+        b = self.builder
+        x = self.larger(x, self.constant(FLOATS, -87.0))
+        whole = self.round(b.fmul(x, self.constant(FLOATS, _LOG2_E_HIGH)))
+        rest = self.multiply_add(x, self.constant(FLOATS, _LOG2_E_HIGH), b.fneg(whole))
+        return self._exp2(whole, self.multiply_add(x, self.constant(FLOATS, LOG2_E - _LOG2_E_HIGH), rest))
+
+    def _exp2(self, whole: Any, rest: Any) -> Any:
+        b = self.builder
         value = self.constant(FLOATS, _EXP2[0])
         for factor in _EXP2[1:]:
             value = self.multiply_add(value, rest, self.constant(FLOATS, factor))

@@ -5,12 +5,17 @@ from collections import Counter
 import pytest
 import torch
 
-from octavo_kernels import sample, sample_ref, torch_sampling
+from octavo_kernels import numba_sampling, sample, sample_ref, torch_sampling
 from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.numba_backend import NumbaBackend
 from octavo_testing.kernels import a_sampling_batch
 
+COMPILED = NumbaBackend(2)
+
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "implementation", [sample, torch_sampling, sample_ref], ids=["triton", "torch", "reference"]
+    "implementation",
+    [sample, torch_sampling, sample_ref, COMPILED],
+    ids=["triton", "torch", "reference", "compiled"],
 )
 
 
@@ -99,7 +104,7 @@ def test_greedy_rows_among_sampled_ones_ignore_every_other_parameter(implementat
     assert tokens[2] == logits[2].argmax()
 
 
-@pytest.mark.parametrize("implementation", [sample, torch_sampling], ids=["triton", "torch"])
+@pytest.mark.parametrize("implementation", [sample, torch_sampling, COMPILED], ids=["triton", "torch", "compiled"])
 @pytest.mark.parametrize("vocab", [1, 7, 517])
 def test_every_mixture_of_parameters_draws_what_the_reference_draws(
     implementation: object, vocab: int, device: str, monkeypatch: pytest.MonkeyPatch
@@ -149,7 +154,9 @@ def test_every_mixture_of_parameters_draws_what_the_reference_draws(
         ({"top_p": 0.9, "min_p": 0.4}, {0, 1}),
     ],
 )
-@pytest.mark.parametrize("implementation", [torch_sampling, sample_ref], ids=["torch", "reference"])
+@pytest.mark.parametrize(
+    "implementation", [torch_sampling, sample_ref, COMPILED], ids=["torch", "reference", "compiled"]
+)
 def test_only_kept_tokens_are_drawn_and_each_of_them_is(
     implementation: object, limits: dict[str, float], kept: set[int]
 ) -> None:
@@ -231,3 +238,26 @@ def test_real_sizes_on_a_gpu() -> None:
 
     # a device's logarithm differs in the last bit, which may turn one near-tie
     assert sum(a != e for a, e in zip(actual, expected, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("spread", [0.05, 3.0, 30.0])
+def test_the_compiled_draw_is_the_references_on_a_real_vocabulary(spread: float) -> None:
+    """Flat, usual and steep; rows lie further apart than they are long, as a head's output does."""
+    limits = [
+        (0, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (40, 0.95, 0.0), (0, 1.0, 0.05), (20000, 0.999, 0.0), (1, 1.0, 0.0)
+    ]  # fmt: skip
+    num_rows, vocab = len(limits), 49_150
+    logits = (some_logits(num_rows, 49_152, seed=5) * (spread / 3))[:, :vocab]
+    columns = [list(column) for column in zip(*limits, strict=True)]
+    params = a_sampling_batch(
+        num_rows,
+        temperature=[0.3 + row / 5 for row in range(num_rows)],
+        top_k=[int(k) for k in columns[0]],
+        top_p=columns[1],
+        min_p=columns[2],
+        seed=list(range(num_rows)),
+    )
+
+    assert COMPILED.sample(logits, params).tolist() == sample_ref.sample(logits, params).tolist()
+    # Compiled once, whatever the rows and the parameters: nothing compiles while requests wait.
+    assert len(numba_sampling._sample.signatures) == 1
