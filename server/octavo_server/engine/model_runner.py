@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import PAD_SLOT, AttentionBatch
+from octavo_kernels.backend import PAD_SLOT, AttentionBatch, SamplingBatch
 from octavo_server.engine.batch import BatchBuilder, ForwardBatch
 from octavo_server.engine.outputs import PromptLogprob, RunnerOutput, SampledToken, SequenceId
 from octavo_server.engine.sampler import Sampler, gather_logprobs, unservable
@@ -91,8 +91,25 @@ class DecoderRunner:
         last_rows = starts[1:].long() - 1
         token_ids = torch.zeros_like(positions)
         hidden = self.decoder.forward(token_ids, positions, attention, self.kv_cache, last_rows)
+        logits = self.decoder.logits(hidden)
+        for temperature in (0.0, 1.0):
+            tokens = self.decoder.backend.sample(logits, self._warm_up_sampling(num_seqs, temperature))
         # .sum() waits for the device, so that warm-up ends when the work has.
-        float(self.decoder.logits(hidden).sum())
+        int(tokens.sum())
+
+    def _warm_up_sampling(self, num_rows: int, temperature: float) -> SamplingBatch:
+        def column(value: float, dtype: torch.dtype) -> torch.Tensor:
+            return torch.full((num_rows,), value, dtype=dtype, device=self._device)
+
+        return SamplingBatch(
+            temperature=column(temperature, torch.float32),
+            top_k=column(0, torch.int32),
+            top_p=column(1.0, torch.float32),
+            min_p=column(0.0, torch.float32),
+            seed=column(0, torch.int64),
+            position=column(0, torch.int64),
+            all_greedy=temperature == 0.0,
+        )
 
     def _sample(
         self, hidden: torch.Tensor, samples: tuple[ScheduledSequence, ...], failed: dict[SequenceId, str]

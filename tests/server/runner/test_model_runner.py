@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from octavo_kernels.backend import SamplingBatch
 from octavo_server.engine import model_runner
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import SchedulerOutput
@@ -176,6 +177,24 @@ def test_logits_are_computed_for_sampled_rows_alone(loaded: LoadedModel, monkeyp
     Stepper(loaded, max_num_batched_tokens=32).generate([prompt_tokens(90, 517)], max_tokens=2)
 
     assert sizes == [1, 1]
+
+
+def test_warm_up_draws_too_so_that_no_request_waits_for_a_first_draw(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels compile, or are read from the disk, when they are called first."""
+    seen: list[tuple[int, bool]] = []
+    sample = loaded.backend.sample
+
+    def recorded(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
+        seen.append((logits.shape[0], params.all_greedy))
+        return sample(logits, params)
+
+    monkeypatch.setattr(loaded.backend, "sample", recorded)
+
+    Stepper(loaded).runner.warm_up(max_num_tokens=64, max_num_seqs=4)
+
+    assert {(1, True), (1, False), (4, True), (4, False)} <= set(seen)
 
 
 def test_warm_up_writes_nothing(loaded: LoadedModel, oracle: Any) -> None:

@@ -1,0 +1,263 @@
+"""Our engine and natively built llama.cpp on the same GGUF file, in turns, in one run: what the ratio of both is.
+
+    python -m benchmarks.llama_cpp MODEL.gguf [--install] [--rounds 7] [--json FILE]
+
+llama.cpp is `llama-cpp-python` built from source for this processor (GGML_NATIVE), in an environment of its own that
+`--install` makes. It runs in a child process that is asleep while ours computes, and the other way round. Ours is the
+whole engine, scheduler, sampler and detokenizer included; theirs is `llama_decode` of a batch and an argmax. Both
+decode greedily. A busy machine moves both, hence rounds of turns: the ratio is the median round's, its spread beside it.
+
+llama.cpp's threads wait for each other by spinning, which on a busy machine slows it 10 to 30 times. So they get the
+bound on it that ours have; `--spin` leaves them as they come, for a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+from benchmarks.record import write_json
+from octavo_server.engine.build import OMP_SPINS
+
+HOME = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "llama-cpp"
+CHILD = Path(__file__).with_name("llama_cpp_child.py")
+BARS = {"decode 1": 2.5, "decode 8": 4.0, "decode 32": 5.0, "prefill": 6.0}
+"""Ours over theirs, for SmolLM2-135M Q4_1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One measurement; `steps` 0 is a prefill of one prompt."""
+
+    name: str
+    batch: int
+    prompt_tokens: int
+    steps: int
+
+    def prompts(self, seed: int, vocabulary: int) -> list[list[int]]:
+        rng = Random(seed)
+        return [[rng.randrange(10, vocabulary) for _ in range(self.prompt_tokens)] for _ in range(self.batch)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Tokens a second of both, a number a round."""
+
+    case: Case
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ratio": median(self.ratios), "ratio_of_bests": max(self.ours) / max(self.theirs)}
+
+    def row(self) -> str:
+        ratios, bar = self.ratios, BARS.get(self.case.name)
+        aim = "" if bar is None else f"   aim {bar}"
+        return (
+            f"{self.case.name:<12} {median(self.ours):>9.1f} {median(self.theirs):>10.1f} "
+            f"{median(ratios):>7.2f} [{min(ratios):.2f} .. {max(ratios):.2f}] "
+            f"{max(self.ours) / max(self.theirs):>9.2f}{aim}"
+        )
+
+
+class Ours:
+    """The engine in this process."""
+
+    def __init__(self, model: str, quantization: str, threads: int) -> None:
+        import torch
+
+        from octavo_server.llm import LLM
+
+        torch.set_num_threads(threads)
+        # What a second run of the same prompts would read from the cache is not computed.
+        self._llm = LLM(model, quantization=quantization, enable_prefix_caching=False)
+        self.vocabulary = self._llm.engine.limits.vocab_size
+        self._count = 0
+
+    def seconds(self, case: Case, prompts: list[list[int]]) -> list[float]:
+        """Of each decode step with all sequences, or of the one prefill."""
+        engine = self._llm.engine
+        started = time.perf_counter()
+        for prompt in prompts:
+            self._add(prompt, case.steps + 2)
+        waiting = len(prompts)
+        while waiting:
+            waiting -= sum(bool(delta.tokens) for delta in engine.step())
+        if not case.steps:
+            taken = [time.perf_counter() - started]
+        else:
+            # The step in which the last prompt ended may have been a chunk of several.
+            taken = [self._step(case.batch) for _ in range(case.steps)]
+        while engine.has_work:
+            engine.step()
+        return taken
+
+    def _step(self, batch: int) -> float:
+        started = time.perf_counter()
+        deltas = self._llm.engine.step()
+        taken = time.perf_counter() - started
+        assert sum(bool(delta.tokens) for delta in deltas) == batch
+        return taken
+
+    def _add(self, prompt: list[int], max_tokens: int) -> None:
+        from octavo_server.engine.request import Request, SamplingParams
+
+        self._count += 1
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        request = Request(
+            request_id=f"bench-{self._count}",
+            prompt_token_ids=tuple(prompt),
+            params=params,
+            arrival_s=time.monotonic(),
+        )
+        self._llm.engine.add_request(request)
+
+
+class Theirs:
+    """llama.cpp in a child process."""
+
+    def __init__(self, python: Path, model: str, threads: int, *, spin: bool) -> None:
+        self._child = subprocess.Popen(
+            # -P: this folder holds a llama_cpp.py that is not theirs
+            [str(python), "-P", str(CHILD), model, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=dict(os.environ) if spin else {**os.environ, "GOMP_SPINCOUNT": str(OMP_SPINS)},
+        )
+        self.about = self._read()
+
+    def seconds(self, case: Case, prompts: list[list[int]]) -> list[float]:
+        task = {"task": "decode" if case.steps else "prefill", "prompts": prompts, "steps": case.steps}
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(task) + "\n")
+        self._child.stdin.flush()
+        seconds: list[float] = self._read()["seconds"]
+        return seconds
+
+    def close(self) -> None:
+        """Ends the child."""
+        self._child.communicate()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            self.close()
+            raise SystemExit(f"llama.cpp ended with status {self._child.returncode}; run with --install to build it")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def measure(ours: Ours, theirs: Theirs, case: Case, rounds: int) -> Result:
+    """Turns of both with the same prompts; a round before the first is thrown away."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    sides: tuple[Ours | Theirs, ...] = (ours, theirs)
+    for index in range(rounds + 1):
+        prompts = case.prompts(index, min(ours.vocabulary, 40_000))
+        for side, found in zip(sides, rates, strict=True):
+            seconds = side.seconds(case, prompts)
+            work = case.batch if case.steps else case.prompt_tokens
+            found.append(work / median(seconds))
+            # OpenMP's threads spin a little after their work.
+            time.sleep(0.05)
+    return Result(case=case, ours=rates[0][1:], theirs=rates[1][1:])
+
+
+def install(folder: Path) -> Path:
+    """Makes the environment where it is missing -> its interpreter."""
+    python = folder / "venv" / "bin" / "python"
+    if not python.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+        command = [str(python), "-m", "pip", "install", "--no-binary", "llama-cpp-python", "llama-cpp-python", "numpy"]
+        subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"})
+    return python
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a row a case."""
+    values = _parser().parse_args(argv)
+    python = install(HOME) if values.install else HOME / "venv" / "bin" / "python"
+    if not python.exists():
+        raise SystemExit(f"there is no llama.cpp in {HOME}; build it with --install")
+    cases = [
+        Case(name=f"decode {n}", batch=n, prompt_tokens=values.context, steps=values.steps) for n in values.batches
+    ]
+    cases.append(Case(name="prefill", batch=1, prompt_tokens=values.prefill, steps=0))
+    theirs = Theirs(python, values.model, values.threads, spin=values.spin)
+    ours = Ours(values.model, values.quantization, values.threads)
+    results = []
+    print(f"llama-cpp-python {theirs.about['version']}: {theirs.about['system'].strip()}")
+    print(
+        f"{values.threads} threads each, load average {os.getloadavg()[0]:.1f}, {values.rounds} rounds; tokens a second"
+    )
+    print(f"{'case':<12} {'ours':>9} {'llama.cpp':>10} {'ratio':>7} [least .. most] {'of bests':>9}")
+    for case in cases:
+        results.append(measure(ours, theirs, case, values.rounds))
+        print(results[-1].row(), flush=True)
+    theirs.close()
+    about = {"model": Path(values.model).name, "sha256": _sha256(values.model), "threads": values.threads,
+             "quantization": values.quantization, "context": values.context, "spin": values.spin, "llama_cpp": theirs.about,
+             "cpu_flags": _cpu_flags(), "versions": _versions()}  # fmt: skip
+    write_json(values.json, "benchmarks.llama_cpp", {**about, "results": [result.as_json() for result in results]})
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_cpp", description="Our engine beside llama.cpp.")
+    parser.add_argument("model", help="a .gguf file")
+    parser.add_argument("--quantization", default="int4", choices=["none", "int8", "int4"], help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of both a case (default: %(default)s)")
+    parser.add_argument("--batches", type=_numbers, default=[1, 8, 32], help="decodes at once (default: 1,8,32)")
+    parser.add_argument("--context", type=int, default=128, help="tokens of a decode's prompt (default: %(default)s)")
+    parser.add_argument(
+        "--prefill", type=int, default=512, help="tokens of the prefill's prompt (default: %(default)s)"
+    )
+    parser.add_argument("--install", action="store_true", help="build llama.cpp first where it is missing: minutes")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of a decode a round (default: %(default)s)")
+    parser.add_argument("--spin", action="store_true", help="let llama.cpp's threads spin without bound")
+    parser.add_argument("--json", default="", metavar="FILE", help="write the figures there")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cpu_flags() -> list[str]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return [flag for flag in flags if flag.startswith(("avx", "fma", "f16c", "amx"))]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("octavo", "torch", "numba", "llvmlite", "numpy")}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
