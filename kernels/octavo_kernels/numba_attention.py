@@ -49,9 +49,13 @@ _SUMS = _Q + MAX_ROWS * _STRIDE
 _TOTALS = _SUMS + MAX_ROWS * _STRIDE
 """Sums of weights, 16 lanes a pair."""
 _WEIGHTS = _TOTALS + MAX_ROWS * 64
-_PEAKS, _SHRINKS, _ENDS = (_WEIGHTS + MAX_ROWS * 64 + 64 * i for i in range(3))
-"""A lane a pair: the largest score so far, 2^(last peak - peak), and the position after the last key to attend to."""
+_PEAKS, _SHRINKS, _FIRSTS, _ENDS = (_WEIGHTS + MAX_ROWS * 64 + 64 * i for i in range(4))
+"""A lane a pair: the largest score so far, 2^(last peak - peak), and the positions of the first key to attend to and
+after the last one."""
 _SIZE = _ENDS + 64
+
+NO_WINDOW = 2**31
+"""Tokens that a row sees where nothing bounds it: more than any sequence has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +64,14 @@ class RowPlan:
 
     num_heads: int
     num_tokens: int
+    window: int
+    """Tokens that a row sees, its own among them."""
     blocks: NDArray[np.int64]
     """[num_blocks, 4]: first row, rows, sequence (a row of block_tables), keys that the first row attends to."""
     block_tables: NDArray[np.int32]
 
 
-def plan_rows(batch: AttentionBatch, num_heads: int, num_kv_heads: int) -> RowPlan:
+def plan_rows(batch: AttentionBatch, num_heads: int, num_kv_heads: int, window: int | None = None) -> RowPlan:
     starts = batch.query_start_loc.numpy().astype(np.int64)
     query_lens = np.diff(starts)
     num_rows = max(1, MAX_ROWS // (num_heads // num_kv_heads))
@@ -79,19 +85,22 @@ def plan_rows(batch: AttentionBatch, num_heads: int, num_kv_heads: int) -> RowPl
     return RowPlan(
         num_heads=num_heads,
         num_tokens=int(starts[-1]),
+        window=window or NO_WINDOW,
         blocks=blocks,
         block_tables=np.ascontiguousarray(batch.block_tables.numpy()),
     )
 
 
-def _begin_pair(e: Emitter, memory: Any, pair: Any, q: Any, head_dim: Any, width: Any, end: Any) -> None:
+def _begin_pair(e: Emitter, memory: Any, pair: Any, q: Any, *numbers: Any) -> None:
     b, base, source = e.builder, e.base(memory), e.base(q)
+    head_dim, width, first, end = numbers
     row, lane = e.times(pair, _STRIDE), e.times(pair, 4)
     e.each(head_dim, lambda at, kind: e.store(e.load(source, at, kind), base, e.sum(row, at, LONG(_Q))))
     nothing = e.constant(FLOATS, 0.0)
     e.each(width, lambda at, kind: e.store(e.zero(kind), base, e.sum(row, at, LONG(_SUMS))))
     e.store(nothing, base, e.sum(e.times(pair, 64), LONG(_TOTALS)))
     e.store(FLOAT(LOWEST), base, e.sum(lane, LONG(_PEAKS)))
+    e.store(b.trunc(first, WORD), base, e.sum(lane, LONG(_FIRSTS)))
     e.store(b.trunc(end, WORD), base, e.sum(lane, LONG(_ENDS)))
 
 
@@ -104,7 +113,7 @@ def _attend_tile(num_pairs: int, e: Emitter, memory: Any, *arguments: Any) -> No
     lanes = ir.Constant(WORDS, list(range(LANES)))
     is_key = b.icmp_signed("<", lanes, e.splat(b.trunc(num_keys, WORD)))
     positions = b.select(is_key, b.add(e.splat(b.trunc(start, WORD)), lanes), e.constant(WORDS, 2**31 - 1))
-    present = [b.icmp_signed("<", positions, e.splat(e.load(base, _ENDS + 4 * i, WORD))) for i in range(num_pairs)]
+    present = [_is_seen(e, base, pair, positions) for pair in range(num_pairs)]
     scores = [b.select(p, score, e.constant(FLOATS, LOWEST)) for p, score in zip(present, scores, strict=True)]
     old = e.load(base, _PEAKS, FLOATS)
     largest = e.constant(FLOATS, LOWEST)
@@ -126,6 +135,12 @@ def _attend_tile(num_pairs: int, e: Emitter, memory: Any, *arguments: Any) -> No
     for first, last, count in ((LONG(0), wide, slices), (wide, width, 1)):
         with cgutils.for_range_slice(b, first, last, LONG(count * LANES), intp=LONG) as (column, _):
             _add_values(e, base, (values, next_values), (column, width, num_keys), count, num_pairs)
+
+
+def _is_seen(e: Emitter, base: Any, pair: int, positions: Any) -> Any:
+    b = e.builder
+    first, end = (e.splat(e.load(base, place + 4 * pair, WORD)) for place in (_FIRSTS, _ENDS))
+    return b.and_(b.icmp_signed(">=", positions, first), b.icmp_signed("<", positions, end))
 
 
 def _scores(e: Emitter, base: Any, keys: Any, next_keys: Any, head_dim: Any, num_pairs: int) -> list[Any]:
@@ -187,8 +202,9 @@ def _finish_pair(e: Emitter, memory: Any, pair: Any, out: Any, head_dim: Any) ->
     )
 
 
-begin_pair = vector_function(6, _begin_pair)
-"""(memory, pair, q, head_dim, width, end): a pair's query and empty sums; it attends to keys before position `end`."""
+begin_pair = vector_function(7, _begin_pair)
+"""(memory, pair, q, head_dim, width, first, end): a pair's query and empty sums; it attends to the keys of positions
+first … end - 1."""
 
 attend_1, attend_2, attend_3, attend_4, attend_6, attend_8, attend_12 = (
     vector_function(9, partial(_attend_tile, n)) for n in (1, 2, 3, 4, 6, 8, 12)
@@ -234,15 +250,22 @@ def _tile_of(position, table, places, shape, layer, kv_head):  # type: ignore[no
 
 
 @part
+def _tile_start(position, block_size):  # type: ignore[no-untyped-def]
+    """The first position of the tile that holds one; what lies before it may have been freed, and is not read."""
+    start = position // block_size * block_size
+    return start + (position - start) // 16 * 16
+
+
+@part
 def attend(q, block, places, shape, layer, kv_head, out, memory):  # type: ignore[no-untyped-def]
     """Attention of one block and kv head.
 
     q: (address, row bytes) of [num_tokens, …] float32 with the heads first, scaled by scale * log2(e); block: (first
-    row, rows, keys that the first row attends to, address of the block table); places, shape: `cache_numbers`; out:
+    row, rows, position after the first row, tokens that a row sees, address of the block table); places, shape: `cache_numbers`; out:
     (address, row bytes) of [num_tokens, num_heads * head_dim], written; memory: the address of this thread's.
     """
     head_dim, width, group = shape[3], shape[4], shape[6] // shape[1]
-    first_row, num_rows, length, table = block
+    first_row, num_rows, length, window, table = block
     longest = length + num_rows - 1
     done = 0
     while done < group:
@@ -252,11 +275,11 @@ def attend(q, block, places, shape, layer, kv_head, out, memory):  # type: ignor
         for pair in range(num_pairs):
             row = pair // count
             source = q[0] + (first_row + row) * q[1] + head + (pair - row * count) * head_dim * 4
-            begin_pair(memory, pair, source, head_dim, width, length + row)
+            begin_pair(memory, pair, source, head_dim, width, max(0, length + row - window), length + row)
         for pair in range(num_pairs, _function_size(num_pairs)):
             # fills up the function and attends to nothing
-            begin_pair(memory, pair, q[0], head_dim, width, 0)
-        start = 0
+            begin_pair(memory, pair, q[0], head_dim, width, 0, 0)
+        start = _tile_start(max(0, length - window), shape[5])
         key, value, left = _tile_of(start, table, places, shape, layer, kv_head)
         while start < longest:
             num_keys = min(min(16, left), longest - start)
@@ -286,7 +309,7 @@ def _function_size(count):  # type: ignore[no-untyped-def]
 def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # type: ignore[no-untyped-def]
     """All blocks and kv heads of a step."""
     places, shape = cache_numbers(cache)
-    blocks, tables = plan
+    blocks, tables, window = plan
     source, target = (q.ctypes.data, q.shape[1] * 4), (out.ctypes.data, out.shape[1] * 4)
     memory = running.ctypes.data + thread * running.shape[1] * 4
     count = blocks.shape[0] * shape[1]
@@ -296,7 +319,7 @@ def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # t
         for item in range(start, end):
             index = item // shape[1]
             table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
-            block = (blocks[index, 0], blocks[index, 1], blocks[index, 3], table)
+            block = (blocks[index, 0], blocks[index, 1], blocks[index, 3], window, table)
             attend(source, block, places, shape, layer, item - index * shape[1], target, memory)
         finish(0, threads)
         start, end = claim(count, pieces, 0, threads)

@@ -28,6 +28,7 @@ from octavo_kernels.checks import (
     check_linear_weight,
     check_num_heads,
     check_table_width,
+    check_window,
     require_float32,
     require_own,
     require_shape,
@@ -85,8 +86,7 @@ class NumbaBackend:
         return pack(weight, bias)
 
     def compile_decoder(self, spec: DecoderSpec) -> DecoderStep | None:
-        has_window = any(window is not None for window in spec.windows)
-        return CompiledDecoder(spec, self._pool) if can_compile(spec) and not has_window else None
+        return CompiledDecoder(spec, self._pool) if can_compile(spec) else None
 
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
         require_float32("x", x)
@@ -119,12 +119,11 @@ class NumbaBackend:
     def plan_attention(
         self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None
     ) -> AttentionPlan:
-        if window is not None:
-            raise KernelError(f"window is {window}, the numba backend slides none yet")
+        check_window(window)
         check_attention_batch(batch)
         check_num_heads(num_heads, cache.spec.num_kv_heads)
         check_table_width(batch, cache.spec.block_size)
-        return plan_rows(batch, num_heads, cache.spec.num_kv_heads)
+        return plan_rows(batch, num_heads, cache.spec.num_kv_heads, window)
 
     def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
         own, rows = require_own(cache, TransposedCache), require_own(plan, RowPlan)
@@ -136,7 +135,7 @@ class NumbaBackend:
             attention_kernel,
             1,
             scaled_queries(q, scale),
-            (rows.blocks, rows.block_tables),
+            (rows.blocks, rows.block_tables, rows.window),
             (own.keys, own.values, own.spec.block_size, rows.num_heads),
             layer,
             running_buffers(self._pool.num_threads),

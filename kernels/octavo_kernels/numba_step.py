@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from octavo_kernels.backend import AttentionBatch, DecoderSpec, KVCache
 from octavo_kernels.checks import check_attention_batch, check_table_width, require_own
-from octavo_kernels.numba_attention import attend, plan_rows, running_buffers
+from octavo_kernels.numba_attention import NO_WINDOW, attend, plan_rows, running_buffers
 from octavo_kernels.numba_cache import TransposedCache, cache_numbers, multiply_row, rotate_halves, store_row
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import (
@@ -56,6 +56,7 @@ class CompiledDecoder:
         self._norms = _stacked(norms, spec.final_norm.shape[0])
         head_norms = [[layer.q_norm, layer.k_norm] for layer in spec.layers if layer.q_norm is not None]
         self._head_norms = _stacked(head_norms, spec.head_dim)
+        self._windows = np.array([window or NO_WINDOW for window in spec.windows], np.int64)
         self._final_norm = spec.final_norm.float().numpy()
         self._cos_sin = spec.cos_sin.contiguous().numpy()
         self._memory = running_buffers(pool.num_threads, at_least=_GATE_ROWS * 256)
@@ -85,7 +86,7 @@ class CompiledDecoder:
             _LAYER_PHASES * len(spec.layers) + 1,
             hidden.contiguous().numpy(),
             tuple(np.ascontiguousarray(values, np.int64) for values in indices),
-            (plan.blocks, plan.block_tables),
+            (plan.blocks, plan.block_tables, self._windows),
             (own.keys, own.values, own.spec.block_size, spec.num_heads),
             (self._linears, self._norms, self._head_norms, self._final_norm, self._cos_sin),
             np.array([spec.rms_norm_eps, spec.head_dim**-0.5 * LOG2_E, 1.0], np.float32),
@@ -206,7 +207,7 @@ def _attend(qkv, plan, cache, layer, context, codes, scales, memory, phase, thre
     places, shape = cache_numbers(cache)
     num_kv_heads = shape[1]
     num_groups = scales.shape[1] // num_kv_heads
-    blocks, tables = plan
+    blocks, tables, windows = plan
     q, out = (qkv.ctypes.data, qkv.shape[1] * 4), (context.ctypes.data, context.shape[1] * 4)
     count = blocks.shape[0] * num_kv_heads
     pieces = num_small_pieces(count, threads)
@@ -217,7 +218,8 @@ def _attend(qkv, plan, cache, layer, context, codes, scales, memory, phase, thre
             index = item // num_kv_heads
             kv_head, first, num_rows = item - index * num_kv_heads, blocks[index, 0], blocks[index, 1]
             table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
-            attend(q, (first, num_rows, blocks[index, 3], table), places, shape, layer, kv_head, out, memory)
+            block = (first, num_rows, blocks[index, 3], windows[layer], table)
+            attend(q, block, places, shape, layer, kv_head, out, memory)
             for row in range(first, first + num_rows):
                 x = out[0] + row * out[1] + kv_head * num_groups * 128
                 quantize_part(x, row, kv_head * num_groups, num_groups, codes, scales)

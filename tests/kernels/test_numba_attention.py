@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from octavo_kernels.attention_plan import plan_paged_attention
 from octavo_kernels.backend import AttentionBatch, KVCacheSpec
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention_ref import attend_sequence
@@ -49,18 +50,28 @@ def filled(backend: NumbaBackend, case: PagedCase) -> TransposedCache:
     return cache
 
 
-def attended(backend: NumbaBackend, case: PagedCase) -> torch.Tensor:
+def attended(backend: NumbaBackend, case: PagedCase, window: int | None = None) -> torch.Tensor:
     cache = filled(backend, case)
-    plan = backend.plan_attention(case.batch, cache, case.q.shape[1])
+    plan = backend.plan_attention(case.batch, cache, case.q.shape[1], window)
     return backend.attention(case.q, cache, 1, plan, case.scale)
 
 
-def expected(case: PagedCase) -> torch.Tensor:
+def expected(case: PagedCase, window: int | None = None) -> torch.Tensor:
     starts = pairwise(case.batch.query_start_loc.tolist())
+    num_kv_heads, _, head_dim = case.key_cache.shape[1:]
+    plan = plan_paged_attention(
+        case.batch,
+        num_heads=case.q.shape[1],
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        query_tile=1,
+        target_items=1,
+        window=window,
+    )
     caches = case.key_cache, case.value_cache
     return torch.cat(
         [
-            attend_sequence(case.q[start:end], *caches, case.batch, sequence, case.scale)
+            attend_sequence(case.q[start:end], *caches, plan, sequence, case.scale)
             for sequence, (start, end) in enumerate(starts)
         ]
     )
@@ -96,6 +107,22 @@ def test_a_row_is_the_same_alone_and_in_a_batch(backend: NumbaBackend) -> None:
     plan = backend.plan_attention(alone, cache, case.q.shape[1])
 
     assert torch.equal(backend.attention(case.q[:1], cache, 1, plan, case.scale), together[:1])
+
+
+@pytest.mark.parametrize("window", [1, 2, 15, 33, 1000])
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[5], SHAPES[6], SHAPES[7]], ids=str)
+def test_a_window_is_the_references(backend: NumbaBackend, shape: Shape, window: int) -> None:
+    """Blocks before every row's window are NaN: they may be freed. Seen to fail a token off at either end."""
+    case = a_half_case([1, 5, 1, 33], [1, 40, 63, 33], shape)
+    query_lens = case.batch.query_start_loc.diff().tolist()
+    for i, (seq_len, query_len) in enumerate(zip(case.batch.seq_lens.tolist(), query_lens, strict=True)):
+        gone = max(0, seq_len - query_len + 1 - window) // shape.block_size
+        for values in (case.key_cache, case.value_cache):
+            values[case.batch.block_tables[i, :gone].long()] = torch.nan
+
+    out = attended(backend, case, window)
+
+    assert_close(out, expected(case, window), TOLERANCE)
 
 
 @pytest.mark.parametrize("num_heads", [1, 3, 5, 14])

@@ -90,7 +90,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     Raises:
         StartupError: with the reason that the control plane shows.
     """
-    from octavo_server.models.config import load_model_config, served_config
+    from octavo_server.models.config import load_model_config
 
     bound_spinning(os.environ)
     # Before seconds go into the weights.
@@ -98,7 +98,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     location = locate_model(config, progress)
     locate_tokenizer(config, location, progress)
     progress.locate(location)
-    model_config = served_config(load_model_config(location), config.quantization)
+    model_config = load_model_config(location)
     device = resolve_device(config.device)
     limits = config.resolve(
         context_length=model_config.max_positions, device=device, device_memory_bytes=_device_memory_bytes(device)

@@ -8,7 +8,7 @@ we do not serve refuses to load.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,14 +148,6 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any], *,
         generation=_generation_defaults(advice),
         vectors=_vector_sizes(fields, hidden_size),
     )
-
-
-def served_config(config: ModelConfig, quantization: str) -> ModelConfig:
-    """What is left of `config` with the kernels that `quantization` runs on: the compiled ones slide no window yet."""
-    windows = [window for window in config.windows if window is not None]
-    if quantization == "none" or not windows:
-        return config
-    return replace(config, windows=(None,) * config.num_layers, max_positions=min(windows))
 
 
 def _architecture(raw: Mapping[str, Any], source: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from octavo_kernels.backend import KVCacheSpec, QuantizedBackend, select_backend, select_quantized_backend
 from octavo_kernels.errors import KernelError
 from octavo_server.errors import StartupError
-from octavo_server.models.config import ModelConfig, read_model_config, served_config
+from octavo_server.models.config import ModelConfig, read_model_config
 from octavo_server.models.decoder import Decoder
 from octavo_server.models.decoder_weights import load_decoder_weights
 from octavo_server.models.dummy_weights import DummyWeights
@@ -85,9 +85,8 @@ def load_model(
         StartupError: ModelNotFound, ModelInvalid, UnsupportedArchitecture or SpecInvalid.
     """
     resolved = resolve_location(location)
-    stored = read_model_config(resolved)
-    config = served_config(stored, quantization)
-    _tell_limits(stored, config)
+    config = read_model_config(resolved)
+    _tell_limits(config)
     torch_dtype = resolve_dtype(dtype, config, device)
     source = _open(resolved, config, load_format)
     bits = _BITS[quantization]
@@ -102,12 +101,7 @@ def load_model(
     )
 
 
-def _tell_limits(stored: ModelConfig, config: ModelConfig) -> None:
-    if config.max_positions < stored.max_positions:
-        logger.warning(
-            "the compiled kernels slide no attention window yet: the context is limited to the window",
-            extra={"max_positions": stored.max_positions, "sliding_window": config.max_positions},
-        )
+def _tell_limits(config: ModelConfig) -> None:
     if config.rope.kind == "dynamic":
         logger.warning(
             "dynamic rotary scaling is not served: the context is limited to the length that the model was trained on",

@@ -16,7 +16,6 @@ from octavo_server.models.config import (
     ModelConfig,
     load_model_config,
     parse_model_config,
-    served_config,
 )
 
 
@@ -200,16 +199,6 @@ def test_an_explicit_null_window_is_off() -> None:
     del raw["sliding_window"]
     # transformers' own default where the key is absent
     assert parse_model_config(raw, {}, source="config.json").windows == (4096, 4096)
-
-
-def test_compiled_kernels_get_a_context_in_which_no_window_is_felt() -> None:
-    sliding = parse(architectures=["MistralForCausalLM"], sliding_window=256)
-
-    served = served_config(sliding, "int8")
-
-    assert (served.windows, served.max_positions) == ((None, None), 256)
-    assert served_config(sliding, "none") == sliding
-    assert served_config(parse(), "int8") == parse()
 
 
 def test_an_unknown_architecture_is_refused_by_name_with_those_supported() -> None:

@@ -74,6 +74,20 @@ def test_the_compiled_decoder_is_its_operations(tmp_path: Path, architecture: st
     assert (len(numba_step._run.signatures), len(numba_linear._linear.signatures)) == (1, 1)
 
 
+def test_windows_slide_by_layer_in_the_compiled_decoder(tmp_path: Path) -> None:
+    """One layer of two slides 40 tokens, prompts are longer."""
+    sliding = {**SIZES, "use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}
+    checkpoint = a_checkpoint(tmp_path, "Qwen2ForCausalLM", sliding)
+    prompts = [prompt_tokens(count, 512) for count in (90, 23)]
+
+    compiled = logprobs(load_model(checkpoint.path, quantization="int8"), prompts)
+
+    loaded = load_model(checkpoint.path, quantization="int8")
+    assert loaded.config.windows == (None, 40)
+    assert mean_error(compiled, logprobs(op_by_op(loaded), prompts)) < 0.02
+    assert mean_error(compiled, logprobs(load_model(checkpoint.path), prompts)) < 0.1
+
+
 @pytest.mark.parametrize(
     ("quantization", "bound"),
     # Random weights are the hardest case: each value is as important as any other.
