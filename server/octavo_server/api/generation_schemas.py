@@ -215,7 +215,8 @@ def _answers(kind: str, choice: Schema) -> Mapping[int, Answer]:
             "usage": USAGE,
         }
     )
-    events = text(description="Server-sent events, one chunk each, then [DONE]; with `stream: true`.")
+    # Of no type: some readers take a schema here for the whole text, others for each event.
+    events = {"description": "Server-sent events, one chunk each, then [DONE]; with `stream: true`."}
     return {200: Answer(description="The answer, whole or streamed.", content={JSON: whole, EVENTS: events})}
 
 

@@ -284,9 +284,14 @@ def refuse_not_served(fields: Fields, names: Mapping[str, tuple[Any, ...]]) -> N
     """
     for name, neutral in names.items():
         value = fields.get(name)
-        if value is not None and not any(value is item or value == item for item in neutral):
+        if value is not None and not any(_is_same(value, item) for item in neutral):
             instead = "use structured_outputs" if name.startswith("guided_") else "leave it out"
             raise fields.refuse(name, f"{name} is not supported yet (got {shown(value)}); {instead}")
+
+
+def _is_same(value: object, item: object) -> bool:
+    """Equal in JSON, where true is not 1."""
+    return value == item and isinstance(value, bool) == isinstance(item, bool)
 
 
 def _stream_options(fields: Fields, stream: bool) -> bool:

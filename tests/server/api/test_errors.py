@@ -410,3 +410,8 @@ async def test_where_the_model_may_be_left_out_an_empty_one_is_unknown(server: S
 
     assert answer.status == 200
     assert "fancy" in answer.headers["X-Octavo-Ignored"]
+
+
+@pytest.mark.parametrize("fields", [{"use_beam_search": 0}, {"best_of": True}])
+async def test_true_is_not_one_where_only_a_neutral_value_is_taken(server: Server, fields: dict[str, Any]) -> None:
+    check(await server.post(COMPLETIONS, a_completion(**fields)), 400, next(iter(fields)), "not supported yet")
