@@ -74,6 +74,10 @@ def _response_format(fields: Fields) -> StructuredOutputsParams | None:
     kind = given.get("type")
     if kind not in _FORMATS:
         raise given.fail("type", "one of " + ", ".join(_FORMATS))
+    if kind != "json_schema" and given.get("json_schema") is not None:
+        raise given.refuse(
+            "json_schema", f"json_schema stands beside type {kind}; send type json_schema, or leave the schema out"
+        )
     if kind == "text":
         return None
     if kind == "json_object":

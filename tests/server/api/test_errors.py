@@ -415,3 +415,9 @@ async def test_where_the_model_may_be_left_out_an_empty_one_is_unknown(server: S
 @pytest.mark.parametrize("fields", [{"use_beam_search": 0}, {"best_of": True}])
 async def test_true_is_not_one_where_only_a_neutral_value_is_taken(server: Server, fields: dict[str, Any]) -> None:
     check(await server.post(COMPLETIONS, a_completion(**fields)), 400, next(iter(fields)), "not supported yet")
+
+
+async def test_a_schema_that_would_not_be_followed_is_refused(server: Server) -> None:
+    body = a_chat(response_format={"type": "json_object", "json_schema": {"schema": {"type": "object"}}})
+
+    check(await server.post(CHAT, body), 400, "response_format.json_schema", "json_object")
