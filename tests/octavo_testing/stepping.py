@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -30,6 +30,10 @@ class Generated:
     @property
     def token_ids(self) -> list[int]:
         return [token.token_id for token in self.tokens]
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return list(self.sequence.request.prompt_token_ids)
 
 
 class Stepper:
@@ -103,17 +107,30 @@ LOGPROB_TOLERANCE = 5e-4
 """Nats, float32. Noise of another order of summation is at most 1e-4, the smallest real bug measured 1.3e-3."""
 
 
-def worst_logprob_error(generated: Generated, oracle: Any) -> float:
+class Answered(Protocol):
+    """What an oracle can be asked about."""
+
+    @property
+    def prompt_ids(self) -> list[int]: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def tokens(self) -> list[SampledToken]: ...
+    @property
+    def prompt_logprobs(self) -> list[PromptLogprob]: ...
+
+
+def worst_logprob_error(generated: Answered, oracle: Any) -> float:
     """Largest difference to the oracle's log-probabilities, over prompt positions, sampled tokens and all top tokens.
 
     The oracle is teacher-forced: it reads the prompt and what was generated, and must give each token the same.
     """
-    sequence = generated.sequence
-    logprobs = oracle_logprobs(oracle, sequence.token_ids)
+    prompt = generated.prompt_ids
+    logprobs = oracle_logprobs(oracle, prompt + generated.token_ids)
     found = [(item.position, item.logprob, item.top_logprobs) for item in generated.prompt_logprobs]
     for index, token in enumerate(generated.tokens):
         if token.logprob is not None:
-            found.append((sequence.num_prompt_tokens + index, token.logprob, token.top_logprobs))
+            found.append((len(prompt) + index, token.logprob, token.top_logprobs))
     assert found, "nothing to compare: ask for logprobs or prompt_logprobs"
     rows = [position - 1 for position, logprob, top in found for _ in (logprob, *top)]
     ids = [item.token_id for _, logprob, top in found for item in (logprob, *top)]
@@ -121,10 +138,10 @@ def worst_logprob_error(generated: Generated, oracle: Any) -> float:
     return float((logprobs[rows, ids] - values).abs().max())
 
 
-def greedy_mismatches(generated: Generated, oracle: Any, margin: float = 1e-3) -> list[int]:
+def greedy_mismatches(generated: Answered, oracle: Any, margin: float = 1e-3) -> list[int]:
     """Indices of output tokens that are not the oracle's choice, where its two best are more than `margin` apart."""
-    sequence = generated.sequence
-    rows = oracle_logprobs(oracle, sequence.token_ids)[sequence.num_prompt_tokens - 1 : -1]
+    prompt = generated.prompt_ids
+    rows = oracle_logprobs(oracle, prompt + generated.token_ids)[len(prompt) - 1 : -1]
     best = rows.topk(2, dim=-1)
     return [
         index
