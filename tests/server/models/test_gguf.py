@@ -121,6 +121,31 @@ def test_linear_scaling_is_read(tmp_path: Path) -> None:
     assert error_of(tmp_path / "model.gguf", model) < LOGPROB_TOLERANCE
 
 
+def test_yarn_is_read(tmp_path: Path) -> None:
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 4.0,
+    }
+    model = a_model("Qwen2ForCausalLM", EVEN, rope_parameters=yarn, max_position_embeddings=64)
+    scaling = {
+        "add_rope_scaling_type": gguf.RopeScalingType.YARN,
+        "add_rope_scaling_factor": 4.0,
+        "add_rope_scaling_orig_ctx_len": 64,
+        "add_rope_scaling_yarn_beta_fast": 4.0,
+    }
+    write_gguf(tmp_path / "model.gguf", model, "qwen2", **scaling)
+
+    assert load_model_config(tmp_path / "model.gguf").max_positions == 256
+    assert error_of(tmp_path / "model.gguf", model) < LOGPROB_TOLERANCE
+
+    write_gguf(tmp_path / "model.gguf", model, "qwen2", **scaling, add_rope_scaling_yarn_attn_factor=1.5)
+    with pytest.raises(StartupError, match=r"rope\.scaling\.yarn_attn_factor 1\.5; supported is 1"):
+        load_model_config(tmp_path / "model.gguf")
+
+
 def test_ends_of_an_answer_are_all_read(tmp_path: Path) -> None:
     write_gguf(
         tmp_path / "model.gguf",
