@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ def measure(sides: dict[str, Callable[[int], float]], rounds: int) -> Rates:
     for number in range(rounds):
         for name, run in sides.items():
             rates.of[name].append(run(number))
+            print(f"round {number + 1} of {rounds}, {name}: {rates.of[name][-1]:.1f} tok/s", file=sys.stderr)
     return rates
 
 
