@@ -14,9 +14,43 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from octavo_server.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
+
+TOOL_CALL_PARSERS = (
+    "auto",
+    "none",
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "deepseek_v3",
+    "qwen3_coder",
+    "generic",
+    "qwen",
+    "qwen25",
+    "qwen3_xml",
+    "llama3",
+    "llama4_json",
+    "deepseekv3",
+    "deepseek_v31",
+    "deepseek_r1",
+)
+REASONING_PARSERS = (
+    "auto",
+    "none",
+    "think",
+    "deepseek_r1",
+    "mistral",
+    "granite",
+    "qwen3",
+    "deepseek_v3",
+    "glm45",
+    "hunyuan_a13b",
+    "olmo3",
+    "step3",
+)
+"""The names of `chat_output.formats`; a test holds them together."""
 
 _GPU_BATCHED_TOKENS, _GPU_SEQS = 8192, 1024
 _SMALL_BATCHED_TOKENS, _SMALL_GPU_SEQS, _CPU_SEQS = 2048, 256, 128
@@ -46,6 +80,17 @@ def human_int(text: str) -> int:
 def human_int_or_auto(text: str) -> int | None:
     """`human_int`, or None for "auto"."""
     return None if text == "auto" else human_int(text)
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """A reader of one of many names."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ConfigError(f"{text[:100]!r} is none of {', '.join(names)}")
+        return text
+
+    return read
 
 
 def only_auto(text: str) -> str:
@@ -245,6 +290,16 @@ class ServerConfig:
 
     max_request_bytes: int = setting(64 * 2**20, minimum=1024, parse=human_int)
     """Bytes of a request's body, 1,024 or more; a larger one gets 413. 64 MiB: room for pictures in messages."""
+
+    tool_call_parser: str = setting("auto", parse=one_of(TOOL_CALL_PARSERS))
+    """How the model writes tool calls: hermes, llama3_json, mistral, deepseek_v3, qwen3_coder, generic, or another name
+    for one of them. auto: what its chat template tells; where that tells nothing, tools with tool_choice auto are
+    refused. none: refuse them. Forced calls need none."""
+
+    reasoning_parser: str = setting("auto", parse=one_of(REASONING_PARSERS))
+    """How the model marks its reasoning, which clients then get apart from the answer: think (<think> pairs), deepseek_r1
+    (the same, and an answer begins inside), mistral, granite, or another name for one of them. auto: what its chat
+    template tells. none: reasoning stays in the answer."""
 
     engine_process: Literal["auto", "in", "out"] = setting("auto")
     """Where the engine runs. in: on a thread of the serving process; out: in a process of its own, so that HTTP and the

@@ -31,8 +31,6 @@ C = TypeVar("C")
 
 NOT_SUPPORTED_YET = frozenset(
     {
-        "--tool-call-parser",
-        "--reasoning-parser",
         "--enable-lora",
         "--lora-modules",
         "--speculative-config",

@@ -113,18 +113,20 @@ def fake_engine(
     blocks: int = 200,
     seqs: int = 8,
     eos_token_id: int = 1,
+    context: int = CONTEXT,
+    model_runner: ModelRunner | None = None,
     clock: Callable[[], float] | None = None,
 ) -> FakeParts:
-    """The real engine and scheduler over `FakeModel`."""
+    """The real engine and scheduler over `FakeModel`, or over `model_runner`."""
     config = SchedulerConfig(
-        max_num_batched_tokens=256,
+        max_num_batched_tokens=max(256, context // 2),
         max_num_seqs=seqs,
-        max_model_len=CONTEXT,
+        max_model_len=context,
         eos_token_ids=frozenset({eos_token_id}),
     )
     scheduler = Scheduler(config, KVCacheManager(num_blocks=blocks + 1, block_size=16))
     model = FakeModel(vocabulary=VOCABULARY, eos_token_id=eos_token_id)
-    runner = GatedRunner(FakeRunner(model, num_blocks=blocks + 1, block_size=16, fails=_failure_of))
+    runner = GatedRunner(model_runner or FakeRunner(model, num_blocks=blocks + 1, block_size=16, fails=_failure_of))
     tokens = FragileTokens(tokenizer)
     extra: dict[str, Any] = {"clock": clock} if clock else {}
     engine = Engine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,27 +105,37 @@ def _config(*, hidden_size: int) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(folder: Path) -> Path:
-    """tokenizer.json and tokenizer_config.json: 512 tokens, `<|im_start|>` 0 and `<|im_end|>` 1, which ends an answer."""
+def write_tokenizer(
+    folder: Path, *, chat_template: str = CHAT_TEMPLATE, special: Sequence[str] = (), added: Sequence[str] = ()
+) -> Path:
+    """tokenizer.json and tokenizer_config.json: 512 tokens, `<|im_start|>` 0 and `<|im_end|>` 1, which ends an answer.
+
+    Args:
+        folder: where to write.
+        chat_template: the model's.
+        special: further special tokens.
+        added: further tokens that stand for their whole text and are not special.
+    """
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     folder.mkdir(parents=True, exist_ok=True)
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
+        vocab_size=VOCABULARY - len(added),
+        special_tokens=["<|im_start|>", "<|im_end|>", *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(_CORPUS * 20, trainer)
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
     backend.save(str(folder / "tokenizer.json"))
     config = {
         "bos_token": "<|im_start|>",
         "eos_token": "<|im_end|>",
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

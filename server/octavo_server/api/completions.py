@@ -15,6 +15,7 @@ from octavo_server.api.generation import (
     generation_of,
     make_requests,
     num_kept_tokens,
+    says_something,
 )
 from octavo_server.api.generation_schemas import COMPLETION_ANSWERS, COMPLETION_BODY, COMPLETION_EXAMPLE
 from octavo_server.api.logprobs import CompletionLogprobs, prompt_logprobs_json, shown_tokens
@@ -87,7 +88,10 @@ class CompletionShape:
     def opening(self, index: int) -> dict[str, Any] | None:
         return None
 
-    def delta(self, index: int, delta: OutputDelta) -> dict[str, Any]:
+    def deltas(self, index: int, delta: OutputDelta) -> list[dict[str, Any]]:
+        return [self._delta(index, delta)] if says_something(self._options, delta) else []
+
+    def _delta(self, index: int, delta: OutputDelta) -> dict[str, Any]:
         text, logprobs = delta.text, self._logprobs_of(index, self.shown(delta, self._options.params))
         if not self._echoed[index]:
             self._echoed[index] = True
@@ -133,6 +137,9 @@ class CompletionShape:
 
     def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
         return [] if params.logprobs is None else shown_tokens(delta, self._tokens, params)
+
+    def num_reasoning_tokens(self) -> int:
+        return 0
 
     def _prompt_text(self, index: int) -> str:
         return self._prompt_texts[index // self._options.params.n]

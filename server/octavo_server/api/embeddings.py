@@ -12,10 +12,11 @@ import msgspec
 from aiohttp import web
 
 from octavo_server.api.body import read_json
-from octavo_server.api.chat import render
+from octavo_server.api.chat_request import parse_rendering
+from octavo_server.api.conversation import Conversation, render
 from octavo_server.api.endpoint import JSON, Endpoint
 from octavo_server.api.fields import Fields
-from octavo_server.api.generation import ignored_headers
+from octavo_server.api.generation import encode_prompt, ignored_headers
 from octavo_server.api.pooling import MAX_INPUTS, PoolingOptions, encode, make_requests, parse_options, pool
 from octavo_server.api.pooling_schemas import (
     EMBEDDING_ANSWERS,
@@ -23,14 +24,13 @@ from octavo_server.api.pooling_schemas import (
     EMBEDDING_EXAMPLES,
     EMBEDDING_NOT_SERVED,
 )
-from octavo_server.api.schemas import parse_rendering, read_prompts, refuse_not_served
+from octavo_server.api.schemas import read_prompts, refuse_not_served
 from octavo_server.api.state import STATE
 from octavo_server.engine.vectors import PoolingParams, check_dimensions, make_vector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from octavo_server.api.schemas import Rendering
     from octavo_server.engine.served_model import ServedModel
     from octavo_server.engine.vectors import Vector
 
@@ -45,7 +45,7 @@ class EmbeddingRequest:
     options: PoolingOptions
     params: PoolingParams
     inputs: tuple[str | tuple[int, ...], ...]
-    rendering: Rendering | None
+    conversation: Conversation | None
     as_base64: bool
     ignored: tuple[str, ...]
 
@@ -78,10 +78,10 @@ def parse_embedding(body: Mapping[str, Any]) -> EmbeddingRequest:
     has_messages = fields.get("messages") is not None
     if has_messages == (fields.get("input") is not None):
         raise fields.refuse("input", "send either input or messages")
-    rendering = None
+    conversation = None
     if has_messages:
         # As vLLM: a text to embed does not end with the beginning of an answer.
-        rendering = parse_rendering(fields, add_generation_prompt=False)
+        conversation = parse_rendering(fields, add_generation_prompt=False)
         if fields.boolean("add_special_tokens"):
             raise fields.refuse(
                 "add_special_tokens", "add_special_tokens is for input; a chat template writes its own, leave it out"
@@ -97,15 +97,16 @@ def parse_embedding(body: Mapping[str, Any]) -> EmbeddingRequest:
         options=parse_options(fields, model),
         params=params,
         inputs=() if has_messages else read_prompts(fields, "input", MAX_INPUTS),
-        rendering=rendering,
+        conversation=conversation,
         as_base64=encoding == "base64",
         ignored=fields.unread(),
     )
 
 
 def _encode(model: ServedModel, asked: EmbeddingRequest) -> list[list[int]]:
-    if asked.rendering is not None:
-        return [render(model, asked.rendering)]
+    if asked.conversation is not None:
+        text = render(model.tokenizer, asked.conversation, asked.conversation.template_kwargs)
+        return [encode_prompt(model, text, add_special_tokens=False)]
     return [
         encode(model, item, asked.options, _name(asked, number)) if isinstance(item, str) else list(item)
         for number, item in enumerate(asked.inputs)
@@ -114,7 +115,7 @@ def _encode(model: ServedModel, asked: EmbeddingRequest) -> list[list[int]]:
 
 def _name(asked: EmbeddingRequest, number: int) -> str:
     """What an error calls an input."""
-    if asked.rendering is not None:
+    if asked.conversation is not None:
         return "messages"
     return "input" if len(asked.inputs) == 1 else f"input[{number}]"
 

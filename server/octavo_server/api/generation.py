@@ -59,6 +59,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def add(self, delta: OutputDelta) -> None:
         self.completion_tokens += len(delta.tokens)
@@ -72,6 +73,7 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
 
@@ -81,8 +83,8 @@ class Shape(Protocol):
     def opening(self, index: int) -> dict[str, Any] | None:
         """The choice of a stream's first chunk, before any token; None where there is none."""
 
-    def delta(self, index: int, delta: OutputDelta) -> dict[str, Any]:
-        """The choice of a further chunk."""
+    def deltas(self, index: int, delta: OutputDelta) -> Sequence[dict[str, Any]]:
+        """The choices of further chunks; none where they would say nothing."""
 
     def choice(self, index: int, output: Output) -> dict[str, Any]:
         """The whole choice of an answer that is not streamed."""
@@ -95,6 +97,9 @@ class Shape(Protocol):
 
     def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
         """The delta's tokens that the text shows."""
+
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of reasoning in all choices so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +139,11 @@ class Generation:
 
 
 async def make_requests(
-    state: ServerState, options: GenerationOptions, prompts: Iterable[Sequence[int]], params: SamplingParams
+    state: ServerState,
+    options: GenerationOptions,
+    prompts: Iterable[Sequence[int]],
+    params: SamplingParams,
+    shown_special_ids: tuple[int, ...] = (),
 ) -> tuple[Request, ...]:
     """One engine request a prompt, all checked.
 
@@ -155,6 +164,7 @@ async def make_requests(
             cache_salt=options.cache_salt,
             grammar=resolved.grammar,
             bad_token_ids=resolved.bad_token_ids,
+            shown_special_ids=shown_special_ids,
         )
         for prompt in prompts
     )
@@ -235,6 +245,7 @@ async def _collect(generation: Generation, stream: RequestStream) -> web.Respons
             output.prompt_logprobs += delta.prompt_logprobs
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
     choices = [shape.choice(index, output) for index, output in enumerate(outputs)]
+    usage.reasoning_tokens = shape.num_reasoning_tokens()
     body = {**generation.envelope(shape.object(), choices), "usage": usage.as_json()}
     return web.json_response(body, headers=generation.headers)
 
@@ -261,7 +272,13 @@ async def _send_events(generation: Generation, stream: RequestStream, events: Ev
 
     def chunk(choice: Mapping[str, Any]) -> dict[str, Any]:
         envelope = generation.envelope(shape.chunk_object(), [choice])
-        return {**envelope, "usage": None} if include_usage else envelope
+        if not include_usage:
+            return envelope
+        return {**envelope, "usage": usage_json() if generation.options.continuous_usage else None}
+
+    def usage_json() -> dict[str, Any]:
+        usage.reasoning_tokens = shape.num_reasoning_tokens()
+        return usage.as_json()
 
     openings = [shape.opening(index) for index in range(generation.num_choices)]
     await events.send([chunk(choice) for choice in openings if choice is not None])
@@ -272,17 +289,22 @@ async def _send_events(generation: Generation, stream: RequestStream, events: Ev
                 await events.send(chunks)
                 raise failure_of(generation.state, delta)
             usage.add(delta)
-            if _says_something(generation.options, delta):
-                chunks.append(chunk(shape.delta(first_index[delta.request_id] + delta.index, delta)))
+            choices = shape.deltas(first_index[delta.request_id] + delta.index, delta)
+            chunks += [chunk(choice) for choice in choices]
         await events.send(chunks)
     if include_usage:
-        await events.send([{**generation.envelope(shape.chunk_object(), []), "usage": usage.as_json()}])
+        await events.send([{**generation.envelope(shape.chunk_object(), []), "usage": usage_json()}])
 
 
-def _says_something(options: GenerationOptions, delta: OutputDelta) -> bool:
+def says_something(options: GenerationOptions, delta: OutputDelta) -> bool:
     """False where a chunk would be empty: text is held back, or half a character came."""
+    return bool(delta.text) or says_more(options, delta)
+
+
+def says_more(options: GenerationOptions, delta: OutputDelta) -> bool:
+    """Whether a chunk is due whatever the text."""
     details = options.params.logprobs is not None or options.return_token_ids
-    return bool(delta.text or delta.finish_reason or delta.prompt_logprobs or (details and delta.tokens))
+    return bool(delta.finish_reason or delta.prompt_logprobs or (details and delta.tokens))
 
 
 def _usage(generation: Generation) -> Usage:

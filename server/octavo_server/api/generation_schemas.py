@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octavo_server.api.chat_request import MAX_DOCUMENTS
+from octavo_server.api.conversation import EFFORTS
 from octavo_server.api.endpoint import EVENTS, JSON, Answer
 from octavo_server.api.json_schema import (
     MODEL,
@@ -23,8 +25,10 @@ from octavo_server.api.json_schema import (
     record,
     text,
 )
-from octavo_server.api.schemas import MAX_MESSAGES, MAX_PARTS, MAX_PROMPTS, NOT_SERVED_YET, WITHOUT_MEANING
+from octavo_server.api.messages import MAX_CALLS, MAX_MESSAGES, MAX_PARTS
+from octavo_server.api.schemas import MAX_PROMPTS, NOT_SERVED_YET, WITHOUT_MEANING
 from octavo_server.api.structured_fields import STRUCTURED_PROPERTIES
+from octavo_server.api.tools import MAX_TOOLS, NAME_PATTERN
 from octavo_server.engine.admission import (
     ABOVE_ZERO,
     INT64,
@@ -47,6 +51,7 @@ USAGE = record(
         "completion_tokens": _COUNT,
         "total_tokens": _COUNT,
         "prompt_tokens_details": record({"cached_tokens": _COUNT}),
+        "completion_tokens_details": record({"reasoning_tokens": _COUNT}),
     }
 )
 _FINISH_REASON = one_of("stop", "length", "tool_calls")
@@ -104,7 +109,9 @@ _COMMON = optionals(
     {
         **_SAMPLING,
         "stream": boolean(),
-        "stream_options": obj(optionals({"include_usage": boolean(), "include_obfuscation": {}})),
+        "stream_options": obj(
+            optionals({"include_usage": boolean(), "continuous_usage_stats": boolean(), "include_obfuscation": {}})
+        ),
         "priority": PRIORITY,
         "cache_salt": CACHE_SALT,
         "return_token_ids": boolean(),
@@ -112,14 +119,43 @@ _COMMON = optionals(
 ) | {**STRUCTURED_PROPERTIES, **{name: {} for name in WITHOUT_MEANING}, **not_served(NOT_SERVED_YET)}
 
 _TEXT_PART = obj({"type": one_of("text"), "text": text()}, required=("type", "text"))
-_CONTENT = any_of(text(), array(_TEXT_PART, 1, MAX_PARTS))
-MESSAGE = obj(
+_REFUSAL_PART = obj({"type": one_of("refusal"), "refusal": text()}, required=("type", "refusal"))
+_CONTENT = any_of(text(), array(any_of(_TEXT_PART, _REFUSAL_PART), 1, MAX_PARTS))
+_NAME = optional(text(maxLength=256))
+_CALL = obj(
     {
-        "role": one_of("system", "developer", "user", "assistant"),
-        "content": _CONTENT,
-        "name": optional(text(maxLength=256)),
+        "id": optional(text()),
+        "type": one_of("function", None),
+        "function": obj(
+            {"name": text(), "arguments": {"type": ["string", "object", "null"]}},
+            required=("name",),
+        ),
     },
-    required=("role", "content"),
+    required=("function",),
+)
+_ASSISTANT = {
+    "name": _NAME,
+    **optionals({name: text() for name in ("refusal", "reasoning", "reasoning_content", "thinking")}),
+}
+MESSAGE = any_of(
+    obj(
+        {"role": one_of("system", "developer", "user"), "content": _CONTENT, "name": _NAME},
+        required=("role", "content"),
+    ),
+    obj(
+        {"role": one_of("tool"), "content": _CONTENT, "tool_call_id": text(), "name": _NAME},
+        required=("role", "content", "tool_call_id"),
+    ),
+    obj({"role": one_of("assistant"), "content": _CONTENT, **_ASSISTANT}, required=("role", "content")),
+    obj(
+        {
+            "role": one_of("assistant"),
+            "content": optional(_CONTENT),
+            **_ASSISTANT,
+            "tool_calls": array(_CALL, 1, MAX_CALLS),
+        },
+        required=("role", "tool_calls"),
+    ),
 )
 MESSAGES = array(MESSAGE, 1, MAX_MESSAGES)
 
@@ -130,10 +166,55 @@ def prompts_of(most: int) -> Schema:
     return any_of(one, array(one, 1, most), array(TOKEN_ID, 1), array(array(TOKEN_ID, 1), 1, most))
 
 
+_FUNCTION_NAME = text(pattern=NAME_PATTERN)
+_TOOL = obj(
+    {
+        "type": one_of("function"),
+        "function": obj(
+            {
+                "name": _FUNCTION_NAME,
+                **optionals(
+                    {"description": text(), "parameters": obj({"type": one_of("object")}), "strict": boolean()}
+                ),
+            },
+            required=("name",),
+        ),
+    },
+    required=("type", "function"),
+)
+_CHOSEN = obj(
+    {"type": one_of("function"), "function": obj({"name": _FUNCTION_NAME}, required=("name",))},
+    required=("type", "function"),
+)
+_ALLOWED = obj(
+    {
+        "type": one_of("allowed_tools"),
+        "allowed_tools": obj(
+            {"mode": one_of("auto", "required"), "tools": array(_CHOSEN, 1, MAX_TOOLS)}, required=("mode", "tools")
+        ),
+    },
+    required=("type", "allowed_tools"),
+)
 CHAT_RENDERING = {
     "add_generation_prompt": boolean(),
     "continue_final_message": boolean(),
     "chat_template_kwargs": obj({}),
+}
+_CONVERSATION = {
+    **CHAT_RENDERING,
+    "tools": array(_TOOL, high=MAX_TOOLS),
+    "tool_choice": any_of(one_of("none", "auto", "required"), _CHOSEN, _ALLOWED),
+    "parallel_tool_calls": boolean(),
+    "documents": array(obj({}), high=MAX_DOCUMENTS),
+    "reasoning_effort": one_of(*EFFORTS),
+    "include_reasoning": boolean(),
+    "add_special_tokens": boolean(),
+    "echo": boolean(),
+}
+_OLD_WAYS = {
+    "functions": one_of([], None),
+    "function_call": one_of("none", "auto", None),
+    "chat_template": {"type": "null"},
 }
 CHAT_BODY = obj(
     {
@@ -142,14 +223,14 @@ CHAT_BODY = obj(
         **_COMMON,
         **optionals(
             {
-                **CHAT_RENDERING,
+                **_CONVERSATION,
                 "max_tokens": integer(1, INT64),
                 "max_completion_tokens": integer(1, INT64),
                 "logprobs": boolean(),
                 "top_logprobs": integer(*INTEGER_RANGES["logprobs"]),
             }
         ),
-        "echo": one_of(False, None),
+        **_OLD_WAYS,
     },
     required=("model", "messages"),
 )
@@ -220,6 +301,19 @@ def _answers(kind: str, choice: Schema) -> Mapping[int, Answer]:
     return {200: Answer(description="The answer, whole or streamed.", content={JSON: whole, EVENTS: events})}
 
 
-_ANSWER_MESSAGE = obj({"role": one_of("assistant"), "content": optional(text())}, required=("role", "content"))
+_ANSWER_CALL = record(
+    {"id": text(), "type": one_of("function"), "function": record({"name": text(), "arguments": text()})}
+)
+_ANSWER_MESSAGE = obj(
+    {
+        "role": one_of("assistant"),
+        "content": optional(text()),
+        "refusal": {"type": "null"},
+        "reasoning": text(),
+        "reasoning_content": text(description="The same, under its older name."),
+        "tool_calls": array(_ANSWER_CALL, 1),
+    },
+    required=("role", "content"),
+)
 CHAT_ANSWERS = _answers("chat.completion", _choice({"message": _ANSWER_MESSAGE}, _CHAT_LOGPROBS))
 COMPLETION_ANSWERS = _answers("text_completion", _choice({"text": text()}, _COMPLETION_LOGPROBS))

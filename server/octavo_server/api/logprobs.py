@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octavo_server.engine.detokenizer import is_hidden
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
@@ -20,14 +22,16 @@ LOWEST = -9999.0
 """Stands for minus infinity, which JSON cannot hold."""
 
 
-def shown_tokens(delta: OutputDelta, tokens: TokenTable, params: SamplingParams) -> list[SampledToken]:
+def shown_tokens(
+    delta: OutputDelta, tokens: TokenTable, params: SamplingParams, shown_special_ids: Collection[int] = ()
+) -> list[SampledToken]:
     """The delta's tokens that the text shows."""
     items = list(delta.tokens)
     ended_by_token = delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
     if ended_by_token and not params.include_stop_str_in_output:
         items = items[:-1]
     if params.skip_special_tokens:
-        items = [item for item in items if not tokens.is_special(item.token_id)]
+        items = [item for item in items if not is_hidden(item.token_id, tokens, shown_special_ids)]
     return items
 
 

@@ -23,15 +23,13 @@ from octavo_server.engine.admission import (
     RANGES,
 )
 from octavo_server.engine.request import SamplingParams
-from octavo_server.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from octavo_server.models.config import GenerationDefaults
 
-MAX_MESSAGES, MAX_PROMPTS, MAX_PARTS = 10_000, 1024, 1000
-_ROLES = ("system", "developer", "user", "assistant")
+MAX_PROMPTS = 1024
 
 # Accepted without a warning: they are about OpenAI's own service and change no output here.
 WITHOUT_MEANING = (
@@ -47,16 +45,10 @@ WITHOUT_MEANING = (
 
 # Known, not served yet; beside each the values that change nothing and are therefore accepted.
 NOT_SERVED_YET: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "reasoning_effort": (),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
@@ -67,7 +59,6 @@ NOT_SERVED_YET: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "prompt_embeds": (),
     "mm_processor_kwargs": (),
-    "documents": ([],),
     "logits_processors": ([],),
     "kv_transfer_params": (),
 }
@@ -81,30 +72,15 @@ class GenerationOptions:
     params: SamplingParams
     stream: bool
     include_usage: bool
+    """Send the usage in a last chunk."""
+    continuous_usage: bool
+    """Send the usage so far in every chunk."""
     priority: int
     cache_salt: str
     return_token_ids: bool
     truncate_prompt_tokens: int | None
     """Of the prompt's last tokens to keep; -1: as many as leave room for the output; None: all."""
     ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendering:
-    """What the chat template is given."""
-
-    messages: tuple[Mapping[str, Any], ...]
-    add_generation_prompt: bool
-    continue_final_message: bool
-    chat_template_kwargs: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """Body of `/v1/chat/completions`."""
-
-    options: GenerationOptions
-    rendering: Rendering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,58 +91,6 @@ class CompletionRequest:
     prompts: tuple[str | tuple[int, ...], ...]
     echo: bool
     add_special_tokens: bool
-
-
-def parse_chat(body: Mapping[str, Any], defaults: GenerationDefaults) -> ChatRequest:
-    """Checks and types a chat body.
-
-    Raises:
-        InvalidRequestError: naming the field.
-    """
-    fields = Fields(body)
-    refuse_not_served(fields, NOT_SERVED_YET)
-    if fields.boolean("echo"):
-        raise fields.refuse("echo", "echo is not supported yet for chat; use /v1/completions or leave it out")
-    rendering = parse_rendering(fields, add_generation_prompt=True)
-    logprobs = fields.integer("top_logprobs", *INTEGER_RANGES["logprobs"])
-    if not fields.boolean("logprobs"):
-        if logprobs:
-            raise fields.refuse("top_logprobs", "top_logprobs needs logprobs: true; set it or leave top_logprobs out")
-        logprobs = None
-    else:
-        logprobs = logprobs or 0
-    max_tokens = fields.integer("max_tokens", 1, INT64)
-    max_completion_tokens = fields.integer("max_completion_tokens", 1, INT64)
-    if max_completion_tokens is not None:
-        max_tokens = max_completion_tokens
-    return ChatRequest(
-        rendering=rendering,
-        options=_options(fields, defaults, logprobs=logprobs, max_tokens=max_tokens),
-    )
-
-
-def parse_rendering(fields: Fields, *, add_generation_prompt: bool) -> Rendering:
-    """The messages and how to render them; `add_generation_prompt` is for a client that does not say.
-
-    Raises:
-        InvalidRequestError: naming the field.
-    """
-    messages = _messages(fields)
-    begins_answer = fields.boolean("add_generation_prompt", default=add_generation_prompt)
-    continue_final_message = fields.boolean("continue_final_message")
-    if continue_final_message and fields.get("add_generation_prompt"):
-        raise fields.refuse(
-            "continue_final_message", "continue_final_message and add_generation_prompt exclude each other; send one"
-        )
-    kwargs = fields.get("chat_template_kwargs")
-    if kwargs is not None and not isinstance(kwargs, dict):
-        raise fields.fail("chat_template_kwargs", "an object")
-    return Rendering(
-        messages=messages,
-        add_generation_prompt=begins_answer and not continue_final_message,
-        continue_final_message=continue_final_message,
-        chat_template_kwargs=kwargs or {},
-    )
 
 
 def parse_completion(body: Mapping[str, Any], defaults: GenerationDefaults) -> CompletionRequest:
@@ -192,19 +116,24 @@ def parse_completion(body: Mapping[str, Any], defaults: GenerationDefaults) -> C
         prompts=prompts,
         echo=echo,
         add_special_tokens=add_special_tokens,
-        options=_options(fields, defaults, logprobs=logprobs, max_tokens=16 if max_tokens is None else max_tokens),
+        options=parse_options(fields, defaults, logprobs=logprobs, max_tokens=16 if max_tokens is None else max_tokens),
     )
 
 
-def _options(
+def parse_options(
     fields: Fields, defaults: GenerationDefaults, *, logprobs: int | None, max_tokens: int | None
 ) -> GenerationOptions:
+    """What chat and completions have in common; last of all, since it tells which fields nobody has read.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
     model = fields.text("model", max_chars=1024)
     if not model:
         raise fields.refuse("model", "model is missing; GET /v1/models lists the names")
     params = _sampling_params(fields, defaults, logprobs=logprobs, max_tokens=max_tokens)
     stream = fields.boolean("stream")
-    include_usage = _stream_options(fields, stream)
+    include_usage, continuous_usage = _stream_options(fields, stream)
     priority = fields.integer("priority", -(2**31), 2**31 - 1) or 0
     cache_salt = fields.text("cache_salt", max_chars=1024) or ""
     return_token_ids = fields.boolean("return_token_ids")
@@ -217,6 +146,7 @@ def _options(
         params=params,
         stream=stream,
         include_usage=include_usage,
+        continuous_usage=include_usage and continuous_usage,
         priority=priority,
         cache_salt=cache_salt,
         return_token_ids=return_token_ids,
@@ -294,17 +224,18 @@ def _is_same(value: object, item: object) -> bool:
     return value == item and isinstance(value, bool) == isinstance(item, bool)
 
 
-def _stream_options(fields: Fields, stream: bool) -> bool:
+def _stream_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
+    """`include_usage` and vLLM's `continuous_usage_stats`."""
     options = fields.obj("stream_options")
     if options is None:
-        return False
+        return False, False
     if not stream:
         raise fields.refuse("stream_options", "stream_options needs stream: true; set it or leave stream_options out")
-    include_usage = options.boolean("include_usage")
+    asked = options.boolean("include_usage"), options.boolean("continuous_usage_stats")
     options.skip(("include_obfuscation",))
     for name in options.unread():
         raise fields.refuse(name, f"{name} is not supported yet; leave it out")
-    return include_usage
+    return asked
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:
@@ -383,45 +314,3 @@ def read_prompts(fields: Fields, name: str, most: int) -> tuple[str | tuple[int,
         if all(lists):
             return tuple(ids for ids in lists if ids is not None)
     raise fields.fail(name, "a string, an array of strings, an array of token ids, or an array of such arrays")
-
-
-def _messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    given = fields.array("messages", max_items=MAX_MESSAGES)
-    if not given:
-        raise fields.fail("messages", "a non-empty array of messages")
-    return tuple(_message(item, index, fields) for index, item in enumerate(given))
-
-
-def _message(value: object, index: int, request: Fields) -> Mapping[str, Any]:
-    where = f"messages[{index}]"
-    if not isinstance(value, dict):
-        raise InvalidRequestError(f"{where} must be an object with role and content, got {shown(value)}", param=where)
-    fields = Fields(value, f"{where}.")
-    role = fields.get("role")
-    if role in ("tool", "function") or fields.get("tool_calls") or fields.get("function_call"):
-        raise fields.refuse("role", f"{where}: tool calls and their results are not supported yet; leave them out")
-    if role not in _ROLES:
-        raise fields.fail("role", "one of " + ", ".join(_ROLES))
-    message = {"role": "system" if role == "developer" else role, "content": _content(fields, where)}
-    name = fields.text("name", max_chars=256)
-    # A client that sends an answer back sends its empty fields too.
-    request.ignore(field for field in fields.unread() if value[field.removeprefix(f"{where}.")] not in (None, []))
-    return {**message, "name": name} if name else message
-
-
-def _content(fields: Fields, where: str) -> str:
-    value = fields.get("content")
-    if isinstance(value, str):
-        return checked_text(value, f"{where}.content")
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_PARTS:
-        raise fields.fail("content", "a string or a non-empty array of parts")
-    texts = []
-    for number, item in enumerate(value):
-        part = Fields(item if isinstance(item, dict) else {}, f"{where}.content[{number}].")
-        kind, text = part.get("type"), part.text("text")
-        if kind != "text" or text is None:
-            raise part.refuse(
-                "type", f"{where}.content[{number}] must be a text part; other types are not supported yet"
-            )
-        texts.append(text)
-    return "\n".join(texts)

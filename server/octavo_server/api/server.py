@@ -146,6 +146,9 @@ async def _announce_ready(state: ServerState) -> None:
             state.metrics.record_startup(stage, seconds)
         total = sum(state.engine.progress.stage_seconds.values())
         logger.info("ready after %.1f s, serving %s", total, ", ".join(state.model_names))
+        if not state.draining:
+            formats = state.formats
+            logger.info("tool calls are read as %s, reasoning as %s", formats.tools_name, formats.reasoning_name)
 
 
 async def _drain(state: ServerState, signals: asyncio.Queue[int], dies: asyncio.Task[EngineState]) -> None:

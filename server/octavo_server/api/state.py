@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from octavo_server.api.error_response import ApiError
+from octavo_server.chat_output.formats import served_formats
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from octavo_server.chat_output.formats import ServedFormats
     from octavo_server.config import ServerConfig
     from octavo_server.engine.served_model import ServedModel
     from octavo_server.metrics import ServerMetrics
@@ -42,6 +44,7 @@ class ServerState:
     draining: bool = False
     num_active: int = 0
     """Generation handlers that have not ended."""
+    _formats: ServedFormats | None = field(default=None, init=False)
 
     def ready_engine(self) -> ServedModel:
         """The loaded model.
@@ -63,6 +66,14 @@ class ServerState:
         name = self.model_names[0] if given is None else given
         self.check_model(name)
         return name
+
+    @property
+    def formats(self) -> ServedFormats:
+        """The formats in which the loaded model's answers are read."""
+        if self._formats is None:
+            templates = self.ready_engine().tokenizer.chat_template_sources
+            self._formats = served_formats(self.config.tool_call_parser, self.config.reasoning_parser, templates)
+        return self._formats
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a model that is not served here."""

@@ -7,13 +7,13 @@ import asyncio
 from aiohttp import web
 
 from octavo_server.api.body import read_json
-from octavo_server.api.chat import render
+from octavo_server.api.chat_request import parse_chat
+from octavo_server.api.conversation import prepare
 from octavo_server.api.endpoint import Endpoint, json_answer
 from octavo_server.api.fields import Fields, wholes
 from octavo_server.api.generation import ignored_headers
 from octavo_server.api.generation_schemas import CHAT_BODY, CHAT_EXAMPLE
 from octavo_server.api.json_schema import MODEL, TOKEN_ID, any_of, array, boolean, integer, obj, optional, record, text
-from octavo_server.api.schemas import parse_chat
 from octavo_server.api.state import STATE
 
 _MAX_TOKENS = 2**20
@@ -30,8 +30,8 @@ async def tokenize(http: web.Request) -> web.Response:
             {**body, "model": state.model_names[0] if body.get("model") is None else body["model"]}, loaded.defaults
         )
         state.check_model(chat.options.model)
-        ignored = chat.options.ignored
-        ids = await asyncio.to_thread(render, loaded, chat.rendering)
+        prepared = await asyncio.to_thread(prepare, loaded, state.formats, chat.conversation, chat.options.params)
+        ids, ignored = prepared.prompt_token_ids, (*chat.options.ignored, *prepared.ignored)
     else:
         state.model_name(fields.text("model"))
         prompt = fields.text("prompt")

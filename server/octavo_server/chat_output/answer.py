@@ -34,6 +34,8 @@ class AnswerFormat:
     max_calls: int | None = None
     """Calls beyond are dropped."""
     shows_reasoning: bool = True
+    has_short_ids: bool = False
+    """Ids of calls must be 9 letters and digits, which the model's templates insist on."""
 
     @property
     def is_plain(self) -> bool:
@@ -45,11 +47,6 @@ class AnswerFormat:
         """Texts that the parser must see, also where they are special tokens."""
         marks = () if self.tools is None else self.tools.marks
         return marks if self.reasoning is None else (*marks, self.reasoning.opening, self.reasoning.closing)
-
-    @property
-    def has_short_ids(self) -> bool:
-        """Whether ids of calls must be 9 letters and digits."""
-        return self.tools is not None and self.tools.has_short_ids
 
     def parser(self) -> OutputParser:
         """A parser for one output."""

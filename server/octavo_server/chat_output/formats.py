@@ -23,6 +23,8 @@ class ToolFormat:
     """Texts that the parser must see though they may be special tokens."""
     signs: tuple[str, ...] = ()
     """A chat template that holds all of them speaks this format."""
+    opens_with: str | None = None
+    """What every call begins with; None: a call may look like any JSON."""
     has_short_ids: bool = False
     """Ids of calls are 9 letters and digits, which its templates insist on."""
 
@@ -38,22 +40,26 @@ _DEEPSEEK_MARKS = (
 TOOL_FORMATS: Mapping[str, ToolFormat] = {
     "qwen3_coder": ToolFormat(
         make=qwen3_coder.Qwen3CoderParser,
+        opens_with=qwen3_coder.OPEN,
         marks=(qwen3_coder.OPEN, qwen3_coder.CLOSE),
         signs=(qwen3_coder.FUNCTION, qwen3_coder.PARAMETER),
     ),
     "hermes": ToolFormat(
         make=lambda _: hermes.HermesParser(),
+        opens_with=hermes.OPEN,
         marks=(hermes.OPEN, hermes.CLOSE),
         signs=(hermes.OPEN, hermes.CLOSE, "arguments"),
     ),
     "mistral": ToolFormat(
         make=lambda _: mistral.MistralParser(),
+        opens_with=mistral.TOOL_CALLS,
         marks=(mistral.TOOL_CALLS, mistral.CALL_ID, mistral.ARGS),
         signs=(mistral.TOOL_CALLS,),
         has_short_ids=True,
     ),
     "deepseek_v3": ToolFormat(
         make=lambda _: deepseek_v3.DeepSeekV3Parser(),
+        opens_with=deepseek_v3.CALLS_BEGIN,
         marks=_DEEPSEEK_MARKS,
         signs=(deepseek_v3.CALLS_BEGIN, deepseek_v3.CALL_SEP),
     ),
@@ -108,3 +114,28 @@ def recognise_tools(templates: str) -> str | None:
 def recognise_reasoning(templates: str) -> str | None:
     """The name of the reasoning format that the templates' sources speak."""
     return next((name for name in ("think", "mistral") if REASONING_FORMATS[name].closing in templates), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedFormats:
+    """The formats that a server reads its model's answers in."""
+
+    tools: ToolFormat | None = None
+    reasoning: ReasoningFormat | None = None
+    tools_name: str = "none"
+    reasoning_name: str = "none"
+
+
+def served_formats(tools: str, reasoning: str, templates: Mapping[str, str]) -> ServedFormats:
+    """What two flags mean for a model with these chat templates: a name or alias, `auto` (the template's word) or `none`."""
+    sources = "\n".join(templates.values())
+    tools_name = recognise_tools(sources) or "none" if tools == "auto" else TOOL_ALIASES.get(tools, tools)
+    reasoning_name = (
+        recognise_reasoning(sources) or "none" if reasoning == "auto" else REASONING_ALIASES.get(reasoning, reasoning)
+    )
+    return ServedFormats(
+        tools=TOOL_FORMATS.get(tools_name),
+        reasoning=REASONING_FORMATS.get(reasoning_name),
+        tools_name=tools_name,
+        reasoning_name=reasoning_name,
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
 class TokenTable(Protocol):
@@ -24,6 +24,11 @@ class TokenTable(Protocol):
 
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` hides it."""
+
+
+def is_hidden(token_id: int, tokens: TokenTable, shown_special_ids: Collection[int]) -> bool:
+    """Whether `skip_special_tokens` keeps the token out of the text."""
+    return tokens.is_special(token_id) and token_id not in shown_special_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +52,14 @@ class Detokenizer:
         stop: Sequence[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        shown_special_ids: Collection[int] = (),
         min_tokens: int = 0,
     ) -> None:
         self._tokens = tokens
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._skip_special = skip_special_tokens
+        self._shown_special = frozenset(shown_special_ids)
         self._min_tokens = min_tokens
         self._num_tokens = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -89,7 +96,7 @@ class Detokenizer:
         return rest
 
     def _decode(self, token_id: int) -> str:
-        if self._skip_special and self._tokens.is_special(token_id):
+        if self._skip_special and is_hidden(token_id, self._tokens, self._shown_special):
             return ""
         return self._decoder.decode(self._tokens.token_bytes(token_id))
 

@@ -209,6 +209,7 @@ class Engine:
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
             skip_special_tokens=params.skip_special_tokens,
+            shown_special_ids=request.shown_special_ids,
             min_tokens=params.min_tokens,
         )
 

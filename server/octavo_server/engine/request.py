@@ -84,5 +84,7 @@ class Request:
     """What `params.structured_outputs` has been compiled to; see text_params."""
     bad_token_ids: tuple[tuple[int, ...], ...] = ()
     """`params.bad_words` in tokens."""
+    shown_special_ids: tuple[int, ...] = ()
+    """Special tokens that stand in the text though `skip_special_tokens` hides the others: a parser reads them there."""
     cache_salt: str = ""
     """Isolates the prefix cache: only requests with an equal salt share blocks."""

@@ -41,7 +41,9 @@ def grammar_text(params: StructuredOutputsParams, special_tokens: Mapping[str, i
     text = _TEXTS[given[0]](params)
     if len(text) > MAX_GRAMMAR_CHARS:
         raise _refusal(f"{given[0]} has {len(text):,} characters, at most {MAX_GRAMMAR_CHARS:,} are taken; shorten it")
-    return text if params.after is None else _after(params.after, text, special_tokens)
+    if params.after is None and params.unless is None:
+        return text
+    return _within(params, text, special_tokens)
 
 
 def _json_text(params: StructuredOutputsParams) -> str:
@@ -110,14 +112,26 @@ _TEXTS = {
 }
 
 
-def _after(marker: str, text: str, special_tokens: Mapping[str, int]) -> str:
-    """Anything up to the first `marker`, then the grammar `text`."""
+def _within(params: StructuredOutputsParams, text: str, special_tokens: Mapping[str, int]) -> str:
+    """The grammar `text` where the output is bound, and what may stand before it or in its place."""
     whole = json.loads(text)
     [body] = whole["grammars"]
-    if marker in special_tokens:
-        prefix = f"start: free <[{special_tokens[marker]}]> @{_BODY}\nfree: /(?s:.*)/"
-    else:
-        prefix = f"start: free @{_BODY}\nfree[suffix={json.dumps(marker)}]: /(?s:.*)/"
+
+    def mark(given: str) -> str:
+        return f"<[{special_tokens[given]}]>" if given in special_tokens else json.dumps(given)
+
+    answer, rules = f"@{_BODY}", []
+    if params.unless is not None:
+        answer = f"({answer} | {mark(params.unless)} rest)"
+        rules.append("rest: /(?s:.*)/")
+    if params.after is not None:
+        is_token = params.after in special_tokens
+        before = f"free {mark(params.after)}" if is_token else "free"
+        rules.append("free: /(?s:.*)/" if is_token else f"free[suffix={json.dumps(params.after)}]: /(?s:.*)/")
+        if params.opening is not None:
+            before = f"({mark(params.opening)} {before})?"
+        answer = f"{before} {answer}"
+    prefix = "\n".join([f"start: {answer}", *rules])
     return json.dumps({**whole, "grammars": [{"lark_grammar": prefix}, {**body, "name": _BODY}]})
 
 

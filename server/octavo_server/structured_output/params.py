@@ -33,6 +33,12 @@ class StructuredOutputsParams:
     after: str | None = None
     """Binds only what follows the first occurrence of this text, such as the end of a model's reasoning ("</think>")."""
 
+    opening: str | None = None
+    """With `after`: binds at once, unless the output begins with this text, such as "<think>"."""
+
+    unless: str | None = None
+    """An answer that begins with this text instead is not bound, such as a tool call's opening mark."""
+
     def __post_init__(self) -> None:
         schema: object = self.json
         if schema is not None and not isinstance(schema, str):

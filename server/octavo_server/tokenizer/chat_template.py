@@ -37,17 +37,23 @@ class ChatTemplate:
         Raises:
             StartupError: ModelInvalid, for a template that does not parse.
         """
-        from jinja2 import TemplateSyntaxError
+        from jinja2 import TemplateSyntaxError, meta
 
         environment = _environment()
         self._templates: dict[str, Template] = {}
+        self._variables: dict[str, frozenset[str]] = {}
         for name, source in sources.items():
             try:
                 self._templates[name] = environment.from_string(source)
+                self._variables[name] = frozenset(meta.find_undeclared_variables(environment.parse(source)))
             except TemplateSyntaxError as error:
                 message = f"{origin}: chat template {name!r} does not parse, line {error.lineno}: {error.message}"
                 raise StartupError("ModelInvalid", message) from error
         self._special_tokens = dict(special_tokens)
+
+    def reads(self, variable: str, *, has_tools: bool = False) -> bool:
+        """Whether the template looks at a variable; `has_tools`: the one that is taken where there are tools."""
+        return variable in self._variables[self._name(has_tools)]
 
     def render(
         self,
@@ -69,9 +75,7 @@ class ChatTemplate:
         chat = [_with_reasoning_names(message) for message in messages]
         if continue_final_message:
             chat = _mark_end(chat)
-        template = self._templates.get(TOOL_TEMPLATE) if tools else None
-        if template is None:
-            template = self._templates.get(DEFAULT_TEMPLATE) or next(iter(self._templates.values()))
+        template = self._templates[self._name(bool(tools))]
         taken = next((name for name in extra or {} if name in _OWN_VARIABLES), None)
         if taken is not None:
             message = f"chat_template_kwargs may not hold {taken!r}, which the request itself decides; leave it out"
@@ -93,6 +97,11 @@ class ChatTemplate:
             message = "chat_template_kwargs holds a lone surrogate, which is no text; send valid Unicode"
             raise InvalidRequestError(message, param="chat_template_kwargs") from error
         return _cut_at_mark(text) if continue_final_message else text
+
+    def _name(self, has_tools: bool) -> str:
+        if has_tools and TOOL_TEMPLATE in self._templates:
+            return TOOL_TEMPLATE
+        return DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in self._templates else next(iter(self._templates))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

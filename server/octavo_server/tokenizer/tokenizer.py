@@ -142,6 +142,10 @@ class Tokenizer:
             extra=extra,
         )
 
+    def template_reads(self, variable: str, *, has_tools: bool = False) -> bool:
+        """Whether the chat template that would be taken looks at a variable."""
+        return self._template is not None and self._template.reads(variable, has_tools=has_tools)
+
     def _with_source(self, source: str) -> ChatTemplate:
         return ChatTemplate({"default": source}, self.special_tokens, origin="the given chat_template")
 

@@ -32,6 +32,14 @@ def check(answer: Any, status: int, param: str | None, *words: str) -> None:
     assert answer.headers["X-Request-Id"]
 
 
+def an_assistant(**call: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}, **call}]}
+
+
+def a_tool(name: str = "f", **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
 MESSAGE = {"role": "user", "content": "hi"}
 CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     (CHAT, a_chat(messages=[]), "messages", ("non-empty",)),
@@ -41,7 +49,18 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     (CHAT, a_chat(messages=[MESSAGE, {"role": "user"}]), "messages[1].content", ("string",)),
     (CHAT, a_chat(messages=[{"role": "user", "content": "\ud800"}]), "messages[0].content", ("surrogate",)),
     (CHAT, a_chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content[0].type", ()),
-    (CHAT, a_chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].role", ("not supported yet",)),
+    (CHAT, a_chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].tool_call_id", ("id of the call",)),
+    (CHAT, a_chat(messages=[{"role": "function", "content": "x"}]), "messages[0].role", ("use role tool",)),
+    (CHAT, a_chat(messages=[{"role": "assistant"}]), "messages[0].content", ("tool_calls",)),
+    (CHAT, a_chat(messages=[{"role": "assistant", "tool_calls": [5]}]), "messages[0].tool_calls[0].function", ()),
+    (CHAT, a_chat(messages=[an_assistant(function={})]), "messages[0].tool_calls[0].function.name", ()),
+    (CHAT, a_chat(messages=[an_assistant(type="custom")]), "messages[0].tool_calls[0].type", ("custom",)),
+    (
+        CHAT,
+        a_chat(messages=[an_assistant(function={"name": "f", "arguments": 5})]),
+        "messages[0].tool_calls[0].function.arguments",
+        ("got 5",),
+    ),
     (CHAT, a_chat(temperature=2.5), "temperature", ("2.5", "2")),
     (CHAT, a_chat(temperature="hot"), "temperature", ("'hot'",)),
     (CHAT, a_chat(temperature=True), "temperature", ("true",)),
@@ -73,7 +92,7 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     (CHAT, a_chat(stream_options={"include_usage": True}), "stream_options", ("stream: true",)),
     (CHAT, a_chat(stream="yes"), "stream", ()),
     (CHAT, a_chat(stream=True, prompt_logprobs=1), "prompt_logprobs", ("stream",)),
-    (CHAT, a_chat(echo=True), "echo", ("not supported yet",)),
+    (CHAT, a_chat(echo=5), "echo", ()),
     (CHAT, a_chat(continue_final_message=True, add_generation_prompt=True), "continue_final_message", ()),
     (CHAT, a_chat(chat_template_kwargs=[1]), "chat_template_kwargs", ()),
     (CHAT, a_chat(chat_template_kwargs={"messages": 1}), "chat_template_kwargs", ("'messages'", "leave it out")),
@@ -86,7 +105,27 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     (CHAT, a_chat("long " * 3_000), "prompt", ("characters", "512", "--max-model-len")),
     (COMPLETIONS, a_completion("long " * 3_000), "prompt", ("characters", "512")),
     (CHAT, a_chat(cache_salt=5), "cache_salt", ()),
-    (CHAT, a_chat(tools=[{"type": "function"}]), "tools", ("not supported yet",)),
+    (CHAT, a_chat(tools=[{"type": "function"}]), "tools[0].function", ("object",)),
+    (CHAT, a_chat(tools=[{"type": "web_search"}]), "tools[0].type", ("web_search", "function")),
+    (CHAT, a_chat(tools=[{}] * 129), "tools", ("128",)),
+    (CHAT, a_chat(tools=[a_tool(name="a b")]), "tools[0].function.name", ("a b",)),
+    (CHAT, a_chat(tools=[a_tool(name="f\n")]), "tools[0].function.name", ()),
+    (CHAT, a_chat(tools=[a_tool(), a_tool()]), "tools", ("tools[1]", "'f'")),
+    (CHAT, a_chat(tools=[a_tool(parameters=[])]), "tools[0].function.parameters", ("JSON Schema",)),
+    (CHAT, a_chat(tools=[a_tool(parameters={"type": "string"})]), "tools[0].function.parameters", ()),
+    (CHAT, a_chat(tools=[a_tool(parameters={"properties": 5})]), "tools[0].function.parameters", ("properties",)),
+    (CHAT, a_chat(tools=[a_tool()]), "tools", ("chat template does not know tools",)),
+    (CHAT, a_chat(tool_choice="required"), "tool_choice", ("no tools",)),
+    (CHAT, a_chat(tools=[a_tool()], tool_choice="always"), "tool_choice", ("always",)),
+    (CHAT, a_chat(tools=[a_tool()], tool_choice={"type": "f"}), "tool_choice.type", ()),
+    (CHAT, a_chat(tools=[a_tool()], tool_choice=a_tool(name="g")), "tool_choice.function.name", ("'g'", "tools")),
+    (CHAT, a_chat(functions=[{"name": "f"}]), "functions", ("use tools",)),
+    (CHAT, a_chat(function_call={"name": "f"}), "function_call", ("use tool_choice",)),
+    (CHAT, a_chat(chat_template="{{ 1 }}"), "chat_template", ("--chat-template",)),
+    (CHAT, a_chat(documents=[5]), "documents", ()),
+    (CHAT, a_chat(documents=[{"text": "x"}]), "documents", ("does not read documents",)),
+    (CHAT, a_chat(reasoning_effort="much"), "reasoning_effort", ("much", "medium")),
+    (CHAT, a_chat(stream=True, stream_options={"other": 1}), "stream_options.other", ()),
     (CHAT, {"messages": [MESSAGE]}, "model", ("missing",)),
     (COMPLETIONS, {"model": NAME}, "prompt", ()),
     (COMPLETIONS, a_completion([]), "prompt", ()),
@@ -154,11 +193,18 @@ async def test_unknown_fields_are_ignored_and_named(server: Server, stream: bool
 
 
 async def test_unknown_fields_of_messages_are_named_unless_they_are_empty(server: Server) -> None:
-    sent_back = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "reasoning_content": "hm"}
+    sent_back = {
+        "role": "assistant",
+        "content": "a",
+        "refusal": None,
+        "annotations": [],
+        "reasoning_content": "hm",
+        "anger": 1,
+    }
 
     answer = await server.post(CHAT, a_chat(messages=[sent_back, {**MESSAGE, "mood": "sad"}], zebra=1))
 
-    assert answer.headers["X-Octavo-Ignored"] == "zebra, messages[0].reasoning_content, messages[1].mood"
+    assert answer.headers["X-Octavo-Ignored"] == "zebra, messages[0].anger, messages[1].mood"
 
 
 async def test_tokenize_names_ignored_fields_as_safely(server: Server) -> None:

@@ -11,7 +11,9 @@ from octavo_server.chat_output.formats import (
     TOOL_FORMATS,
     recognise_reasoning,
     recognise_tools,
+    served_formats,
 )
+from octavo_server.config import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 # What is telling in the templates of well-known models.
 QWEN = r"""{{- "<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>" }}"""
@@ -48,6 +50,27 @@ def test_a_template_tells_its_tool_format(template: str, name: str | None) -> No
 )
 def test_a_template_tells_its_reasoning_format(template: str, name: str | None) -> None:
     assert recognise_reasoning(template) == name
+
+
+def test_the_flags_take_the_names_of_all_formats_and_no_others() -> None:
+    assert {"auto", "none", *TOOL_FORMATS, *TOOL_ALIASES} == set(TOOL_CALL_PARSERS)
+    assert {"auto", "none", *REASONING_FORMATS, *REASONING_ALIASES} == set(REASONING_PARSERS)
+
+
+@pytest.mark.parametrize(
+    ("tools", "reasoning", "names"),
+    [
+        ("auto", "auto", ("hermes", "think")),
+        ("none", "none", ("none", "none")),
+        ("deepseek_v31", "qwen3", ("deepseek_v3", "think")),
+        ("mistral", "deepseek_r1", ("mistral", "deepseek_r1")),
+    ],
+)
+def test_a_flag_wins_over_the_template(tools: str, reasoning: str, names: tuple[str, str]) -> None:
+    formats = served_formats(tools, reasoning, {"default": "plain", "tool_use": QWEN + "</think>"})
+
+    assert (formats.tools_name, formats.reasoning_name) == names
+    assert (formats.tools, formats.reasoning) == (TOOL_FORMATS.get(names[0]), REASONING_FORMATS.get(names[1]))
 
 
 def test_every_alias_means_a_format_and_hides_none() -> None:

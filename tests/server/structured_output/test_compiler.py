@@ -151,6 +151,35 @@ def test_a_grammar_may_bind_only_what_follows_a_marker(
     assert not state.accept(tokenizer.encode("x", add_special_tokens=False)[0])
 
 
+@pytest.mark.parametrize(
+    "marks", [("<think>", "</think>"), ("<|im_start|>", "</think>")], ids=["text", "special-token"]
+)
+@pytest.mark.parametrize(
+    ("shape", "is_allowed"),
+    [
+        ("{body}", True),
+        ("{opening}free {{{closing}{body}", True),
+        ("{call}free", True),
+        ("{opening}free{closing}{call}free", True),
+        ("free", False),
+        ("{opening}free{closing}free", False),
+        ("{opening}{body}", False),
+        ("{body}{call}", False),
+    ],
+)
+def test_an_output_may_think_first_or_be_something_else_that_has_a_mark(
+    shape: str, is_allowed: bool, marks: tuple[str, str], compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    opening, closing = marks
+    text = shape.format(opening=opening, closing=closing, body='{"name": "x", "age": 3}', call="<tool_call>")
+    params = StructuredOutputsParams(json=SCHEMAS["person"], after=closing, opening=opening, unless="<tool_call>")
+    state = compiler.start(compiler.compile(params))
+
+    taken = all(state.accept(token) for token in tokenizer.encode(text, add_special_tokens=False))
+
+    assert (taken and EOS in allowed(state.allowed_tokens())) == is_allowed
+
+
 def test_an_output_may_end_only_where_its_grammar_ends(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
     state = compiler.start(compiler.compile(StructuredOutputsParams(regex="ab?")))
 
