@@ -271,7 +271,7 @@ async def test_a_serving_process_whose_engine_stays_stuck_gives_it_up(
 
 
 async def test_a_fault_in_the_middle_of_a_stream_is_an_event(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CompletionShape, "delta", lambda *_: 1 / 0)
+    monkeypatch.setattr(CompletionShape, "deltas", lambda *_: 1 / 0)
 
     answer = await server.post(COMPLETIONS, a_completion(stream=True))
 
