@@ -22,6 +22,9 @@ from octavo_server.models.registry import FAMILIES, Bias, Family
 from octavo_server.models.rope_config import context_length, parse_rope
 from octavo_server.models.window_config import parse_windows
 
+MAX_LAYERS = 10_000
+"""The largest decoders have a few hundred: a number beyond is damage, and would fill the memory with names of tensors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
@@ -122,6 +125,11 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any], *,
     if num_heads % num_kv_heads:
         fields.fail(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
     num_layers = fields.positive("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        fields.fail(f"num_hidden_layers is {num_layers}, more than {MAX_LAYERS}")
+    head_dim = fields.positive("head_dim", default=hidden_size // num_heads)
+    if head_dim % 2:
+        fields.fail(f"head_dim {head_dim} is odd, and a rotary embedding turns pairs")
     rope = parse_rope(fields)
     max_positions = context_length(fields, rope)
     advice = ConfigFields(generation, f"{source}, generation_config.json" if generation else source)
@@ -132,7 +140,7 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any], *,
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=fields.positive("head_dim", default=hidden_size // num_heads),
+        head_dim=head_dim,
         intermediate_size=fields.positive("intermediate_size"),
         rms_norm_eps=fields.number("rms_norm_eps"),
         rope=rope,

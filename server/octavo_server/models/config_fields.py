@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from octavo_server.errors import StartupError
+
+_LARGEST = 10**18
+"""Far beyond every size, rate and factor."""
 
 
 class ConfigFields:
@@ -33,8 +35,11 @@ class ConfigFields:
         value = default if value is None else value
         if value is None:
             self.fail(f"key {key} is missing")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(f"{key} is {value!r}, not a number")
+        # compared as it is: a long enough integer has no float
+        if not -_LARGEST <= value <= _LARGEST:
+            self.fail(f"{key} is not a number between {-_LARGEST} and {_LARGEST}")
         return float(value)
 
     def above(self, bound: float, key: str, default: float | None = None) -> float:

@@ -14,6 +14,9 @@ from octavo_server.models.config_fields import ConfigFields
 
 logger = logging.getLogger(__name__)
 
+MAX_CONTEXT = 100_000_000
+"""Tokens, ten times the longest that a published checkpoint names: the table of angles is made for all of them."""
+
 # What a kind reads; any other key is warned of.
 _KEYS = {
     "default": set[str](),
@@ -77,8 +80,12 @@ def context_length(fields: ConfigFields, rope: RopeConfig) -> int:
 
     Qwen's instructions add yarn to config.json and leave `max_position_embeddings` at the length trained on.
     """
-    limit = fields.positive("max_position_embeddings")
-    return max(limit, int(rope.original_max_positions * rope.factor)) if rope.kind == "yarn" else limit
+    limit = float(fields.positive("max_position_embeddings"))
+    if rope.kind == "yarn":
+        limit = max(limit, rope.original_max_positions * rope.factor)
+    if limit > MAX_CONTEXT:
+        fields.fail(f"what max_position_embeddings and the rotary embedding make, {limit:g} tokens, is no context")
+    return int(limit)
 
 
 def _yarn(fields: ConfigFields, scaling: ConfigFields, theta: float) -> RopeConfig:
