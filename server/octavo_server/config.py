@@ -306,6 +306,16 @@ class ServerConfig:
     engine's Python never wait for each other. auto: out where there may be a GPU, in on a CPU, whose cores two processes
     would fight over."""
 
+    max_stored_responses: int = setting(1024, minimum=0, parse=human_int)
+    """Responses of /v1/responses that can be asked for again, 0 or more, in memory; the oldest go first. 1,024: hours of
+    a few people's conversations."""
+
+    max_stored_responses_bytes: int = setting(256 * 2**20, minimum=0, parse=human_int)
+    """Bytes of JSON of stored responses, 0 or more. 256 MiB: beside a model's weights that is little."""
+
+    max_stored_responses_age: int = setting(24 * 3600, minimum=1, maximum=10**9, parse=human_int)
+    """Seconds, 1 to 1,000,000,000, after which a stored response is dropped. A day: conversations go on the next morning."""
+
     ssl_certfile: str | None = setting(None)
     """PEM file with the certificate to serve HTTPS with. None: plain HTTP."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
+from octavo_server.api import responses
 from octavo_server.api.cors import answer_preflight, set_cors_headers
 from octavo_server.api.endpoint import TABLE
 from octavo_server.api.error_response import ApiError, error_response
@@ -35,6 +36,7 @@ def make_app(state: ServerState) -> web.Application:
         add(endpoint.path, endpoint.handler, expect_handler=answer_expectation)
     app.on_response_prepare.append(set_request_id_header)
     app.on_response_prepare.append(set_cors_headers)
+    app.on_cleanup.append(responses.end_background_responses)
     return app
 
 

@@ -77,7 +77,7 @@ def not_served(names: Mapping[str, tuple[Any, ...]]) -> dict[str, Schema]:
 
 
 _STOP_STRING = text(minLength=1, maxLength=MAX_STOP_CHARS)
-_SAMPLING = {
+SAMPLING = {
     name: _ranged(name)
     for name in (
         "n",
@@ -107,7 +107,7 @@ _SAMPLING = {
 }
 _COMMON = optionals(
     {
-        **_SAMPLING,
+        **SAMPLING,
         "stream": boolean(),
         "stream_options": obj(
             optionals({"include_usage": boolean(), "continuous_usage_stats": boolean(), "include_obfuscation": {}})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from octavo_server.api import adapters, chat, completions, embeddings, life, models, openapi, scores, tokens
+from octavo_server.api import adapters, chat, completions, embeddings, life, models, openapi, responses, scores, tokens
 
 ENDPOINTS = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
+    *responses.ENDPOINTS,
     *embeddings.ENDPOINTS,
     *scores.ENDPOINTS,
     *models.ENDPOINTS,

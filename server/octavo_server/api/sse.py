@@ -1,4 +1,4 @@
-"""Server-sent events: one `data:` line an event, `[DONE]` at the end."""
+"""Server-sent events: one `data:` line an event, and `[DONE]` at the end of those whose last event does not say so."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ class EventStream:
         if data:
             await self._write(data)
 
+    async def send_named(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """As `send`, each under its own name, its `type`, as the Responses API has it."""
+        data = b"".join([b"event: %b\ndata: %b\n\n" % (event["type"].encode(), _encode(event)) for event in events])
+        if data:
+            await self._write(data)
+
+    async def finish(self) -> web.StreamResponse:
+        """Ends a stream whose last event says by itself that it is the last."""
+        await self._write(b"", is_last=True)
+        return self._response
+
     async def close(
         self, error: str | None = None, *, status: int = 500, code: str | None = None
     ) -> web.StreamResponse:
@@ -61,7 +72,9 @@ class EventStream:
             return
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await self._response.write(data)
+                if data:
+                    # An empty chunk would end the body.
+                    await self._response.write(data)
                 if is_last:
                     await self._response.write_eof()
         except TimeoutError as error:

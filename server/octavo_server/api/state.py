@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from octavo_server.api.error_response import ApiError
+from octavo_server.api.responses_store import ResponseStore
 from octavo_server.chat_output.formats import served_formats
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 
@@ -41,10 +42,20 @@ class ServerState:
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds of the start; `created` of `/v1/models`."""
     new_id: Callable[[], str] = new_id
+    responses: ResponseStore = field(init=False)
     draining: bool = False
     num_active: int = 0
     """Generation handlers that have not ended."""
     _formats: ServedFormats | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.responses = ResponseStore(
+            max_responses=config.max_stored_responses,
+            max_bytes=config.max_stored_responses_bytes,
+            max_age_s=config.max_stored_responses_age,
+            clock=time.monotonic,
+        )
 
     def ready_engine(self) -> ServedModel:
         """The loaded model.

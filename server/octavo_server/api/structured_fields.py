@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from octavo_server.api.endpoint import Schema
     from octavo_server.api.fields import Fields
 
-_FORMATS = ("text", "json_object", "json_schema")
+FORMATS = ("text", "json_object", "json_schema")
 _NOT_SERVED = ("structural_tag", "disable_fallback", "disable_additional_properties")
 
 _TOKEN_IDS = {"type": "array", "items": {"$ref": "#/components/schemas/TokenId"}, "minItems": 1}
@@ -22,7 +22,7 @@ STRUCTURED_PROPERTIES: dict[str, Schema] = {
     "response_format": optional(
         obj(
             {
-                "type": one_of(*_FORMATS),
+                "type": one_of(*FORMATS),
                 "json_schema": optional(
                     obj({"name": optional(text()), "schema": {"type": ["object", "boolean"]}}, required=("schema",))
                 ),
@@ -72,8 +72,8 @@ def _response_format(fields: Fields) -> StructuredOutputsParams | None:
     if given is None:
         return None
     kind = given.get("type")
-    if kind not in _FORMATS:
-        raise given.fail("type", "one of " + ", ".join(_FORMATS))
+    if kind not in FORMATS:
+        raise given.fail("type", "one of " + ", ".join(FORMATS))
     if kind != "json_schema" and given.get("json_schema") is not None:
         raise given.refuse(
             "json_schema", f"json_schema stands beside type {kind}; send type json_schema, or leave the schema out"

@@ -1,0 +1,97 @@
+"""One response on its way through the engine: what comes of its request, told to its writer.
+
+Streamed, whole and in the background differ only in who takes the events.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from octavo_server.api.generation import Usage, failure_of
+from octavo_server.api.logprobs import chat_logprobs, shown_tokens
+from octavo_server.chat_output.parser import ContentText
+from octavo_server.engine.detokenizer import is_hidden
+from octavo_server.engine.request import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from octavo_server.api.conversation import PreparedChat
+    from octavo_server.api.responses_writer import Event, ResponseWriter
+    from octavo_server.api.state import ServerState
+    from octavo_server.chat_output.parser import ChatEvent
+    from octavo_server.engine.engine import OutputDelta
+    from octavo_server.engine.request import Request, SamplingParams
+    from octavo_server.engine.request_stream import RequestStream
+    from octavo_server.tokenizer.tokenizer import Tokenizer
+
+
+class ResponseRun:
+    """Owns the parser and the counts of one response."""
+
+    def __init__(
+        self, state: ServerState, prepared: PreparedChat, request: Request, tokens: Tokenizer, writer: ResponseWriter
+    ) -> None:
+        self.writer = writer
+        self._state = state
+        self._params = request.params
+        self._prepared = prepared
+        self._tokens = tokens
+        self._parser = prepared.form.parser()
+        self._meter = prepared.form.meter(self._text_of)
+        self._usage = Usage(prompt_tokens=len(request.prompt_token_ids))
+
+    async def events(self, stream: RequestStream) -> AsyncIterator[list[Event]]:
+        """Each step's events, the last ones included; those of `begin` are the caller's.
+
+        Raises:
+            ApiError: the request failed; its writer has not been told.
+        """
+        while deltas := await stream.read():
+            told: list[Event] = []
+            for delta in deltas:
+                if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                    raise failure_of(self._state, delta)
+                told += self._take(delta)
+            yield told
+
+    def fail(self, message: str, *, is_cancelled: bool = False) -> list[Event]:
+        """The last events of a response that will not be finished."""
+        return self.writer.fail(message, usage=self._usage_json(), is_cancelled=is_cancelled)
+
+    def _take(self, delta: OutputDelta) -> list[Event]:
+        self._usage.add(delta)
+        if self._meter is not None:
+            for token in delta.tokens:
+                self._meter.add(token.token_id)
+        said = self._parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            said += self._parser.finish()
+        told = self.writer.say(said, self._logprobs(delta, said))
+        if delta.finish_reason is not None:
+            told += self.writer.end(self._usage_json(), is_whole=delta.finish_reason is FinishReason.STOP)
+        return told
+
+    def _logprobs(self, delta: OutputDelta, said: list[ChatEvent]) -> list[dict[str, Any]]:
+        """Of the tokens of a step that said nothing but content."""
+        params: SamplingParams = self._params
+        if params.logprobs is None or not all(isinstance(event, ContentText) for event in said):
+            return []
+        return chat_logprobs(shown_tokens(delta, self._tokens, params, self._prepared.shown_special_ids), self._tokens)
+
+    def _usage_json(self) -> dict[str, Any]:
+        usage = self._usage
+        return {
+            "input_tokens": usage.prompt_tokens,
+            # Nobody is charged for what is written into the cache.
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0 if self._meter is None else self._meter.count},
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
+
+    def _text_of(self, token_id: int) -> bytes:
+        hidden = self._params.skip_special_tokens and is_hidden(
+            token_id, self._tokens, self._prepared.shown_special_ids
+        )
+        return b"" if hidden else self._tokens.token_bytes(token_id)
