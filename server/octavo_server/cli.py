@@ -61,10 +61,7 @@ def usage() -> str:
 
 def serve(argv: Sequence[str]) -> int:
     """`octavo serve MODEL`: the OpenAI-compatible server of one model."""
-    parser = FlagParser(prog="octavo serve", description="Serve one model over HTTP, compatible with OpenAI's API.")
-    for config in (EngineConfig, ServerConfig):
-        add_flags(parser, config)
-    add_config_file(parser)
+    parser = serve_parser()
     try:
         settings = read_settings(parser.parse_strictly(argv), os.environ, EngineConfig, ServerConfig)
         engine_config, server_config = build(EngineConfig, settings), build(ServerConfig, settings)
@@ -76,6 +73,15 @@ def serve(argv: Sequence[str]) -> int:
         if isinstance(error, EngineStuckError):
             _leave_now(_fail(error))
         raise
+
+
+def serve_parser() -> FlagParser:
+    """Flags of `octavo serve`."""
+    parser = FlagParser(prog="octavo serve", description="Serve one model over HTTP, compatible with OpenAI's API.")
+    for config in (EngineConfig, ServerConfig):
+        add_flags(parser, config)
+    add_config_file(parser)
+    return parser
 
 
 def _serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:

@@ -274,6 +274,31 @@ class ServerConfig:
     """Keys of which a client must send one as `Authorization: Bearer`; repeatable, comma-separated in OCTAVO_API_KEY.
     None given: no key is needed. /health, /ready, /startup and /metrics stay open."""
 
+    data_dir: str | None = setting(None)
+    """Folder for files and batches (/v1/files, /v1/batches), made where it is missing; one server a folder. What is in it
+    survives restarts. None: those endpoints answer 404."""
+
+    max_stored_files: int = setting(1000, minimum=1, parse=human_int)
+    """Files that --data-dir holds, 1 or more, and as many batches; a further file is refused, for a further batch the
+    oldest that has ended is dropped."""
+
+    max_stored_bytes: int = setting(10 * 2**30, minimum=1, parse=human_int)
+    """Bytes that --data-dir holds, 1 or more; beyond it nothing is taken and batches wait. 10 GiB: fifty of the largest
+    uploads."""
+
+    max_stored_age: int = setting(30 * 86400, minimum=1, parse=human_int)
+    """Seconds, 1 or more, for which files are kept, and batches after their end. 30 days, as OpenAI keeps them."""
+
+    max_upload_bytes: int = setting(200 * 2**20, minimum=1, parse=human_int)
+    """Bytes of one uploaded file, 1 or more. 200 MiB: OpenAI's limit for batches."""
+
+    max_batch_lines: int = setting(50_000, minimum=1, parse=human_int)
+    """Requests in one batch, 1 or more. 50,000: OpenAI's limit."""
+
+    max_batch_concurrency: int = setting(32, minimum=1, parse=human_int)
+    """Requests of batches that run at once, 1 or more, at most --max-num-seqs; a quarter of it beside live requests, and
+    none begins while one of those waits. 32: most of the throughput of a large batch."""
+
     allowed_origins: tuple[str, ...] = setting((), parse=origin)
     """Origins of web pages whose scripts may call this server from a browser (CORS), such as https://chat.example; * for
     all of them; repeatable. None given: none may, as browsers see to."""

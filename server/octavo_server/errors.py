@@ -5,6 +5,11 @@ OctavoError
 ├── QueueFullError           429
 ├── EngineDeadError          503
 │   └── EngineStuckError     its thread may still be inside a kernel
+├── StoreError               what is kept under --data-dir
+│   ├── NotStoredError       404
+│   ├── ConflictError        409, its state does not allow it
+│   ├── StoreFullError       400, a bound of count or bytes
+│   └── DiskError            507
 └── StartupError             the process ends; `reason` is a condition reason of the control plane
     └── ConfigError          a flag, variable, file entry or argument that cannot be used
 """
@@ -34,6 +39,26 @@ class EngineDeadError(OctavoError):
 
 class EngineStuckError(EngineDeadError):
     """The engine was given up while it hung."""
+
+
+class StoreError(OctavoError):
+    """A file or batch under `--data-dir` cannot be had or kept."""
+
+
+class NotStoredError(StoreError):
+    """There is none of that id."""
+
+
+class ConflictError(StoreError):
+    """It is there, but in a state that does not allow this."""
+
+
+class StoreFullError(StoreError):
+    """A bound that a flag sets is reached."""
+
+
+class DiskError(StoreError):
+    """The disk is full or broken."""
 
 
 class StartupError(OctavoError):

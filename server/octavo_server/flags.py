@@ -35,7 +35,6 @@ NOT_SUPPORTED_YET = frozenset(
         "--lora-modules",
         "--speculative-config",
         "--kv-offloading-size",
-        "--data-dir",
         "--otlp-traces-endpoint",
     }
 )

@@ -72,6 +72,18 @@ def of_the_bench(command: str) -> None:
     parser.parse_strictly(command.split()[3:])
 
 
+def of_the_server(command: str) -> None:
+    """tests/server runs servers; here, that the flags are known and their values can be used."""
+    from octavo_server.cli import serve_parser
+    from octavo_server.config import EngineConfig, ServerConfig
+    from octavo_server.flags import build, read_settings
+
+    values = serve_parser().parse_strictly(command.split()[2:])
+    settings = read_settings(values, {}, EngineConfig, ServerConfig)
+    build(EngineConfig, settings)
+    build(ServerConfig, settings)
+
+
 def of_the_benchmarks(command: str) -> None:
     """tests/benchmarks runs each at a small size; here, that the flags are known."""
     module = importlib.import_module(command.split()[2])
@@ -119,6 +131,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     r"\./scripts/(demo|test)( tests/\w+)?": a_script,
     r"octavo (up|ps|chat)\b.*": of_local_mode,
     r"octavo (--version|collect-env)": that_prints,
+    r"octavo serve .*": of_the_server,
     r"octavo bench (serve|throughput) .*": of_the_bench,
     r"python -m benchmarks\.\w+.*": of_the_benchmarks,
     r"python -m e2e\.cluster \w+": of_the_cluster,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -75,8 +76,44 @@ class _ConnectionFactory(web.Server):
         return Connection(self, loop=self._connection_loop, access_log=no_log, keepalive_timeout=IDLE_TIMEOUT_S)
 
 
+class Service(Protocol):
+    """Something that works beside the handlers for as long as they do."""
+
+    async def start(self, server: web.Server) -> None:
+        """`server` answers on any socket that it is given."""
+
+    async def stop(self) -> None:
+        """Before connections are closed."""
+
+    def close(self) -> None:
+        """After it."""
+
+
 class Runner(web.AppRunner):
     """Serves an application over `Connection`s."""
+
+    def __init__(self, app: web.Application, services: Sequence[Service] = (), **kwargs: Any) -> None:
+        super().__init__(app, **kwargs)
+        self._services = tuple(services)
+
+    async def setup(self) -> None:
+        """As aiohttp's, and starts the services; where one cannot, nothing stays."""
+        await super().setup()
+        try:
+            for service in self._services:
+                assert self.server is not None
+                await service.start(self.server)
+        except BaseException:
+            await self.cleanup()
+            raise
+
+    async def cleanup(self) -> None:
+        """As aiohttp's, between the two ends of the services."""
+        for service in self._services:
+            await service.stop()
+        await super().cleanup()
+        for service in self._services:
+            service.close()
 
     async def _make_server(self) -> web.Server:
         return _ConnectionFactory(await super()._make_server(), asyncio.get_running_loop())

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from octavo_server.errors import EngineDeadError, InvalidRequestError, OctavoError, QueueFullError
+from octavo_server.errors import (
+    ConflictError,
+    DiskError,
+    EngineDeadError,
+    InvalidRequestError,
+    NotStoredError,
+    OctavoError,
+    QueueFullError,
+    StoreError,
+    StoreFullError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,12 +30,21 @@ _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    409: "invalid_request_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     417: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
+}
+
+
+_STORE: Mapping[type[StoreError], tuple[int, str]] = {
+    NotStoredError: (404, "not_found"),
+    ConflictError: (409, "conflict"),
+    StoreFullError: (400, "storage_full"),
+    DiskError: (507, "disk_full"),
 }
 
 
@@ -83,6 +102,9 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), code="invalid_value", param=error.param)
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full", headers={"Retry-After": "1"})
+    if isinstance(error, StoreError):
+        status, code = _STORE[type(error)]
+        return ApiError(status, str(error), code=code)
     if isinstance(error, EngineDeadError):
         return ApiError(503, str(error), code="engine_dead", close=True)
     if isinstance(error, web.HTTPException):

@@ -35,6 +35,7 @@ _ERRORS: Mapping[int, tuple[str, Mapping[str, Any]]] = {
     417: ("The header Expect asks for something else than 100-continue.", {}),
     429: ("Too many requests wait already.", _RETRY_AFTER),
     500: ("The server failed on this request.", {}),
+    507: ("The disk of --data-dir is full.", {}),
     503: ("Loading, draining, stuck or dead.", _RETRY_AFTER),
 }
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from octavo_server.api import adapters, chat, completions, embeddings, life, models, openapi, responses, scores, tokens
+from octavo_server.api import (
+    adapters,
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    life,
+    models,
+    openapi,
+    responses,
+    scores,
+    tokens,
+)
 
 ENDPOINTS = (
     *chat.ENDPOINTS,
@@ -12,6 +25,8 @@ ENDPOINTS = (
     *scores.ENDPOINTS,
     *models.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *files.ENDPOINTS,
+    *batches.ENDPOINTS,
     *adapters.ENDPOINTS,
     *life.ENDPOINTS,
     *openapi.ENDPOINTS,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from octavo_server.api.app import make_app
-from octavo_server.api.connection import Runner
+from octavo_server.api.batch_service import BatchService
+from octavo_server.api.connection import Runner, Service
 from octavo_server.api.state import ServerState
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.placement import make_host
@@ -101,8 +102,14 @@ async def serve(state: ServerState) -> bool:
 
 def make_runner(state: ServerState) -> web.AppRunner:
     """What runs the application; not yet set up."""
+    services: list[Service] = []
+    if state.config.data_dir is not None:
+        state.batches = BatchService(state)
+        services.append(state.batches)
     # Cancelling handlers of clients that went away is what frees their blocks.
-    return Runner(make_app(state), handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S)
+    return Runner(
+        make_app(state), services, handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S
+    )
 
 
 async def listen(runner: web.AppRunner, config: ServerConfig) -> int:

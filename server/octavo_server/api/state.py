@@ -17,6 +17,7 @@ from octavo_server.engine.async_engine import AsyncEngine, EngineState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from octavo_server.api.batch_service import BatchService
     from octavo_server.chat_output.formats import ServedFormats
     from octavo_server.config import ServerConfig
     from octavo_server.engine.served_model import ServedModel
@@ -43,6 +44,10 @@ class ServerState:
     """Unix seconds of the start; `created` of `/v1/models`."""
     new_id: Callable[[], str] = new_id
     responses: ResponseStore = field(init=False)
+    wall_clock: Callable[[], float] = time.time
+    """Unix seconds."""
+    batches: BatchService | None = None
+    """Files and batches; None without --data-dir."""
     draining: bool = False
     num_active: int = 0
     """Generation handlers that have not ended."""

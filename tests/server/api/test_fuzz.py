@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import requests
 import schemathesis
@@ -48,6 +49,13 @@ CHECKS = [
     negative_data_rejection,
 ]
 WITH_INPUT = [each for each in ENDPOINTS if each.body or each.body_content or each.parameters or "{" in each.path]
+KINDS = [
+    pytest.param(endpoint, mode, id=f"{endpoint.method} {endpoint.path}-{mode.value}")
+    for endpoint in WITH_INPUT
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    # Any text is a good segment of a path.
+    if mode is GenerationMode.POSITIVE or endpoint.body or endpoint.body_content or endpoint.parameters
+]
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)] if IS_FULL else []
 
 json_values = st.recursive(
@@ -64,9 +72,9 @@ json_values = st.recursive(
 
 
 @pytest.fixture
-async def server(tiny_model: Path) -> AsyncIterator[Server]:
+async def server(tiny_model: Path, tmp_path: Path) -> AsyncIterator[Server]:
     """Its context is short, so that a case that generates much takes little."""
-    async with real_server(tiny_model, engine={"max_model_len": 96}) as running:
+    async with real_server(tiny_model, engine={"max_model_len": 96}, data_dir=str(tmp_path / "data")) as running:
         yield running
 
 
@@ -106,8 +114,7 @@ async def is_at_rest(server: Server) -> bool:
     )
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "mistaken"])
-@pytest.mark.parametrize("endpoint", WITH_INPUT, ids=name_of)
+@pytest.mark.parametrize(("endpoint", "mode"), KINDS)
 async def test_what_the_description_allows_and_forbids(
     server: Server, endpoint: Endpoint, mode: GenerationMode, record_property: Callable[[str, Any], None]
 ) -> None:
@@ -115,6 +122,7 @@ async def test_what_the_description_allows_and_forbids(
     operations = [found.ok() for found in schemathesis.openapi.from_dict(described).get_all_operations()]
     path = endpoint.path.replace(":.+}", "}")
     operation = next(each for each in operations if (each.method.upper(), each.path) == (endpoint.method, path))
+    body_schema = jsonschema.Draft202012Validator({**(endpoint.body or {}), "components": described["components"]})
     statuses: Counter[str] = Counter()
     slowest_s = 0.0
 
@@ -125,7 +133,9 @@ async def test_what_the_description_allows_and_forbids(
         response = case.call(base_url=server.url, session=session, timeout=CALL_TIMEOUT_S)
         statuses[str(response.status_code)] += 1
         slowest_s = max(slowest_s, response.elapsed)
-        case.validate_response(response, checks=CHECKS)
+        # A mistake against one alternative may leave a body that is right by another.
+        is_right = endpoint.body is not None and not endpoint.parameters and body_schema.is_valid(case.body)
+        case.validate_response(response, checks=CHECKS[:-1] if is_right else CHECKS)
 
     with requests.Session() as session:
         await asyncio.to_thread(run)

@@ -1,0 +1,482 @@
+"""Files and batches with the official client, over the real engine's API."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types import Batch
+
+from octavo_server.batch import disk, journal, pace, storage, worker
+from octavo_testing.server import NAME, Server, a_chat, a_completion, fake_server
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def a_line(number: int, url: str = CHAT, **body: Any) -> dict[str, Any]:
+    body = {"seed": number, **body}
+    content = a_chat(f"question {number}", **body) if url == CHAT else a_completion(f"prompt {number}", **body)
+    return {"custom_id": f"line-{number}", "method": "POST", "url": url, "body": content}
+
+
+def jsonl(*lines: Any) -> bytes:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    return ("\n".join(texts) + "\n").encode()
+
+
+class Client:
+    """The official client, and what each test does with it."""
+
+    def __init__(self, server: Server, openai_client: openai.AsyncOpenAI) -> None:
+        self.server = server
+        self.openai = openai_client
+
+    async def upload(self, content: bytes) -> str:
+        return (await self.openai.files.create(file=("in.jsonl", content), purpose="batch")).id
+
+    async def create(self, content: bytes, endpoint: str = CHAT, **more: Any) -> Batch:
+        file_id = await self.upload(content)
+        given: dict[str, Any] = {"completion_window": "24h", **more}
+        return await self.openai.batches.create(input_file_id=file_id, endpoint=endpoint, **given)  # type: ignore[arg-type]
+
+    async def until(self, batch: Batch, condition: Callable[[Batch], bool], timeout_s: float = 20.0) -> Batch:
+        async with asyncio.timeout(timeout_s):
+            while not condition(batch := await self.openai.batches.retrieve(batch.id)):
+                await asyncio.sleep(0.01)
+        return batch
+
+    async def ended(self, batch: Batch) -> Batch:
+        ends = ("completed", "failed", "expired", "cancelled")
+        return await self.until(batch, lambda now: now.status in ends)
+
+    async def entries(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        text = (await self.openai.files.content(file_id)).text
+        assert text.endswith("\n")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@asynccontextmanager
+async def clients(tokenizer: Path, data_dir: Path, **config: Any) -> AsyncIterator[Client]:
+    async with (
+        fake_server(tokenizer, data_dir=str(data_dir), **config) as server,
+        openai.AsyncOpenAI(
+            base_url=server.url + "/v1", api_key=(config.get("api_key") or ("none",))[0], max_retries=0
+        ) as made,
+    ):
+        yield Client(server, made)
+
+
+@pytest.fixture
+async def client(tokenizer_folder: Path, tmp_path: Path) -> AsyncIterator[Client]:
+    async with clients(tokenizer_folder, tmp_path / "data") as made:
+        yield made
+
+
+async def test_a_batch_answers_every_line_as_the_endpoint_does(client: Client) -> None:
+    batch = await client.create(jsonl(*(a_line(number) for number in range(1, 41))), metadata={"team": "a"})
+    assert batch.status == "validating"
+
+    batch = await client.ended(batch)
+
+    entries = await client.entries(batch.output_file_id)
+    alone = (await client.server.post(CHAT, a_line(7)["body"])).json
+    assert (batch.status, batch.error_file_id, batch.errors) == ("completed", None, None)
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 40, "completed": 40, "failed": 0}
+    assert [entry["custom_id"] for entry in entries] == [f"line-{number}" for number in range(1, 41)]
+    assert all(entry["response"]["status_code"] == 200 and entry["error"] is None for entry in entries)
+    assert entries[6]["response"]["body"]["choices"] == alone["choices"]
+    assert len({entry["response"]["request_id"] for entry in entries}) == 40
+    assert (batch.metadata, batch.model, batch.endpoint) == ({"team": "a"}, NAME, CHAT)
+    usages = [entry["response"]["body"]["usage"] for entry in entries]
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages)
+    assert batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in usages)
+    assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at  # type: ignore[operator]
+
+
+async def test_lines_that_cannot_be_asked_or_are_refused_go_to_the_error_file(client: Client) -> None:
+    lines = [
+        a_line(1),
+        "{not json",
+        {**a_line(3), "url": "/v1/embeddings"},
+        {**a_line(4), "custom_id": 4},
+        a_line(5, temperature=9),
+        a_line(6, stream=True),
+        {**a_line(7), "method": "GET"},
+        a_line(8, model="other"),
+        "",
+        a_line(10),
+    ]
+
+    batch = await client.ended(await client.create(jsonl(*lines)))
+
+    good, bad = await client.entries(batch.output_file_id), await client.entries(batch.error_file_id)
+    assert batch.status == "completed"
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 9, "completed": 2, "failed": 7}
+    assert [entry["custom_id"] for entry in good] == ["line-1", "line-10"]
+    asked = {entry["custom_id"]: entry["response"] for entry in bad if entry["response"]}
+    assert {name: response["status_code"] for name, response in asked.items()} == {"line-5": 400, "line-8": 404}
+    assert asked["line-5"]["body"]["error"]["param"] == "temperature"
+    unasked = {entry["error"]["line"]: entry for entry in bad if entry["error"]}
+    assert {line: entry["custom_id"] for line, entry in unasked.items()} == {
+        2: None,
+        3: "line-3",
+        4: None,
+        6: "line-6",
+        7: "line-7",
+    }
+    for line, words in {2: "JSON", 3: "url", 4: "custom_id", 6: "body.stream", 7: "method"}.items():
+        assert unasked[line]["error"]["code"] == "invalid_line"
+        assert f"line {line}: " in unasked[line]["error"]["message"]
+        assert words in unasked[line]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "line"),
+    [
+        (jsonl(a_line(1), a_line(2), a_line(1)), "duplicate_custom_id", 3),
+        (jsonl("[]", "x"), "invalid_line", 1),
+        (b"\n \n", "empty_file", None),
+        (jsonl(*(a_line(number) for number in range(6))), "too_many_lines", 6),
+    ],
+    ids=["an id twice", "no line can run", "no lines", "too many lines"],
+)
+async def test_a_file_that_cannot_run_fails_whole_and_says_where(
+    tokenizer_folder: Path, tmp_path: Path, content: bytes, code: str, line: int | None
+) -> None:
+    async with clients(tokenizer_folder, tmp_path, max_batch_lines=5) as client:
+        batch = await client.ended(await client.create(content))
+
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert (batch.errors.data[0].code, batch.errors.data[0].line) == (code, line)
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
+
+
+async def test_a_cancel_keeps_the_lines_that_have_finished(client: Client) -> None:
+    fake = client.server.fake
+    assert fake is not None
+    fake.runner.gate.clear()
+    short, long = [a_line(n, max_tokens=2) for n in range(3)], [a_line(9, max_tokens=400, ignore_eos=True)]
+    batch = await client.create(jsonl(*short, *long))
+    await client.server.until(lambda: client.server.state.num_active == 4)
+    fake.runner.let_through(5)
+    batch = await client.until(batch, lambda now: now.request_counts is not None and now.request_counts.completed == 3)
+
+    cancelling = await client.openai.batches.cancel(batch.id)
+    await client.server.until(lambda: client.server.state.num_active == 0)
+    fake.runner.open()
+    batch = await client.ended(batch)
+
+    assert cancelling.status == "cancelling"
+    assert batch.status == "cancelled"
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 4, "completed": 3, "failed": 0}
+    assert len(await client.entries(batch.output_file_id)) == 3
+    assert (await client.openai.batches.cancel(batch.id)).status == "cancelled"
+    await client.server.until(lambda: client.server.state.engine.num_unfinished == 0)
+
+
+async def test_a_batch_behind_another_is_cancelled_at_once(client: Client) -> None:
+    fake = client.server.fake
+    assert fake is not None
+    fake.runner.gate.clear()
+    first = await client.create(jsonl(a_line(1)))
+    second = await client.create(jsonl(a_line(2)))
+    await client.until(second, lambda now: now.status == "in_progress")
+
+    await client.openai.batches.cancel(second.id)
+
+    assert (await client.ended(second)).status == "cancelled"
+    assert (await client.openai.batches.retrieve(first.id)).status == "in_progress"
+    fake.runner.open()
+    assert (await client.ended(first)).status == "completed"
+
+
+async def test_what_has_ended_cannot_be_cancelled(client: Client) -> None:
+    batch = await client.ended(await client.create(jsonl(a_line(1))))
+
+    with pytest.raises(openai.ConflictError, match="completed"):
+        await client.openai.batches.cancel(batch.id)
+
+
+async def test_lines_whose_time_has_passed_say_so(client: Client) -> None:
+    fake = client.server.fake
+    assert fake is not None
+    fake.runner.gate.clear()
+    batch = await client.create(
+        jsonl(a_line(1, max_tokens=1), a_line(2, max_tokens=400, ignore_eos=True), "bad"), completion_window="60s"
+    )
+    await client.server.until(lambda: client.server.state.num_active == 2)
+    fake.runner.let_through(5)
+    await client.until(batch, lambda now: now.request_counts is not None and now.request_counts.completed == 1)
+
+    client.server.state.wall_clock = lambda: batch.created_at + 61.0
+    await client.server.until(lambda: client.server.state.num_active == 0)
+    fake.runner.open()
+    batch = await client.ended(batch)
+
+    assert batch.status == "expired"
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 3, "completed": 1, "failed": 2}
+    late = {entry["custom_id"]: entry["error"]["code"] for entry in await client.entries(batch.error_file_id)}
+    assert late == {"line-2": "batch_expired", None: "invalid_line"}
+    assert [entry["custom_id"] for entry in await client.entries(batch.output_file_id)] == ["line-1"]
+
+
+async def test_a_restart_goes_on_where_the_server_ended(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Each line is answered once: those that were answered before keep their answers, ids and all."""
+    async with clients(tokenizer_folder, tmp_path) as client:
+        assert client.server.fake is not None
+        client.server.fake.runner.gate.clear()
+        lines = [a_line(n, max_tokens=2 if n < 4 else 20, ignore_eos=True) for n in range(1, 9)]
+        batch = await client.create(jsonl(*lines))
+        await client.server.until(lambda: client.server.state.num_active == 8)
+        client.server.fake.runner.let_through(6)
+        await client.until(batch, lambda now: now.request_counts is not None and now.request_counts.completed == 3)
+        # As SIGTERM does.
+        client.server.state.draining = True
+        await client.server.until(lambda: client.server.state.num_active == 0)
+    written = next(tmp_path.glob("batches/*.journal"))
+    before = [line.split(b"\t")[1].strip() for line in written.read_bytes().splitlines()]
+    with written.open("ab") as file:
+        file.write(b'{"line": 5, "ok": tr')  # as a crash in the middle of a write leaves it
+
+    async with clients(tokenizer_folder, tmp_path) as client:
+        ended = await client.ended(batch)
+        content = (await client.openai.files.content(str(ended.output_file_id))).content
+        assert client.server.state.engine.num_accepted == 5
+
+    assert ended.status == "completed"
+    entries = [json.loads(line) for line in content.splitlines()]
+    assert [entry["custom_id"] for entry in entries] == [f"line-{n}" for n in range(1, 9)]
+    assert len(before) == 3
+    assert set(before) <= set(content.splitlines())
+    assert not list(tmp_path.glob("batches/*.journal"))
+
+
+async def test_live_requests_come_first(
+    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch holds every place; whoever comes then gets them, and the batch ends all the same."""
+    monkeypatch.setattr(pace, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(pace, "BETWEEN_S", 0.0)
+    async with clients(tokenizer_folder, tmp_path, seqs=4) as client:
+        fake, state = client.server.fake, client.server.state
+        assert fake is not None
+        fake.runner.gate.clear()
+        batch = await client.create(jsonl(*(a_line(n, max_tokens=300, ignore_eos=True) for n in range(4))))
+        await client.server.until(lambda: state.num_active == 4)
+        fake.runner.let_through(8)
+        await client.server.until(lambda: state.engine.snapshot.num_running == 4)
+        live = [
+            asyncio.create_task(client.server.post(CHAT, a_chat(f"live {n}", max_tokens=3, ignore_eos=True)))
+            for n in range(2)
+        ]
+        await client.server.until(lambda: state.num_active == 6)
+        while not all(task.done() for task in live):
+            # A slow engine: a few steps, then a moment for whoever decides.
+            fake.runner.let_through(2)
+            await asyncio.sleep(0.02)
+        counts = (await client.openai.batches.retrieve(batch.id)).request_counts
+        fake.runner.open()
+        ended = await client.ended(batch)
+
+    assert [task.result().status for task in live] == [200, 200]
+    assert counts is not None
+    assert counts.completed == 0
+    assert ended.request_counts is not None
+    assert ended.request_counts.completed == 4
+
+
+async def test_a_drain_does_not_wait_for_batches(tokenizer_folder: Path, tmp_path: Path) -> None:
+    async with clients(tokenizer_folder, tmp_path) as client:
+        fake, state = client.server.fake, client.server.state
+        assert fake is not None
+        fake.runner.gate.clear()
+        batch = await client.create(jsonl(a_line(1, max_tokens=400, ignore_eos=True)))
+        await client.server.until(lambda: state.num_active == 1)
+
+        state.draining = True
+        await client.server.until(lambda: state.num_active == 0)
+
+        assert (await client.openai.batches.retrieve(batch.id)).status == "in_progress"
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            await client.upload(b"{}")
+
+
+async def test_a_full_disk_is_told_and_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "RETRY_S", 0.01)
+    fake = client.server.fake
+    assert fake is not None
+    fake.runner.gate.clear()
+    batch = await client.create(jsonl(a_line(1), a_line(2)))
+    await client.server.until(lambda: client.server.state.num_active == 2)
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk.os, "fsync", full)
+        patched.setattr(journal, "SYNC_S", 0.0)
+        fake.runner.open()
+        stuck = await client.until(batch, lambda now: now.errors is not None)
+        with pytest.raises(openai.InternalServerError, match="disk of --data-dir is full") as refused:
+            await client.upload(b"{}")
+        num_files = len([file async for file in client.openai.files.list()])
+    ended = await client.ended(batch)
+
+    assert stuck.status == "in_progress"
+    assert stuck.errors is not None
+    assert stuck.errors.data is not None
+    assert "disk of --data-dir is full" in (stuck.errors.data[0].message or "")
+    assert refused.value.status_code == 507
+    assert num_files == 1
+    assert (ended.status, ended.errors) == ("completed", None)
+    assert len(await client.entries(ended.output_file_id)) == 2
+
+
+async def test_without_room_for_answers_none_is_asked_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "RETRY_S", 0.01)
+    file_id = await client.upload(jsonl(a_line(1)))
+    store = client.server.state.batches.store  # type: ignore[union-attr]  # --data-dir is given
+    add = store.add_batch
+    with monkeypatch.context() as patched:
+
+        def add_then_fill(batch: Any) -> None:
+            add(batch)
+            patched.setattr(storage, "MIN_FREE_BYTES", 2**62)
+
+        patched.setattr(store, "add_batch", add_then_fill)
+        batch = await client.openai.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")  # type: ignore[arg-type]
+        await client.until(batch, lambda now: now.errors is not None)
+        assert client.server.state.engine.num_accepted == 0
+
+    assert (await client.ended(batch)).status == "completed"
+
+
+async def test_a_server_with_keys_answers_its_own_lines(tokenizer_folder: Path, tmp_path: Path) -> None:
+    async with clients(tokenizer_folder, tmp_path, api_key=("secret", "other")) as client:
+        batch = await client.ended(await client.create(jsonl(a_line(1))))
+        for path in ("/v1/files", "/v1/batches"):
+            assert (await client.server.get(path)).status == 401
+
+    assert batch.request_counts is not None
+    assert batch.request_counts.completed == 1
+
+
+async def test_batches_are_listed_in_pages(client: Client) -> None:
+    file_id = await client.upload(jsonl(a_line(1)))
+    made = [
+        (await client.openai.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")).id  # type: ignore[arg-type]
+        for _ in range(5)
+    ]
+
+    listed = [batch.id async for batch in client.openai.batches.list(limit=2)]
+    first = await client.openai.batches.list(limit=2)
+
+    assert listed == made[::-1]
+    assert (first.has_more, len(first.data)) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"endpoint": "/v1/images"}, "endpoint"),
+        ({"endpoint": None}, "endpoint"),
+        ({"completion_window": "1y"}, "completion_window"),
+        ({"completion_window": "59s"}, "completion_window"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+        ({"metadata": {"k" * 65: ""}}, "metadata"),
+        ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after.anchor"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
+        ({"input_file_id": ""}, "input_file_id"),
+    ],
+)
+async def test_a_field_that_cannot_be_served_is_named(client: Client, body: dict[str, Any], param: str) -> None:
+    file_id = await client.upload(jsonl(a_line(1)))
+    good = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+
+    answer = await client.server.post("/v1/batches", {**good, **body})
+
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
+
+
+async def test_a_batch_needs_a_file_that_was_sent_for_it(client: Client) -> None:
+    batch = await client.ended(await client.create(jsonl(a_line(1))))
+    for file_id, status in (("file-none", 404), ("../../lock", 404), (batch.output_file_id, 400)):
+        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        assert (await client.server.post("/v1/batches", body)).status == status
+
+
+@pytest.mark.parametrize("path", ["/v1/batches/batch_none", "/v1/files/file-none", "/v1/files/..%2flock/content"])
+async def test_what_is_not_there_is_404(client: Client, path: str) -> None:
+    answer = await client.server.get(path)
+
+    assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("limit=0", "limit"), ("limit=x", "limit"), ("limit=101", "limit"), ("order=up", "order"), ("after=x", "after")],
+)
+async def test_a_page_that_cannot_be_is_refused(client: Client, query: str, param: str) -> None:
+    answer = await client.server.get(f"/v1/batches?{query}")
+
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/files"), ("GET", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/batches/batch_1")],
+)
+async def test_without_a_data_dir_the_flag_is_named(tokenizer_folder: Path, method: str, path: str) -> None:
+    async with (
+        fake_server(tokenizer_folder) as server,
+        server.session.request(method, server.url + path, json={}) as answer,
+    ):
+        error = (await answer.json())["error"]
+
+    assert (answer.status, error["code"]) == (404, "not_enabled")
+    assert "--data-dir" in error["message"]
+
+
+async def test_no_more_lines_run_at_once_than_the_flag_says(tokenizer_folder: Path, tmp_path: Path) -> None:
+    async with clients(tokenizer_folder, tmp_path, max_batch_concurrency=2) as client:
+        fake, state = client.server.fake, client.server.state
+        assert fake is not None
+        fake.runner.gate.clear()
+        batch = await client.create(jsonl(*(a_line(n) for n in range(6))))
+        await client.server.until(lambda: state.num_active == 2)
+        await asyncio.sleep(0)
+        most = [state.num_active]
+
+        def done() -> bool:
+            most.append(state.num_active)
+            return state.engine.num_accepted == 6 and state.num_active == 0
+
+        fake.runner.open()
+        await client.server.until(done)
+        await client.ended(batch)
+
+    assert max(most) == 2
+
+
+async def test_completions_too(client: Client) -> None:
+    batch = await client.ended(await client.create(jsonl(a_line(1, COMPLETIONS)), COMPLETIONS))
+
+    (entry,) = await client.entries(batch.output_file_id)
+    assert entry["response"]["body"]["object"] == "text_completion"
