@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.conversation import EFFORTS, Conversation
-from octavo_server.api.fields import Fields
+from octavo_server.api.fields import Fields, checked_json
 from octavo_server.api.messages import parse_messages
 from octavo_server.api.schemas import NOT_SERVED_YET, GenerationOptions, parse_options, refuse_not_served
 from octavo_server.api.tools import parse_tools
@@ -99,6 +99,7 @@ def _documents(fields: Fields) -> tuple[Mapping[str, Any], ...]:
     items = fields.array("documents", max_items=MAX_DOCUMENTS) or []
     if not all(isinstance(item, dict) for item in items):
         raise fields.fail("documents", "an array of objects such as {title, text}")
+    checked_json(items, "documents")
     return tuple(items)
 
 

@@ -35,6 +35,7 @@ class ChatShape:
         form = prepared.form
         self._parsers = [form.parser() for _ in range(chat.options.params.n)]
         self._meters = [form.meter(self._text_of) for _ in self._parsers]
+        self._collected: list[list[dict[str, Any]]] = [[] for _ in self._parsers]
         self._num_calls = [0] * chat.options.params.n
         self._new_id = new_id
         self._has_short_ids = form.has_short_ids
@@ -44,7 +45,7 @@ class ChatShape:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def deltas(self, index: int, delta: OutputDelta) -> list[dict[str, Any]]:
-        said = self._read(index, delta.text, delta.tokens, has_ended=delta.finish_reason is not None)
+        said = self._read(index, delta)
         if not said and says_more(self._options, delta):
             said = [{}]
         elif delta.finish_reason is not None and "tool_calls" in said[-1]:
@@ -66,11 +67,14 @@ class ChatShape:
             last["token_ids"] = [token.token_id for token in delta.tokens]
         return choices
 
+    def collect(self, index: int, delta: OutputDelta) -> None:
+        # As it comes: a long answer read at once would keep the others waiting.
+        self._collected[index] += self._read(index, delta)
+
     def choice(self, index: int, output: Output) -> dict[str, Any]:
-        said = self._read(index, output.text, output.tokens, has_ended=True)
         choice: dict[str, Any] = {
             "index": index,
-            "message": _message(self._echoed, said),
+            "message": _message(self._echoed, self._collected[index]),
             "logprobs": self._logprobs(output.shown),
             "finish_reason": self._finish_reason(index, output.finish_reason),
             "stop_reason": output.stop_reason,
@@ -97,14 +101,14 @@ class ChatShape:
     def num_reasoning_tokens(self) -> int:
         return sum(meter.count for meter in self._meters if meter is not None)
 
-    def _read(self, index: int, text: str, tokens: Iterable[SampledToken], *, has_ended: bool) -> list[dict[str, Any]]:
+    def _read(self, index: int, delta: OutputDelta) -> list[dict[str, Any]]:
         """What the text says, as deltas; none where nothing is certain yet."""
         meter = self._meters[index]
         if meter is not None:
-            for token in tokens:
+            for token in delta.tokens:
                 meter.add(token.token_id)
-        events = self._parsers[index].feed(text)
-        if has_ended:
+        events = self._parsers[index].feed(delta.text)
+        if delta.finish_reason is not None:
             events += self._parsers[index].finish()
         return self._said(index, events)
 

@@ -108,6 +108,9 @@ class CompletionShape:
             choice["token_ids"] = [token.token_id for token in delta.tokens]
         return choice
 
+    def collect(self, index: int, delta: OutputDelta) -> None:
+        """The text is the answer: nothing is to be read out of it."""
+
     def choice(self, index: int, output: Output) -> dict[str, Any]:
         prompt = self._prompts[index // self._options.params.n]
         logprobs = (

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,11 @@ def checked_text(value: str, param: str) -> str:
             param=param,
         ) from error
     return value
+
+
+def checked_json(value: object, param: str) -> None:
+    """Refuses an object in which some text holds a lone surrogate."""
+    checked_text(json.dumps(value, ensure_ascii=False), param)
 
 
 def shown(value: object) -> str:

@@ -86,6 +86,9 @@ class Shape(Protocol):
     def deltas(self, index: int, delta: OutputDelta) -> Sequence[dict[str, Any]]:
         """The choices of further chunks; none where they would say nothing."""
 
+    def collect(self, index: int, delta: OutputDelta) -> None:
+        """Takes a delta of an answer that is not streamed; `choice` comes last."""
+
     def choice(self, index: int, output: Output) -> dict[str, Any]:
         """The whole choice of an answer that is not streamed."""
 
@@ -238,7 +241,9 @@ async def _collect(generation: Generation, stream: RequestStream) -> web.Respons
         for delta in deltas:
             _raise_failure(generation.state, delta)
             usage.add(delta)
-            output = outputs[first_index[delta.request_id] + delta.index]
+            index = first_index[delta.request_id] + delta.index
+            shape.collect(index, delta)
+            output = outputs[index]
             output.text += delta.text
             output.tokens += delta.tokens
             output.shown += shape.shown(delta, params)

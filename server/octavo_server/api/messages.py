@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from octavo_server.api.fields import Fields, checked_text, shown
+from octavo_server.api.fields import Fields, checked_json, checked_text, shown
 from octavo_server.errors import InvalidRequestError
 from octavo_server.tokenizer.call_arguments import CallArguments, parse_call_arguments
 
@@ -76,7 +76,8 @@ def _assistant(fields: Fields, where: str) -> dict[str, Any]:
     calls = [_call(item, number, where) for number, item in enumerate(_calls_of(fields))]
     if calls:
         message["tool_calls"] = calls
-    content = None if fields.get("content") is None else _content(fields, where)
+    is_empty = fields.get("content") is None or (calls and fields.get("content") == [])
+    content = None if is_empty else _content(fields, where)
     if content is None and refusal is not None:
         content = refusal
     if content is None and not calls and reasoning is None:
@@ -103,6 +104,7 @@ def _call(value: object, number: int, where: str) -> dict[str, Any]:
     given = function.get("arguments")
     arguments: CallArguments | str
     if isinstance(given, dict):
+        checked_json(given, f"{where}.tool_calls[{number}].function.arguments")
         arguments = CallArguments(given)
     else:
         arguments = parse_call_arguments(function.text("arguments") or "")

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from octavo_server.api.fields import Fields, shown
+from octavo_server.api.fields import Fields, checked_json, shown
+from octavo_server.api.schema_fault import schema_fault
 from octavo_server.errors import InvalidRequestError
 
 MAX_TOOLS = 128
@@ -132,6 +133,7 @@ def _definition(value: object, index: int, request: Fields) -> Definition:
     parameters = function.get("parameters")
     if parameters is not None:
         _check_parameters(function, parameters)
+    checked_json(value, where)
     request.ignore([*fields.unread(), *function.unread()])
     return value
 
@@ -139,8 +141,9 @@ def _definition(value: object, index: int, request: Fields) -> Definition:
 def _check_parameters(function: Fields, parameters: object) -> None:
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise function.fail("parameters", 'a JSON Schema of an object (`"type": "object"`)')
-    if not isinstance(parameters.get("properties", {}), dict):
-        raise function.fail("parameters", "a JSON Schema whose properties are an object")
+    fault = schema_fault(parameters)
+    if fault is not None:
+        raise function.refuse("parameters", f"the parameters of tools are no JSON Schema: {fault}")
 
 
 def _chosen(fields: Fields, definitions: tuple[Definition, ...], parallel: bool) -> Tools:

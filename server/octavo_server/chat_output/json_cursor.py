@@ -57,9 +57,9 @@ class JsonCursor:
         """Whether what came next can stand in no JSON value here."""
         return self._expects is _Expects.BROKEN
 
-    def take(self, text: str) -> tuple[int, str]:
-        """Takes what belongs to the value; how many characters those are, and the text to pass on for them."""
-        position, passed = 0, []
+    def take(self, text: str, start: int = 0) -> tuple[int, str]:
+        """Takes what belongs to the value from `start` on; where that ends, and the text to pass on for it."""
+        position, passed = start, []
         while position < len(text) and not self.is_complete and not self.is_broken:
             if self._expects is _Expects.STRING and (plain := _PLAIN.match(text, position)):
                 passed.append(plain[0])

@@ -7,8 +7,10 @@ where one ended. Each method that may need more text is a generator, for `yield 
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
+from functools import lru_cache
 from typing import TypeVar
 
 from octavo_server.chat_output.json_cursor import JsonCursor
@@ -24,6 +26,7 @@ Reading = Generator[None, None, T]
 """Yields where more text is needed."""
 
 SPACE = " \t\r\n"
+_SPACES = frozenset(SPACE)
 
 
 class TextSink:
@@ -63,14 +66,15 @@ class TextReader:
 
     def __init__(self) -> None:
         self.events: list[ChatEvent] = []
-        self._held = ""
+        self._text = ""
+        self._at = 0
         self._has_ended = False
-        self._recorded: list[str] = []
+        self._recorded: list[str] | None = None
         self._num_calls = 0
         self._content = TextSink(lambda text: self.events.append(ContentText(text)))
 
     def push(self, text: str) -> None:
-        self._held += text
+        self._text, self._at = self._text[self._at :] + text, 0
 
     def end(self) -> None:
         """No more text will come."""
@@ -105,32 +109,23 @@ class TextReader:
     @property
     def recorded(self) -> str:
         """What was read since `record`."""
-        return "".join(self._recorded)
+        return "".join(self._recorded or ())
 
     def peek(self) -> Reading[str]:
         """The next character; "" at the end."""
-        while not self._held and not self._has_ended:
+        while not self._num_held and not self._has_ended:
             yield
-        return self._held[:1]
+        return self._text[self._at : self._at + 1]
 
     def skip_space(self) -> Reading[str]:
         """Reads white space."""
-        skipped = ""
-        while True:
-            rest = self._held.lstrip(SPACE)
-            skipped += self._read(len(self._held) - len(rest))
-            if rest or self._has_ended:
-                return skipped
-            yield
+        return (yield from self.word(_SPACES))
 
     def accept(self, *marks: str) -> Reading[str | None]:
         """Reads one of `marks`, the longest, if it stands here."""
         while True:
-            found = max((mark for mark in marks if self._held.startswith(mark)), key=len, default=None)
-            is_longer_possible = any(
-                len(mark) > len(self._held) and mark.startswith(self._held) for mark in marks if mark != found
-            )
-            if is_longer_possible and not self._has_ended:
+            found = max((mark for mark in marks if self._text.startswith(mark, self._at)), key=len, default=None)
+            if not self._has_ended and any(map(self._begins, marks)):
                 yield
                 continue
             self._read(len(found or ""))
@@ -140,28 +135,27 @@ class TextReader:
         """Reads the mark that ends a call, or what the text's end has left of it; False where something else stands here."""
         if (yield from self.accept(mark)) is not None:
             return True
-        is_cut = self._has_ended and mark.startswith(self._held)
+        is_cut = self._has_ended and self._begins(mark)
         if is_cut:
-            self._read(len(self._held))
+            self._read(self._num_held)
         return is_cut
 
     def until(self, marks: tuple[str, ...], pass_on: Callable[[str], None]) -> Reading[str | None]:
         """Passes text on up to the first of `marks`, which is read too and returned; None where the text ends first."""
         while True:
-            at, mark = min(
-                ((at, mark) for mark in marks if (at := self._held.find(mark)) >= 0), default=(len(self._held), None)
-            )
-            keep = 0 if mark or self._has_ended else _possible_mark_length(self._held, marks)
-            pass_on(self._read(at - keep))
-            if mark is not None:
-                self._read(len(mark))
-                return mark
+            found = _any_of(marks).search(self._text, self._at)
+            if found is not None:
+                pass_on(self._read(found.start() - self._at))
+                return self._read(len(found[0]))
+            keep = 0 if self._has_ended else _possible_mark_length(self._text[self._at :], marks)
+            pass_on(self._read(self._num_held - keep))
             if self._has_ended:
                 return None
             yield
 
     def content_until(self, *marks: str) -> Reading[str | None]:
-        """`until`, the text being content."""
+        """`until`, the text being content, which nobody will ask for again."""
+        self._recorded = None
         return (yield from self.until(marks, self.content))
 
     def text_until(self, *marks: str) -> Reading[str | None]:
@@ -172,20 +166,22 @@ class TextReader:
 
     def word(self, characters: frozenset[str]) -> Reading[str]:
         """Reads `characters` as long as they stand here."""
-        length = 0
+        parts: list[str] = []
         while True:
-            while length < len(self._held) and self._held[length] in characters:
-                length += 1
-            if length < len(self._held) or self._has_ended:
-                return self._read(length)
+            end = self._at
+            while end < len(self._text) and self._text[end] in characters:
+                end += 1
+            parts.append(self._read(end - self._at))
+            if self._num_held or self._has_ended:
+                return "".join(parts)
             yield
 
     def json_value(self, pass_on: Callable[[str], None]) -> Reading[bool]:
         """Passes a JSON value on as it comes; False where it breaks off, before the character that does not fit."""
         cursor = JsonCursor()
         while True:
-            taken, text = cursor.take(self._held)
-            self._read(taken)
+            end, text = cursor.take(self._text, self._at)
+            self._read(end - self._at)
             pass_on(text)
             if self._has_ended:
                 cursor.end()
@@ -207,11 +203,23 @@ class TextReader:
 
     def drain(self, pass_on: Callable[[str], None]) -> Reading[None]:
         """Passes all that comes on."""
+        self._recorded = None
         yield from self.until((), pass_on)
 
+    @property
+    def _num_held(self) -> int:
+        """Characters that were not read yet."""
+        return len(self._text) - self._at
+
+    def _begins(self, mark: str) -> bool:
+        """Whether all that is held is the beginning of `mark`, of which more may come."""
+        return self._num_held < len(mark) and mark.startswith(self._text[self._at :])
+
     def _read(self, count: int) -> str:
-        text, self._held = self._held[:count], self._held[count:]
-        self._recorded.append(text)
+        text = self._text[self._at : self._at + count]
+        self._at += count
+        if self._recorded is not None:
+            self._recorded.append(text)
         return text
 
 
@@ -245,6 +253,12 @@ class ReadingParser(ABC):
         next(self._reading, None)
         events, self._reader.events = self._reader.events, []
         return events
+
+
+@lru_cache(maxsize=64)
+def _any_of(marks: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds the first of `marks`, of several at one place the longest; without marks nothing."""
+    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
 
 
 def _possible_mark_length(text: str, marks: tuple[str, ...]) -> int:

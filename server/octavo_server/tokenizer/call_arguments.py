@@ -34,6 +34,8 @@ def parse_call_arguments(text: str) -> CallArguments | str:
         return CallArguments({})
     try:
         values = json.loads(text)
+        # An escape may stand for half a character, which no prompt can hold; as text it stays an escape.
+        json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return text
     return CallArguments(values, text) if isinstance(values, dict) else text

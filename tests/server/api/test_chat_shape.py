@@ -83,12 +83,9 @@ def streamed(shape: ChatShape, deltas: list[OutputDelta]) -> list[dict[str, Any]
 def whole(shape: ChatShape, deltas: list[OutputDelta]) -> dict[str, Any]:
     params = parse_chat(a_body(), GenerationDefaults()).options.params
     request = Request(request_id="r", prompt_token_ids=(5,), params=params, arrival_s=0)
-    output = Output(
-        request=request,
-        text="".join(delta.text for delta in deltas),
-        tokens=[token for delta in deltas for token in delta.tokens],
-        finish_reason=FinishReason.STOP,
-    )
+    output = Output(request=request, finish_reason=FinishReason.STOP)
+    for delta in deltas:
+        shape.collect(0, delta)
     return shape.choice(0, output)
 
 

@@ -76,7 +76,7 @@ def test_arguments_as_an_object_render_as_their_text_does() -> None:
 
 def test_arguments_that_are_no_object_stay_the_text_that_the_model_wrote() -> None:
     """An agent that sends a broken call back with its error must not be refused for it."""
-    for text in ("{broken", "[1]", '"x"', "null", "[" * 100_000):
+    for text in ("{broken", "[1]", '"x"', "null", "[" * 100_000, '{"a": "\\ud800"}'):
         assert parse_call_arguments(text) == text
     assert parse_call_arguments(" ") == {}
     assert parse_call_arguments('{"a": 1}') == {"a": 1}
@@ -97,6 +97,14 @@ def test_arguments_are_an_object_and_their_text() -> None:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
+        (
+            {"role": "assistant", "content": [], "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}],
+                "content": None,
+            },
+        ),
         ({"role": "developer", "content": "a"}, {"role": "system", "content": "a"}),
         ({"role": "user", "content": "a", "name": "Ann"}, {"role": "user", "content": "a", "name": "Ann"}),
         (
