@@ -193,7 +193,7 @@ def install(folder: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row a case."""
-    values = _parser().parse_args(argv)
+    values = parser().parse_args(argv)
     python = install(HOME) if values.install else HOME / "venv" / "bin" / "python"
     if not python.exists():
         raise SystemExit(f"there is no llama.cpp in {HOME}; build it with --install")
@@ -220,22 +220,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_cpp", description="Our engine beside llama.cpp.")
-    parser.add_argument("model", help="a .gguf file")
-    parser.add_argument("--quantization", default="int4", choices=["none", "int8", "int4"], help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of both a case (default: %(default)s)")
-    parser.add_argument("--batches", type=_numbers, default=[1, 8, 32], help="decodes at once (default: 1,8,32)")
-    parser.add_argument("--context", type=int, default=128, help="tokens of a decode's prompt (default: %(default)s)")
-    parser.add_argument(
-        "--prefill", type=int, default=512, help="tokens of the prefill's prompt (default: %(default)s)"
-    )
-    parser.add_argument("--install", action="store_true", help="build llama.cpp first where it is missing: minutes")
-    parser.add_argument("--steps", type=int, default=12, help="timed steps of a decode a round (default: %(default)s)")
-    parser.add_argument("--spin", action="store_true", help="let llama.cpp's threads spin without bound")
-    parser.add_argument("--json", default="", metavar="FILE", help="write the figures there")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.llama_cpp", description="Our engine beside llama.cpp.")
+    made.add_argument("model", help="a .gguf file")
+    made.add_argument("--quantization", default="int4", choices=["none", "int8", "int4"], help="default: %(default)s")
+    made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
+    made.add_argument("--rounds", type=int, default=7, help="turns of both a case (default: %(default)s)")
+    made.add_argument("--batches", type=_numbers, default=[1, 8, 32], help="decodes at once (default: 1,8,32)")
+    made.add_argument("--context", type=int, default=128, help="tokens of a decode's prompt (default: %(default)s)")
+    made.add_argument("--prefill", type=int, default=512, help="tokens of the prefill's prompt (default: %(default)s)")
+    made.add_argument("--install", action="store_true", help="build llama.cpp first where it is missing: minutes")
+    made.add_argument("--steps", type=int, default=12, help="timed steps of a decode a round (default: %(default)s)")
+    made.add_argument("--spin", action="store_true", help="let llama.cpp's threads spin without bound")
+    made.add_argument("--json", default="", metavar="FILE", help="write the figures there")
+    return made
 
 
 def _numbers(text: str) -> list[int]:
