@@ -85,8 +85,11 @@ class Tokenizer:
         return self._max_token_chars
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`; special tokens written out in it are recognised."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """Ids of `text`; special tokens written out in it are recognised.
+
+        Other threads go on meanwhile: of the backend's methods the batched ones alone let go of the interpreter.
+        """
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,25 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"neither tokenizer\.json nor") as caught:
         load_tokenizer(folder)
     assert caught.value.reason == "ModelNotFound"
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(tmp_path: Path) -> None:
+    """Streams must not wait for somebody's long prompt: the thread that encodes it lets go of the interpreter."""
+    tokenizer = load_tokenizer(write_folder(tmp_path / "m", a_backend()))
+    text = LINES[0] * 30_000
+    begins, ids = threading.Event(), []
+
+    def encode() -> None:
+        begins.set()
+        ids.extend(tokenizer.encode(text))
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    begins.wait()
+    turns = 0
+    while thread.is_alive():
+        time.sleep(0)
+        turns += 1
+
+    assert turns > 100
+    assert ids == tokenizer._backend.encode(text).ids
