@@ -97,6 +97,8 @@ class AsyncEngine:
         self._streams: dict[str, RequestStream] = {}
         self._num_submitted = 0
         self._num_taken = 0
+        self._num_sent = 0
+        self._num_answered = 0
         self._beat_s = clock()
         self._changed = asyncio.Event()
         self._getting_ready: asyncio.Task[None] | None = None
@@ -124,7 +126,7 @@ class AsyncEngine:
             return self.progress.idle_s() < self._stall_timeout_s
         if self.state is not EngineState.READY:
             return False
-        return not self._streams or self._clock() - self._beat_s < self._stall_timeout_s
+        return self._is_idle or self._clock() - self._beat_s < self._stall_timeout_s
 
     async def watch(self, *, tick_s: float = WATCH_TICK_S, grace_s: float = STUCK_GRACE_S) -> None:
         """Gives an engine up that stays stuck. Counts turns and not time, which jumps while a machine is suspended."""
@@ -158,12 +160,13 @@ class AsyncEngine:
             raise QueueFullError(
                 f"{waiting} requests wait already, --max-num-queued-reqs is {self._max_queued}; try again later"
             )
+        was_idle = self._is_idle
         try:
-            self._host.send([Add(request=request) for request in requests])
+            self._send([Add(request=request) for request in requests])
         except (ValueError, TypeError, OverflowError) as error:
             raise InvalidRequestError(f"the request holds a value that the engine cannot take: {error}") from error
-        if not self._streams:
-            # Idle until now: the clock of being stuck starts here.
+        if was_idle:
+            # The clock of being stuck starts here.
             self._beat_s = self._clock()
         self._num_submitted += stream.num_outputs
         self.num_accepted += len(requests)
@@ -174,7 +177,7 @@ class AsyncEngine:
         """Ends requests that nobody reads any more; harmless where they have ended."""
         running = [item.request_id for item in stream.requests if self._streams.pop(item.request_id, None) is not None]
         if running and self.state is EngineState.READY:
-            self._host.send([Abort(request_id=request_id) for request_id in running])
+            self._send([Abort(request_id=request_id) for request_id in running])
 
     def fail_all(self, message: str) -> None:
         """Ends every request with an error; its client is told `message`."""
@@ -191,6 +194,17 @@ class AsyncEngine:
         if self.state is not EngineState.DEAD:
             self._enter(EngineState.STOPPED)
         return stopped
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the engine owes nothing. An answer to an abort counts: clients that leave a stuck engine, as all do in
+        the end, must not make it look well.
+        """
+        return not self._streams and self._num_answered == self._num_sent
+
+    def _send(self, commands: Sequence[Command]) -> None:
+        self._host.send(commands)
+        self._num_sent += len(commands)
 
     def _num_waiting(self) -> int:
         """Outputs that wait, those included that the engine has not yet taken."""
@@ -237,6 +251,7 @@ class AsyncEngine:
         self._beat_s = self._clock()
         self.snapshot = stepped.snapshot
         self._num_taken = stepped.num_taken
+        self._num_answered = stepped.num_commands
         self._on_records(stepped.records)
         for delta in stepped.deltas:
             stream = self._streams.get(delta.request_id)

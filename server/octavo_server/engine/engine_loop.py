@@ -79,10 +79,11 @@ def _told_progress(channel: Channel) -> StartupProgress:
 
 
 def _serve(engine: Engine, channel: Channel) -> None:
-    num_taken = 0
+    num_taken = num_commands = 0
     while True:
         deltas: list[OutputDelta] = []
         for command in channel.receive(wait=not engine.has_work):
+            num_commands += 1
             match command:
                 case Add(request=request):
                     num_taken += request.params.n
@@ -94,7 +95,13 @@ def _serve(engine: Engine, channel: Channel) -> None:
         if engine.has_work:
             deltas += engine.step()
         channel.post(
-            Stepped(deltas=deltas, snapshot=engine.snapshot(), num_taken=num_taken, records=engine.take_records())
+            Stepped(
+                deltas=deltas,
+                snapshot=engine.snapshot(),
+                num_taken=num_taken,
+                num_commands=num_commands,
+                records=engine.take_records(),
+            )
         )
 
 

@@ -66,6 +66,8 @@ class Stepped:
     snapshot: EngineSnapshot
     num_taken: int
     """Outputs that the engine has ever taken from its commands."""
+    num_commands: int
+    """Commands that it has ever taken."""
     records: EngineRecords
 
 

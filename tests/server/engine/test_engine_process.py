@@ -255,7 +255,13 @@ def test_auto_is_apart_only_where_there_may_be_a_gpu(tmp_path: Path) -> None:
 def a_step(number: int) -> Stepped:
     delta = OutputDelta(request_id="a", index=0, text=f"{number} ", tokens=(SampledToken(token_id=number),))
     records = EngineRecords(num_output_tokens=1, token_gaps_s=[0.5])
-    return Stepped(deltas=[delta], snapshot=EngineSnapshot(num_running=number), num_taken=number, records=records)
+    return Stepped(
+        deltas=[delta],
+        snapshot=EngineSnapshot(num_running=number),
+        num_taken=number,
+        num_commands=number,
+        records=records,
+    )
 
 
 def test_a_parent_that_does_not_read_holds_no_step_up_and_loses_nothing() -> None:
