@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from statistics import mean
 
+from benchmarks.arguments import count, counts
 from benchmarks.record import write_json
 from octavo_server.engine.request import FinishReason
 from octavo_server.engine.scheduler import SchedulerConfig
@@ -54,10 +55,9 @@ def measure(num_requests: int, *, block_size: int = 16, max_model_len: int = 204
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one line a block size."""
     values = parser().parse_args(argv)
-    sizes = [int(size) for size in values.block_sizes.split(",")]
     rows = [
         measure(values.requests, block_size=size, max_model_len=values.max_model_len, seed=values.seed)
-        for size in sizes
+        for size in values.block_sizes
     ]
     print(f"{values.requests} requests, means 161 tokens in and 338 out; share of reserved slots that is unused")
     for row in rows:
@@ -71,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.kv_waste", description="Measure the KV cache's waste.")
-    made.add_argument("--requests", type=int, default=2000, help="default: %(default)s")
-    made.add_argument("--block-sizes", default="16,32,64,256", help="tokens in a block (default: %(default)s)")
-    made.add_argument("--max-model-len", type=int, default=2048, help="tokens (default: %(default)s)")
+    made.add_argument("--requests", type=count, default=2000, help="default: %(default)s")
+    made.add_argument(
+        "--block-sizes", type=counts, default="16,32,64,256", help="tokens in a block (default: %(default)s)"
+    )
+    made.add_argument("--max-model-len", type=count, default=2048, help="tokens (default: %(default)s)")
     made.add_argument("--seed", type=int, default=2, help="of the lengths (default: %(default)s)")
     made.add_argument("--json", default="", metavar="FILE", help="write the figures there")
     return made

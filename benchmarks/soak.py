@@ -32,6 +32,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.arguments import amount, count
 from benchmarks.ledger import Counts, audit, read_counts
 from benchmarks.record import write_json
 from benchmarks.server_process import ServerProcess, serving
@@ -104,8 +105,8 @@ class Soak:
         self._note([f"round {self.report.rounds + 1}: {line}" for line in audit(ledger, moved)])
         self.report.requests += moved.requests
         self.report.preemptions += moved.preemptions
-        for reason, count in moved.outcomes.items():
-            self.report.outputs[reason] = self.report.outputs.get(reason, 0) + count
+        for reason, number in moved.outcomes.items():
+            self.report.outputs[reason] = self.report.outputs.get(reason, 0) + number
         return after
 
     async def _settle(self) -> None:
@@ -156,7 +157,7 @@ class Soak:
         report = self.report
         report.seconds = round(seconds, 1)
         report.sent = dict(sorted(self.clients.sent.items()))
-        self._note([f"{count} times {problem}" for problem, count in self.clients.problems.items()])
+        self._note([f"{number} times {problem}" for problem, number in self.clients.problems.items()])
         self._note([f"the log says: {line}"[:300] for line in self.server.errors[:5]])
         if self.server.child.poll() is not None:
             self._note([f"the server ended with status {self.server.child.returncode}"])
@@ -215,11 +216,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.soak", description="Mixed load for half an hour; flags of octavo serve after --."
     )
     made.add_argument("model", nargs="?", default="", help="as of octavo serve (default: a tiny random model)")
-    made.add_argument("--minutes", type=float, default=30.0, help="default: %(default)s")
-    made.add_argument("--clients", type=int, default=8, help="default: %(default)s")
-    made.add_argument("--think-ms", type=float, default=50.0, help="mean pause of a client (default: %(default)s)")
-    made.add_argument("--round-s", type=float, default=60.0, help="seconds between two audits (default: %(default)s)")
-    made.add_argument("--abort-tokens", type=int, default=280, help="output that aborted requests ask for")
+    made.add_argument("--minutes", type=amount, default=30.0, help="default: %(default)s")
+    made.add_argument("--clients", type=count, default=8, help="default: %(default)s")
+    made.add_argument("--think-ms", type=amount, default=50.0, help="mean pause of a client (default: %(default)s)")
+    made.add_argument("--round-s", type=amount, default=60.0, help="seconds between two audits (default: %(default)s)")
+    made.add_argument("--abort-tokens", type=count, default=280, help="output that aborted requests ask for")
     made.add_argument("--seed", type=int, default=0, help="of the traffic (default: 0)")
     made.add_argument("--json", default="", metavar="FILE", help="write the report there")
     return made

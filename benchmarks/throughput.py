@@ -17,6 +17,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from benchmarks.arguments import count, counts
 from benchmarks.record import write_json
 from octavo_server import LLM, SamplingParams
 from octavo_server.bench.prompts import PromptShape, make_prompts
@@ -130,7 +131,7 @@ def profile(llm: LLM, size: int, workload: Workload) -> StepProfile:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; 1 where a bar is missed."""
     values = parser().parse_args(argv)
-    modes, sizes = values.quantizations.split(","), [int(size) for size in values.concurrency.split(",")]
+    modes, sizes = values.quantizations.split(","), list(values.concurrency)
     if 1 not in sizes:
         sizes.insert(0, 1)
     workload = Workload(prompt_tokens=values.prompt_tokens, output_tokens=values.max_tokens)
@@ -160,11 +161,11 @@ def parser() -> argparse.ArgumentParser:
     """The flags."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description="Many requests against one.")
     made.add_argument("model", help="as of octavo serve")
-    made.add_argument("-c", "--concurrency", default="1,4,16,32", help="default: %(default)s")
+    made.add_argument("-c", "--concurrency", type=counts, default="1,4,16,32", help="default: %(default)s")
     made.add_argument("--quantizations", default="none,int4", help="modes to measure (default: %(default)s)")
-    made.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    made.add_argument("--prompt-tokens", type=int, default=128, help="default: %(default)s")
-    made.add_argument("--max-tokens", type=int, default=64, help="default: %(default)s")
+    made.add_argument("--rounds", type=count, default=5, help="default: %(default)s")
+    made.add_argument("--prompt-tokens", type=count, default=128, help="default: %(default)s")
+    made.add_argument("--max-tokens", type=count, default=64, help="default: %(default)s")
     made.add_argument("--profile", action="store_true", help="also say where a step's time goes")
     made.add_argument("--json", default="", metavar="FILE", help="write the figures there")
     return made
