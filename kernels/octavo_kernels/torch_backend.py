@@ -1,19 +1,17 @@
 """The torch backend: every operation from stock operators, on a CPU.
 
-Binds the fast ways (torch_attention.py, torch_elementwise.py, torch_sampling.py), each tested against its references.
+Binds the fast ways (torch_attention.py, torch_elementwise.py, torch_linear.py, torch_sampling.py), each tested against its references.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from octavo_kernels import torch_attention, torch_sampling
+from octavo_kernels import torch_attention, torch_linear, torch_sampling
 from octavo_kernels.backend import AttentionBatch, AttentionPlan, KVCache, KVCacheSpec, LinearHandle, SamplingBatch
 from octavo_kernels.checks import (
     check_attention,
@@ -32,9 +30,6 @@ from octavo_kernels.checks import (
 from octavo_kernels.copy_blocks_ref import copy_blocks
 from octavo_kernels.errors import KernelError
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
-
-MAX_FEW_ROWS = 4
-"""Up to so many float32 rows, but not one, a product with the weight as its left operand is the fastest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +69,7 @@ class TorchBackend:
             # the plan reads lengths on the host, which on a GPU would be a synchronisation a step
             raise KernelError(f"the torch backend runs on cpu, not on {device}; use select_backend")
         self._device = device
-        self._float32_linear = _float32_linear()
+        self._linear = torch_linear.select_linear()
 
     @property
     def name(self) -> str:
@@ -104,11 +99,7 @@ class TorchBackend:
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
         linear = require_own(handle, TorchLinear)
         check_linear(x, linear.weight)
-        if x.dtype != torch.float32:
-            return F.linear(x, linear.weight, linear.bias)
-        if 2 <= x.shape[0] <= MAX_FEW_ROWS:
-            return _linear_of_few_rows(x, linear)
-        return self._float32_linear(x, linear.weight, linear.bias)
+        return self._linear(x, linear.weight, linear.bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return rms_norm(x, weight, eps)
@@ -156,26 +147,6 @@ class TorchBackend:
         check_copy_blocks(source, destination, self._device)
         for keys, values in zip(own.keys, own.values, strict=True):
             copy_blocks(keys.unsqueeze(0), values.unsqueeze(0), source, destination)
-
-
-def _float32_linear() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
-    """OneDNN's where torch has it: `F.linear` hands float32 to MKL, which off Intel's processors is half as fast."""
-    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch does not annotate it
-    if not onednn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return F.linear
-    pointwise = torch.ops.mkldnn._linear_pointwise
-
-    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        out: torch.Tensor = pointwise(x, weight, bias, "none", [], "")
-        return out
-
-    return linear
-
-
-def _linear_of_few_rows(x: torch.Tensor, linear: TorchLinear) -> torch.Tensor:
-    """x: [num_rows, in] float32 -> [num_rows, out], contiguous."""
-    out = torch.mm(linear.weight, x.t()).t().contiguous()
-    return out if linear.bias is None else out.add_(linear.bias)
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

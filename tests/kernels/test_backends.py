@@ -182,24 +182,3 @@ def test_the_cpu_backend_does_not_load_triton() -> None:
     )
 
     assert done.stdout.strip() == "False"
-
-
-@pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 4, 5, 33])
-def test_a_float32_linear_is_right_by_each_way(
-    num_rows: int, bias: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against float64; rows cut out of a wider tensor, as q, k and v are."""
-    if not onednn:
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    torch.manual_seed(1)
-    x, weight, offset = torch.randn(num_rows, 96)[:, 48:], torch.randn(33, 48), torch.randn(33)
-    backend = TorchBackend(torch.device("cpu"))
-
-    out = backend.linear(x, backend.prepare_linear(weight, offset if bias else None))
-
-    expected = x.double() @ weight.double().T + (offset.double() if bias else 0)
-    assert (backend._float32_linear is torch.nn.functional.linear) == (not onednn)
-    assert out.is_contiguous()
-    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)
