@@ -125,7 +125,7 @@ def _part_texts(parts: list[Any], where: str) -> Iterator[str]:
     for number, item in enumerate(parts):
         part = Fields(item if isinstance(item, dict) else {}, f"{where}.content[{number}].")
         kind = part.get("type")
-        if kind not in _TEXT_PARTS:
+        if not isinstance(kind, str) or kind not in _TEXT_PARTS:
             raise part.refuse(
                 "type",
                 f"{where}.content[{number}] must be a part of type text, got {shown(kind)}; images, audio and files "

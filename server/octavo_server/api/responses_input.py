@@ -70,14 +70,15 @@ def _item(value: object, where: str, find_item: FindItem) -> Item:
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{where} must be an object, got {shown(value)}", param=where)
     fields = Fields(value, f"{where}.")
-    kind = fields.get("type") or ("message" if "role" in value else None)
+    given = fields.get("type")
+    kind = ("message" if "role" in value else None) if given is None else given
     if kind == "item_reference" or (kind is None and "id" in value):
         name = fields.text("id", max_chars=1024)
         found = None if name is None else find_item(name)
         if found is None:
             raise fields.fail("id", "the id of an item of a stored response")
         return found
-    if kind not in _READERS:
+    if not isinstance(kind, str) or kind not in _READERS:
         raise fields.fail("type", "one of " + ", ".join([*_READERS, "item_reference"]))
     return {**value, "type": kind}
 
@@ -150,7 +151,7 @@ def _text(fields: Fields, name: str, where: str) -> str:
         place = f"{where}.{name}[{number}]"
         part = Fields(item if isinstance(item, dict) else {}, f"{place}.")
         kind = part.get("type")
-        if kind not in _TEXT_PARTS:
+        if not isinstance(kind, str) or kind not in _TEXT_PARTS:
             raise part.refuse(
                 "type",
                 f"{place} must be a part of text, got {shown(kind)}; images, audio and files are not supported yet",

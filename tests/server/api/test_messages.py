@@ -134,7 +134,7 @@ def test_messages_in_openais_shapes_are_taken(message: dict[str, Any], expected:
     assert parsed(message) == (expected,)
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", 5, None])
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", 5, None, ["text"], {}])
 def test_parts_that_are_no_text_are_refused_by_name(kind: Any) -> None:
     with pytest.raises(InvalidRequestError, match="images, audio and files") as raised:
         parsed({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": kind}]})
