@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octavo_server.api.content_logprobs import ContentLogprobs
 from octavo_server.api.generation import Usage, failure_of
 from octavo_server.api.logprobs import chat_logprobs, shown_tokens
 from octavo_server.chat_output.parser import ContentText
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from octavo_server.api.conversation import PreparedChat
     from octavo_server.api.responses_writer import Event, ResponseWriter
     from octavo_server.api.state import ServerState
-    from octavo_server.chat_output.parser import ChatEvent
     from octavo_server.engine.engine import OutputDelta
-    from octavo_server.engine.request import Request, SamplingParams
+    from octavo_server.engine.request import Request
     from octavo_server.engine.request_stream import RequestStream
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
@@ -40,6 +40,7 @@ class ResponseRun:
         self._parser = prepared.form.parser()
         self._meter = prepared.form.meter(self._text_of)
         self._usage = Usage(prompt_tokens=len(request.prompt_token_ids))
+        self._logprobs = ContentLogprobs()
 
     async def events(self, stream: RequestStream) -> AsyncIterator[list[Event]]:
         """Each step's events, the last ones included; those of `begin` are the caller's.
@@ -67,17 +68,21 @@ class ResponseRun:
         said = self._parser.feed(delta.text)
         if delta.finish_reason is not None:
             said += self._parser.finish()
-        told = self.writer.say(said, self._logprobs(delta, said))
+        if self._params.logprobs is None:
+            told = self.writer.say(said)
+        else:
+            shown = shown_tokens(delta, self._tokens, self._params, self._prepared.shown_special_ids)
+            self._logprobs.add(chat_logprobs(shown, self._tokens))
+            told = self.writer.say(said, self._logprobs.take(said))
         if delta.finish_reason is not None:
-            told += self.writer.end(self._usage_json(), is_whole=delta.finish_reason is FinishReason.STOP)
+            told += self._end(is_whole=delta.finish_reason is FinishReason.STOP)
         return told
 
-    def _logprobs(self, delta: OutputDelta, said: list[ChatEvent]) -> list[dict[str, Any]]:
-        """Of the tokens of a step that said nothing but content."""
-        params: SamplingParams = self._params
-        if params.logprobs is None or not all(isinstance(event, ContentText) for event in said):
-            return []
-        return chat_logprobs(shown_tokens(delta, self._tokens, params, self._prepared.shown_special_ids), self._tokens)
+    def _end(self, *, is_whole: bool) -> list[Event]:
+        rest = self._logprobs.unfinished() if self.writer.is_in_message else []
+        # Half a character at the end is no text, yet it has been generated.
+        told = self.writer.say([ContentText("")], [rest]) if rest else []
+        return told + self.writer.end(self._usage_json(), is_whole=is_whole)
 
     def _usage_json(self) -> dict[str, Any]:
         usage = self._usage

@@ -8,7 +8,7 @@ stream gets. Pure: ids come in. The grammar of the events, which `end` and `fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,19 +67,24 @@ class ResponseWriter:
         self._sequence = 0
         self._open: _Open | None = None
 
+    @property
+    def is_in_message(self) -> bool:
+        """Whether content would go on with the message that grows, or begin the first one."""
+        return self._open.item["type"] == "message" if self._open is not None else not self.response["output"]
+
     def begin(self) -> list[Event]:
         """The first two events."""
         return [self._whole("response.created"), self._whole("response.in_progress")]
 
-    def say(self, events: Iterable[ChatEvent], logprobs: Sequence[Mapping[str, Any]] = ()) -> list[Event]:
-        """Takes in what the answer says next; `logprobs` are of the content among it."""
+    def say(self, events: Iterable[ChatEvent], logprobs: Iterable[list[dict[str, Any]]] = ()) -> list[Event]:
+        """Takes in what the answer says next; `logprobs` are of each content among it."""
         told: list[Event] = []
+        of_content = iter(logprobs)
         for event in events:
             if isinstance(event, ToolCallBegin):
                 told += self._enter("function_call", name=event.name)
             elif isinstance(event, ContentText):
-                told += self._grow("message", event.text, list(logprobs))
-                logprobs = ()
+                told += self._grow("message", event.text, next(of_content, []))
             elif isinstance(event, ReasoningText):
                 told += self._grow("reasoning", event.text, [])
             else:

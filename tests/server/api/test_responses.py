@@ -253,6 +253,33 @@ async def test_log_probabilities_come_where_they_are_included(tiny_model: Path) 
     assert check_events(parse_named(streamed.body))["output"][0]["content"][0]["logprobs"] == part["logprobs"]
 
 
+@pytest.mark.parametrize(
+    "text", ["🦊 or <tool?", "<think>🦊</think>Köln, 🦊", f"Köln 🦊{CALL}"], ids=["held", "reasoning", "call"]
+)
+async def test_log_probabilities_join_to_the_text(qwen: Scripted, text: str) -> None:
+    """Those of a token that says nothing yet too: part of a character, or what might have begun a call."""
+    qwen.model.say(text)
+    asked = a_request(include=["message.output_text.logprobs"], tools=[WEATHER])
+
+    whole = (await qwen.server.post(RESPONSES, asked)).json
+    streamed = check_events(parse_named((await qwen.server.post(RESPONSES, {**asked, "stream": True})).body))
+
+    for response in (whole, streamed):
+        part = next(item for item in response["output"] if item["type"] == "message")["content"][0]
+        assert b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]).decode() == part["text"]
+
+
+async def test_half_a_character_at_the_end_has_its_log_probability(qwen: Scripted) -> None:
+    qwen.model.say("🦊")
+
+    response = await ask(qwen.server, include=["message.output_text.logprobs"], max_output_tokens=2)
+
+    part = response["output"][0]["content"][0]
+    assert part["text"] == ""
+    assert len(part["logprobs"]) == response["usage"]["output_tokens"] == 2
+    assert "🦊".encode().startswith(b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]))
+
+
 async def test_a_stored_response_can_be_asked_for_listed_and_deleted(qwen: Scripted) -> None:
     qwen.model.say("A pod.")
     async with a_client(qwen.server) as client:
