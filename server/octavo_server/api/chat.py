@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from octavo_server.api.body import read_json
 from octavo_server.api.chat_request import parse_chat
 from octavo_server.api.chat_shape import ChatShape
-from octavo_server.api.conversation import prepare
+from octavo_server.api.conversation import prepare, threads_for
 from octavo_server.api.endpoint import Endpoint
 from octavo_server.api.generation import answer, generation_of, make_requests, num_kept_tokens
 from octavo_server.api.generation_schemas import CHAT_ANSWERS, CHAT_BODY, CHAT_EXAMPLE
@@ -26,8 +27,9 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     chat = parse_chat(await read_json(http), loaded.defaults)
     state.check_model(chat.options.model)
     keep = num_kept_tokens(chat.options, loaded)
-    prepared = await asyncio.to_thread(
-        prepare, loaded, state.formats, chat.conversation, chat.options.params, keep=keep
+    prepared = await asyncio.get_running_loop().run_in_executor(
+        threads_for(loaded, chat.conversation),
+        partial(prepare, loaded, state.formats, chat.conversation, chat.options.params, keep=keep),
     )
     options = replace(chat.options, params=prepared.params, ignored=(*chat.options.ignored, *prepared.ignored))
     requests = await make_requests(

@@ -18,6 +18,8 @@ from octavo_server.errors import InvalidRequestError
 from octavo_server.structured_output.params import StructuredOutputsParams
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from octavo_server.api.messages import Message
     from octavo_server.chat_output.formats import ServedFormats
     from octavo_server.engine.request import SamplingParams
@@ -90,6 +92,11 @@ def prepare(
         ),
         ignored=ignored,
     )
+
+
+def threads_for(loaded: ServedModel, conversation: Conversation) -> Executor | None:
+    """Where to call `prepare`: apart where it compiles a grammar, which nobody else should wait for."""
+    return loaded.grammars.threads if conversation.tools.mode == "required" else None
 
 
 def render(tokenizer: Tokenizer, conversation: Conversation, variables: Mapping[str, Any]) -> str:

@@ -156,7 +156,8 @@ async def make_requests(
     loaded = state.ready_engine()
     resolved = TextParams()
     if params.structured_outputs is not None or params.bad_words:
-        resolved = await asyncio.to_thread(resolve_text_params, params, loaded)
+        threads = loaded.grammars.threads if params.structured_outputs is not None else None
+        resolved = await asyncio.get_running_loop().run_in_executor(threads, resolve_text_params, params, loaded)
     requests = tuple(
         Request(
             request_id=state.new_id(),

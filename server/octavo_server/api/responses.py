@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from octavo_server.api.body import read_json
-from octavo_server.api.conversation import PreparedChat, prepare
+from octavo_server.api.conversation import PreparedChat, prepare, threads_for
 from octavo_server.api.endpoint import Endpoint, json_answer
 from octavo_server.api.error_response import ApiError
 from octavo_server.api.generation import ignored_headers, make_requests
@@ -94,7 +94,9 @@ async def _ask(state: ServerState, loaded: ServedModel, asked: ResponsesRequest)
     instructions = asked.instructions
     first: tuple[Message, ...] = () if instructions is None else ({"role": "system", "content": instructions},)
     conversation = replace(asked.conversation, messages=first + messages)
-    prepared = await asyncio.to_thread(_prepare, state, loaded, asked, conversation, len(first))
+    prepared = await asyncio.get_running_loop().run_in_executor(
+        threads_for(loaded, conversation), _prepare, state, loaded, asked, conversation, len(first)
+    )
     ignored = (*asked.options.ignored, *prepared.ignored)
     options = replace(asked.options, params=prepared.params, ignored=ignored)
     [request] = await make_requests(

@@ -1,7 +1,8 @@
 """The engine's own process: `python -m octavo_server.engine.worker FD PARENT_PID`, started by EngineProcess alone.
 
-One thread does everything: between two steps it reads what commands are there and writes what the socket takes. A
-parent that does not read holds nothing up: what waits for it is joined, and so no longer than the outputs themselves.
+One thread does everything but prepare for the first grammar: between two steps it reads what commands are there and
+writes what the socket takes. A parent that does not read holds nothing up: what waits for it is joined, and so no longer
+than the outputs themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.engine.engine_loop import run_engine
@@ -24,7 +26,9 @@ from octavo_server.logs import set_up_logging
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from octavo_server.engine.build import LoadedEngine
     from octavo_server.engine.messages import Command, Event
+    from octavo_server.engine.startup import StartupProgress
 
 READ_BYTES = 2**20
 FLUSH_TIMEOUT_S = 5.0
@@ -43,7 +47,14 @@ def main(argv: list[str]) -> int:
         return 0
     set_up_logging(setup.log_level)
     build = _named(setup.build)
-    lived = run_engine(lambda progress: build(setup.config, progress), channel)
+
+    def build_and_prepare(progress: StartupProgress) -> LoadedEngine:
+        loaded: LoadedEngine = build(setup.config, progress)
+        # Up to a second of work that no stream should wait for, and that many servers never need.
+        threading.Thread(target=loaded.engine.vocabulary.grammars.warm_up, name="octavo-grammar", daemon=True).start()
+        return loaded
+
+    lived = run_engine(build_and_prepare, channel)
     channel.flush(timeout_s=FLUSH_TIMEOUT_S)
     return 0 if lived else 1
 

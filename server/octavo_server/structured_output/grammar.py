@@ -1,7 +1,7 @@
 """From what a client asks of an output to the text of one llguidance grammar; pure.
 
 A grammar's text is all that travels with a request: it is compiled again wherever the engine runs, in under a
-millisecond for usual schemas.
+millisecond for usual schemas. Reading what a stranger wrote may take minutes: see `trial`.
 """
 
 from __future__ import annotations
@@ -25,25 +25,61 @@ _BODY = "body"
 """Name of the grammar that binds only after a marker."""
 
 
+def check_shape(params: StructuredOutputsParams) -> None:
+    """What can be said of the values before anything reads them.
+
+    Raises:
+        InvalidRequestError: not exactly one kind is given, a value has the wrong type, or it is too large.
+    """
+    given = _kinds(params)
+    if len(given) != 1:
+        raise _refusal(f"needs exactly one of {', '.join(KINDS)}, got {', '.join(given) or 'none'}")
+    for name in ("json", "regex", "grammar", "whitespace_pattern"):
+        value: object = getattr(params, name)
+        if value is not None and not isinstance(value, str):
+            raise _refusal(f"{name} must be text")
+        _check_text(name, value or "")
+    choices: object = params.choice
+    if choices is not None and not (isinstance(choices, tuple) and all(isinstance(item, str) for item in choices)):
+        raise _refusal("choice must be strings")
+    if choices is not None and not (1 <= len(choices) <= MAX_CHOICES and all(choices)):
+        raise _refusal(f"choice must be 1 to {MAX_CHOICES:,} strings that are not empty")
+    _check_text("choice", "".join(params.choice or ()))
+
+
 def grammar_text(params: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
-    """The grammar's text.
+    """The grammar's text, of values whose shape has been checked.
 
     Args:
         params: what the output must look like.
         special_tokens: tokens that only their id can name, such as "</think>" where it is one.
 
     Raises:
-        InvalidRequestError: not exactly one kind is given, a value has the wrong type, or it is too large.
+        InvalidRequestError: a value cannot be read, or becomes too large.
     """
-    given = [kind for kind in KINDS if getattr(params, kind) not in (None, False)]
-    if len(given) != 1:
-        raise _refusal(f"needs exactly one of {', '.join(KINDS)}, got {', '.join(given) or 'none'}")
-    text = _TEXTS[given[0]](params)
-    if len(text) > MAX_GRAMMAR_CHARS:
-        raise _refusal(f"{given[0]} has {len(text):,} characters, at most {MAX_GRAMMAR_CHARS:,} are taken; shorten it")
+    [kind] = _kinds(params)
+    text = _TEXTS[kind](params)
+    _check_size(kind, text)
     if params.after is None and params.unless is None:
         return text
     return _within(params, text, special_tokens)
+
+
+def _kinds(params: StructuredOutputsParams) -> list[str]:
+    return [kind for kind in KINDS if getattr(params, kind) not in (None, False)]
+
+
+def _check_text(name: str, text: str) -> None:
+    _check_size(name, text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _refusal(f"{name} holds half of a character, a lone surrogate; mend it") from error
+
+
+def _check_size(name: str, text: str) -> None:
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise _refusal(f"{name} has {len(text):,} characters, at most {MAX_GRAMMAR_CHARS:,} are taken; shorten it")
 
 
 def _json_text(params: StructuredOutputsParams) -> str:
@@ -55,6 +91,9 @@ def _json_text(params: StructuredOutputsParams) -> str:
         raise _refusal("json must be a JSON Schema, which is an object")
     if schema is False:
         raise _refusal("json is false, a schema that nothing satisfies")
+    if isinstance(schema, dict) and "x-guidance" in schema:
+        # It could have unsupported keywords ignored.
+        raise _refusal("json holds x-guidance, which is not supported; leave it out")
     return _schema_text(json.dumps({} if schema is True else schema), params)
 
 
@@ -85,11 +124,9 @@ def _regex_text(params: StructuredOutputsParams) -> str:
 def _choice_text(params: StructuredOutputsParams) -> str:
     from llguidance import LLMatcher
 
-    choices = params.choice or ()
-    if not 1 <= len(choices) <= MAX_CHOICES or not all(isinstance(item, str) and item for item in choices):
-        raise _refusal(f"choice must be 1 to {MAX_CHOICES:,} strings that are not empty")
-    lines = " | ".join(json.dumps(item, ensure_ascii=False) for item in dict.fromkeys(choices))
-    text: str = LLMatcher.grammar_from_lark(f"start: {lines}")
+    lines = " | ".join(json.dumps(item, ensure_ascii=False) for item in dict.fromkeys(params.choice or ()))
+    # As one terminal: an alternative of a rule is an item of the parser's, and those are few.
+    text: str = LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {lines}")
     return text
 
 

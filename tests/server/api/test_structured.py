@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,39 @@ async def test_a_request_that_leaves_nothing_to_choose_fails_alone(tiny_model: P
     assert failing.status == 500
     assert "leave no token to choose" in failing.json["error"]["message"]
     assert good.status == 200
+
+
+def as_format(schema: Any) -> dict[str, Any]:
+    return a_chat(response_format=of_schema(schema))
+
+
+def as_forced_call(schema: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    return a_chat(tools=tools, tool_choice="required")
+
+
+@pytest.mark.parametrize("body", [as_format, as_forced_call])
+async def test_grammars_that_take_long_hold_nobody_else(
+    body: Callable[[Any], dict[str, Any]], tiny_model: Path
+) -> None:
+    """Each takes a second of processor time until it is refused, one after the other."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    bodies = [body({"type": "integer", "multipleOf": 99_999_989 - number}) for number in range(3)]
+    async with real_server(tiny_model) as server:
+        await server.post(CHAT, a_chat(structured_outputs={"choice": ["yes"]}))
+        held = [asyncio.create_task(server.post(CHAT, body)) for body in bodies]
+        # When the first is answered, the others have come in; the second comes behind them.
+        answered = [await server.post(CHAT, a_chat()) for _ in range(2)]
+        num_waiting = sum(not task.done() for task in held)
+        refused = await held[0]
+        for task in held[1:]:
+            task.cancel()
+
+    assert [answer.status for answer in answered] == [200, 200]
+    assert num_waiting == len(held)
+    assert refused.status == 400
+    assert "takes more than" in refused.json["error"]["message"]
 
 
 async def test_structured_answers_do_not_change_with_the_batch(tiny_model: Path) -> None:

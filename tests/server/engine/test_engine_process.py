@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from octavo_server.engine.request_stream import RequestStream
 from octavo_server.engine.worker import SocketChannel
 from octavo_server.errors import EngineStuckError, InvalidRequestError, StartupError
 from octavo_server.metrics import EngineSnapshot
+from octavo_server.structured_output.params import StructuredOutputsParams
 from octavo_testing.remote_engine import RemoteEngine, remote_engine
 
 
@@ -95,6 +97,17 @@ async def test_apart_gives_the_same_tokens_and_log_probabilities_to_the_last_bit
 
     assert [(24, len(prompt) - 1) for prompt in prompts] == [(len(tokens), len(given)) for tokens, given in here]
     assert here == apart
+
+
+async def test_apart_an_output_follows_its_grammar(tiny_model: Path) -> None:
+    config = EngineConfig(model=str(tiny_model), num_gpu_blocks_override=200)
+    async with running(make_host(config, where="out", log_level="warning")) as engine:
+        assert engine.loaded is not None
+        grammar = engine.loaded.grammars.compile(StructuredOutputsParams(choice=("yes", "no way")))
+        deltas = await collect(engine.submit([replace(a_request(), grammar=grammar)]))
+
+    assert "".join(delta.text for delta in deltas) in ("yes", "no way")
+    assert deltas[-1].finish_reason is FinishReason.STOP
 
 
 @pytest.mark.model

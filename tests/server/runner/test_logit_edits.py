@@ -99,8 +99,9 @@ def test_a_bad_word_loses_its_last_token_where_the_output_ends_with_the_others(
         lambda: an_item(grammar=AGrammar([2]), allowed_token_ids=(3,)),
         lambda: an_item(grammar=AGrammar([2]), bad=((2,),)),
         lambda: an_item(allowed_token_ids=(EOS,), min_tokens=3),
+        lambda: an_item(grammar=AGrammar([])),
     ],
-    ids=["allowed-and-bad", "grammar-and-allowed", "grammar-and-bad", "only-the-end"],
+    ids=["allowed-and-bad", "grammar-and-allowed", "grammar-and-bad", "only-the-end", "empty-grammar"],
 )
 def test_where_nothing_is_left_the_row_says_so_and_the_others_go_on(make: Callable[[], ScheduledSequence]) -> None:
     assert choose(make(), an_item()) == [NOTHING_LEFT, 7]

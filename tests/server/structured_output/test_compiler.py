@@ -14,8 +14,9 @@ import jsonschema
 import pytest
 
 from octavo_server.errors import InvalidRequestError
-from octavo_server.structured_output.compiler import MAX_CACHED, MAX_MESSAGE_CHARS, GrammarCompiler
+from octavo_server.structured_output.compiler import MAX_CACHED, MAX_CACHED_COMPILE_S, GrammarCompiler
 from octavo_server.structured_output.grammar import MAX_CHOICES, MAX_GRAMMAR_CHARS
+from octavo_server.structured_output.matching import MAX_MESSAGE_CHARS
 from octavo_server.structured_output.params import StructuredOutputsParams
 from octavo_server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from octavo_testing.schemas import SCHEMAS
@@ -126,6 +127,12 @@ def test_an_output_is_one_of_its_choices(compiler: GrammarCompiler, tokenizer: T
     assert {*walks(compiler, tokenizer, count=60, choice=choices)} == {*choices}
 
 
+def test_an_output_is_one_of_as_many_choices_as_are_taken(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    choices = [f"choice {number}" for number in range(MAX_CHOICES)]
+
+    assert {*walks(compiler, tokenizer, count=5, choice=choices)} < {*choices}
+
+
 @pytest.mark.parametrize(
     "grammar",
     ['start: greeting " " name\ngreeting: "hi" | "bye"\nname: /[A-Z][a-z]{1,3}/', 'root ::= ("hi" | "bye") " " [A-Z] [a-z] [a-z]'],
@@ -224,6 +231,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "missing-ref": ({"json": {"$ref": "#/$defs/x"}}, "/$defs/x"),
     "remote-ref": ({"json": {"$ref": "http://127.0.0.1:1/schema"}}, "http://127.0.0.1:1/schema"),
     "bad-regex": ({"regex": "(a"}, "unclosed group"),
+    "half-a-character": ({"regex": "\ud800"}, "lone surrogate"),
+    "half-a-character-in-choice": ({"choice": ("\ud800",)}, "lone surrogate"),
+    "half-a-character-in-json": ({"json": {"const": "\ud800"}}, "hex escape"),
+    "options-of-the-compiler": ({"json": {"x-guidance": {"lenient": True}, "uniqueItems": True}}, "x-guidance"),
+    "wrong-type": ({"regex": 3}, "regex must be text"),
     "look-around": ({"regex": "(?=a)b"}, "look-around"),
     "back-reference": ({"regex": r"(a)\1"}, "backreferences"),
     "empty-choice": ({"choice": ()}, "choice must be"),
@@ -298,6 +310,77 @@ def test_a_hostile_grammar_is_refused_or_followed_but_never_runs_away(
     assert time.process_time() - began < 10
 
 
+RUNS_AWAY: dict[str, tuple[dict[str, Any], str]] = {
+    "many-all-of": ({"json": {"allOf": [{"type": "string", "pattern": f"^.*{n}.*$"} for n in range(200)]}}, "s to compile"),
+    "many-patterns": (
+        {"json": {"patternProperties": {f"^a{n}$": True for n in range(2000)}, "additionalProperties": False}},
+        "s to compile",
+    ),
+    "large-multiple": ({"json": {"type": "integer", "multipleOf": 99_999_989}}, "s to compile"),
+    "gbnf-of-many-rules": (
+        {"grammar": "\n".join(f'r{n} ::= "a" r{n + 1}' for n in range(9_000)) + '\nr9000 ::= "x"\nroot ::= r0'},
+        "s to compile",
+    ),
+    "doubling-rules": (
+        {"grammar": "start: r0\n" + "\n".join(f"r{n}: r{n + 1} r{n + 1}" for n in range(5_000)) + '\nr5000: "x"'},
+        "MiB to compile",
+    ),
+}  # fmt: skip
+"""What would hold a thread for minutes or take all memory."""
+
+
+@pytest.mark.parametrize("name", RUNS_AWAY)
+def test_a_grammar_that_would_run_away_is_refused_and_harms_nobody(name: str, compiler: GrammarCompiler) -> None:
+    params, reason = RUNS_AWAY[name]
+    began = time.process_time()
+
+    with pytest.raises(InvalidRequestError, match=f"structured_outputs takes more than .* {reason}; simplify it"):
+        compiler.compile(StructuredOutputsParams(**params))
+
+    assert time.process_time() - began < 0.5
+    assert compiler.compile(StructuredOutputsParams(choice=(name,)))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"json": {"type": "object", "properties": {f"k{n}": True for n in range(2_100)}}},
+        {"json": {"anyOf": [{"type": "object", "properties": {f"k{n}": True}} for n in range(2_100)]}},
+    ],
+    ids=["properties", "alternatives"],
+)
+def test_a_grammar_that_could_not_begin_is_refused(params: dict[str, Any], compiler: GrammarCompiler) -> None:
+    """It compiles, but the parser holds no more than 2,000 alternatives at a time."""
+    with pytest.raises(InvalidRequestError, match="max is 2000"):
+        compiler.compile(StructuredOutputsParams(**params))
+
+
+def test_outputs_go_on_where_others_have_used_up_what_they_share(tokenizer: Tokenizer) -> None:
+    """All outputs of a grammar fill one lexer, which holds so many states: enough for four of these ten branches."""
+    pattern = "|".join(f"{letter}[0-9]{{25}}{letter}" for letter in "abcdefghij")
+    compiler = GrammarCompiler(tokenizer, vocab_size=VOCABULARY, eos_token_ids=(EOS,), max_lexer_states=120)
+    grammar = compiler.compile(StructuredOutputsParams(regex=pattern))
+    first = compiler.compiled(grammar)
+
+    ended = [walk(compiler, tokenizer, grammar, seed) for seed in range(20)]
+
+    assert all(text is not None and re.fullmatch(pattern, text) for text in ended)
+    assert compiler.compiled(grammar) is not first
+
+
+def test_an_output_that_needs_too_much_by_itself_ends_with_the_reason(tokenizer: Tokenizer) -> None:
+    compiler = GrammarCompiler(tokenizer, vocab_size=VOCABULARY, eos_token_ids=(EOS,), max_lexer_states=150)
+    state = compiler.start(compiler.compile(StructuredOutputsParams(regex="[ab]{500}")))
+    [letter] = tokenizer.encode("a", add_special_tokens=False)
+
+    taken = 0
+    while state.allowed_tokens() is not None and state.accept(letter):
+        taken += 1
+
+    assert 50 < taken < 500
+    assert "too many states" in state.error
+
+
 def test_the_cache_keeps_a_bounded_number_of_grammars(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(tokenizer, vocab_size=VOCABULARY, eos_token_ids=(EOS,))
 
@@ -305,6 +388,17 @@ def test_the_cache_keeps_a_bounded_number_of_grammars(tokenizer: Tokenizer) -> N
         compiler.compile(StructuredOutputsParams(choice=(f"choice {number}",)))
 
     assert len(compiler._cache) == MAX_CACHED
+
+
+def test_the_cache_keeps_little_of_what_took_long_to_compile(tokenizer: Tokenizer) -> None:
+    compiler = GrammarCompiler(tokenizer, vocab_size=VOCABULARY, eos_token_ids=(EOS,))
+    grammar = compiler.compile(StructuredOutputsParams(choice=("long",)))
+    compiler.compiled(grammar).compile_s = MAX_CACHED_COMPILE_S
+
+    compiler.compile(StructuredOutputsParams(choice=("short",)))
+
+    assert grammar not in compiler._cache
+    assert len(compiler._cache) == 1
 
 
 def test_threads_may_compile_and_start_at_once(tokenizer: Tokenizer) -> None:
