@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from octavo_server.chat_output.json_cursor import JsonCursor
-from octavo_server.chat_output.text_reader import Reading, TextReader
+from octavo_server.chat_output.text_reader import Reading, TextReader, string_value
 
 _ARGUMENTS = ("arguments", "parameters")
 # What some models put beside name and arguments.
@@ -128,7 +127,7 @@ def _read_member(reader: TextReader, call: CallReading, key: str, is_name: Calla
 def _as_object_text(text: str) -> str:
     """The arguments' JSON text: of a string that holds an object that object, of null and an empty string no arguments."""
     if text.startswith('"'):
-        inside = str(json.loads(text)).strip()
+        inside = string_value(text).strip()
         text = inside if not inside or is_object_text(inside) else text
     return "{}" if text in ("", "null") else text
 

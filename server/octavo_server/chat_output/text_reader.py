@@ -29,6 +29,11 @@ SPACE = " \t\r\n"
 _SPACES = frozenset(SPACE)
 
 
+def string_value(text: str) -> str:
+    r"""The value of a JSON string's text; half of a pair (`\ud83d` alone), which is no text, becomes U+FFFD."""
+    return str(json.loads(text)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class TextSink:
     """Makes text events; white space that touches a mark is the format's own, and is dropped."""
 
@@ -199,7 +204,7 @@ class TextReader:
         if (yield from self.peek()) != '"':
             return None
         text = yield from self.json_text()
-        return None if text is None else str(json.loads(text))
+        return None if text is None else string_value(text)
 
     def drain(self, pass_on: Callable[[str], None]) -> Reading[None]:
         """Passes all that comes on."""

@@ -157,6 +157,13 @@ CORPUS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         [("get_weather", {"days": "many", "city": "5", "units": "5"})],
     ),
     ("qwen3_coder", "<tool_call>{}</tool_call>", "<tool_call>{}</tool_call>", []),
+    (
+        # Half of a pair of escapes is no text, and would end the whole answer.
+        "hermes",
+        r'<tool_call>{"name": "f\ud83d", "arguments": "{\"q\": \"\ud83d\", \"r\": \"\ud83d\ude42\"}"}</tool_call>',
+        "",
+        [("f\ufffd", {"q": "\ufffd", "r": "🙂"})],
+    ),
 ]
 IDS = [f"{name}-{number}" for number, (name, *_) in enumerate(CORPUS)]
 
