@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from aiohttp import web
 
 from octavo_server.api.error_response import ApiError
 from octavo_server.api.state import STATE
 
-LARGE_BODY_BYTES = 2**18
-"""Above it parsing would hold up every stream for milliseconds, so a thread does it."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+Parsed = TypeVar("Parsed")
+
+LARGE_BODY_BYTES = 2**18
+"""Above it checking what the body holds would hold up every stream, so a thread does it."""
 
 READ_TIMEOUT_S = 30.0
 """A body of which nothing comes for so long is given up, as the gateway does."""
@@ -22,9 +26,15 @@ BODY_TIMEOUT_S = 600.0
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
-    """The body as an object.
+    """The body as an object. Raises as `read_parsed`."""
+    return await read_parsed(request, lambda body: body)
+
+
+async def read_parsed(request: web.Request, parse: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+    """What `parse` makes of the body; a thread calls it where the body is large.
 
     Raises:
+        InvalidRequestError: from `parse`.
         ApiError: 415 for another content type, 413 over --max-request-bytes, 408 where it stops coming, 400 for anything but one JSON object.
     """
     # aiohttp gives octet-stream where the header is missing.
@@ -33,19 +43,9 @@ async def read_json(request: web.Request) -> dict[str, Any]:
             415, f"the content type is {request.content_type[:100]}; send application/json", code="media_type"
         )
     raw = await _read(request)
-    try:
-        if len(raw) > LARGE_BODY_BYTES:
-            value = await asyncio.to_thread(_parse, raw)
-        else:
-            value = _parse(raw)
-    except RecursionError as error:
-        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
-    except ValueError as error:
-        # Covers JSONDecodeError, UnicodeDecodeError and numbers of thousands of digits.
-        raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from error
-    if not isinstance(value, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    return value
+    if len(raw) > LARGE_BODY_BYTES:
+        return await asyncio.to_thread(lambda: parse(_object(raw)))
+    return parse(_object(raw))
 
 
 async def _read(request: web.Request) -> bytes:
@@ -84,8 +84,17 @@ def _check_size(size: int, limit: int) -> None:
         raise ApiError(413, message, code="too_large", close=True)
 
 
-def _parse(raw: bytes) -> Any:
-    return json.loads(raw, parse_constant=_refuse_constant)
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
+    except ValueError as error:
+        # Covers JSONDecodeError, UnicodeDecodeError and numbers of thousands of digits.
+        raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

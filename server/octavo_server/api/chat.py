@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from octavo_server.api.body import read_json
+from octavo_server.api.body import read_parsed
 from octavo_server.api.chat_request import parse_chat
 from octavo_server.api.chat_shape import ChatShape
 from octavo_server.api.conversation import prepare, threads_for
@@ -24,7 +24,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     """Renders the messages with the model's template and generates."""
     state = http.app[STATE]
     loaded = state.ready_engine()
-    chat = parse_chat(await read_json(http), loaded.defaults)
+    chat = await read_parsed(http, lambda body: parse_chat(body, loaded.defaults))
     state.check_model(chat.options.model)
     keep = num_kept_tokens(chat.options, loaded)
     prepared = await asyncio.get_running_loop().run_in_executor(

@@ -6,12 +6,11 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from octavo_server.api.body import read_json
+from octavo_server.api.body import read_parsed
 from octavo_server.api.endpoint import Endpoint
 from octavo_server.api.generation import (
     Output,
     answer,
-    encode_prompt,
     generation_of,
     make_requests,
     num_kept_tokens,
@@ -19,6 +18,7 @@ from octavo_server.api.generation import (
 )
 from octavo_server.api.generation_schemas import COMPLETION_ANSWERS, COMPLETION_BODY, COMPLETION_EXAMPLE
 from octavo_server.api.logprobs import CompletionLogprobs, prompt_logprobs_json, shown_tokens
+from octavo_server.api.prompts import encode_prompt
 from octavo_server.api.schemas import CompletionRequest, parse_completion
 from octavo_server.api.state import STATE
 
@@ -36,10 +36,11 @@ async def completions(http: web.Request) -> web.StreamResponse:
     """Tokenizes the prompts and continues them."""
     state = http.app[STATE]
     loaded = state.ready_engine()
-    completion = parse_completion(await read_json(http), loaded.defaults)
+    completion = await read_parsed(http, lambda body: parse_completion(body, loaded.defaults))
     options = completion.options
     state.check_model(options.model)
     prompts = await asyncio.to_thread(encode_prompts, loaded, completion)
+    texts = await asyncio.to_thread(echoed_texts, loaded, completion, prompts) if completion.echo else []
     params = options.params
     if completion.echo and params.logprobs is not None:
         # The prompt's tokens are listed beside the output's.
@@ -50,7 +51,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
             http,
             options=options,
             requests=await make_requests(state, options, prompts, params),
-            shape=CompletionShape(completion, prompts, loaded.tokenizer),
+            shape=CompletionShape(completion, prompts, texts, loaded.tokenizer),
             response_id=f"cmpl-{state.new_id()}",
         ),
     )
@@ -67,19 +68,26 @@ def encode_prompts(loaded: ServedModel, completion: CompletionRequest) -> list[l
     ]
 
 
+def echoed_texts(loaded: ServedModel, completion: CompletionRequest, prompts: list[list[int]]) -> list[str]:
+    """What `echo` puts in front of each prompt's outputs."""
+    is_whole = completion.options.truncate_prompt_tokens is None
+    return [
+        given if isinstance(given, str) and is_whole else loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        for given, ids in zip(completion.prompts, prompts, strict=True)
+    ]
+
+
 class CompletionShape:
     """OpenAI's text completion objects."""
 
-    def __init__(self, completion: CompletionRequest, prompts: list[list[int]], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, completion: CompletionRequest, prompts: list[list[int]], texts: list[str], tokenizer: Tokenizer
+    ) -> None:
+        """`texts`: of the prompts, where they are echoed."""
         self._options = completion.options
         self._echo = completion.echo
         self._prompts = prompts
-        self._prompt_texts = [
-            given
-            if isinstance(given, str) and completion.options.truncate_prompt_tokens is None
-            else tokenizer.decode(ids, skip_special_tokens=True)
-            for given, ids in zip(completion.prompts, prompts, strict=True)
-        ]
+        self._prompt_texts = texts
         self._tokens = tokenizer
         num_choices = len(prompts) * self._options.params.n
         self._logprobs = [CompletionLogprobs(tokenizer) for _ in range(num_choices)]

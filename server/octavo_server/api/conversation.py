@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from octavo_server.api.generation import encode_prompt
+from octavo_server.api.prompts import encode_prompt
 from octavo_server.api.tools import Tools, forced_calls
 from octavo_server.chat_output.answer import AnswerFormat
 from octavo_server.chat_output.reasoning import Phase, first_phase

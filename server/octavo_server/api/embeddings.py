@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import web
 
-from octavo_server.api.body import read_json
+from octavo_server.api.body import read_parsed
 from octavo_server.api.chat_request import parse_rendering
 from octavo_server.api.conversation import Conversation, render
 from octavo_server.api.endpoint import JSON, Endpoint
 from octavo_server.api.fields import Fields
-from octavo_server.api.generation import encode_prompt, ignored_headers
+from octavo_server.api.generation import ignored_headers
 from octavo_server.api.pooling import MAX_INPUTS, PoolingOptions, encode, make_requests, parse_options, pool
 from octavo_server.api.pooling_schemas import (
     EMBEDDING_ANSWERS,
@@ -24,6 +24,7 @@ from octavo_server.api.pooling_schemas import (
     EMBEDDING_EXAMPLES,
     EMBEDDING_NOT_SERVED,
 )
+from octavo_server.api.prompts import encode_prompt
 from octavo_server.api.schemas import read_prompts, refuse_not_served
 from octavo_server.api.state import STATE
 from octavo_server.engine.vectors import PoolingParams, check_dimensions, make_vector
@@ -54,7 +55,7 @@ async def embeddings(http: web.Request) -> web.StreamResponse:
     """Embeds each input."""
     state = http.app[STATE]
     model = state.ready_engine()
-    asked = parse_embedding(await read_json(http))
+    asked = await read_parsed(http, parse_embedding)
     state.check_model(asked.options.model)
     check_dimensions(asked.params, model.vectors)
     prompts = await asyncio.to_thread(_encode, model, asked)
@@ -106,7 +107,7 @@ def parse_embedding(body: Mapping[str, Any]) -> EmbeddingRequest:
 def _encode(model: ServedModel, asked: EmbeddingRequest) -> list[list[int]]:
     if asked.conversation is not None:
         text = render(model.tokenizer, asked.conversation, asked.conversation.template_kwargs)
-        return [encode_prompt(model, text, add_special_tokens=False)]
+        return [encode_prompt(model, text, add_special_tokens=False, name="messages")]
     return [
         encode(model, item, asked.options, _name(asked, number)) if isinstance(item, str) else list(item)
         for number, item in enumerate(asked.inputs)

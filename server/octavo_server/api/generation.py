@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 from aiohttp import web
 
+from octavo_server.api.endpoint import JSON
 from octavo_server.api.error_response import ApiError
 from octavo_server.api.sse import EventStream
 from octavo_server.api.state import STATE, ServerState
@@ -35,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 IGNORED_HEADER = "X-Octavo-Ignored"
 MAX_IGNORED_BYTES = 1024
-CUT_MARGIN_TOKENS = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,26 +202,6 @@ def num_kept_tokens(options: GenerationOptions, loaded: ServedModel) -> int | No
     )
 
 
-def encode_prompt(loaded: ServedModel, text: str, *, add_special_tokens: bool, keep: int | None = None) -> list[int]:
-    """Token ids of a prompt, its last `keep`; one that cannot fit is refused before seconds go into it.
-
-    Raises:
-        InvalidRequestError: it has more characters than the context's tokens can stand for.
-    """
-    limit, most = loaded.limits.max_sequence_tokens, loaded.tokenizer.max_token_chars
-    if keep is not None:
-        # What a cut changes is the tokens next to it, and those are dropped.
-        shortened = text[-(keep + CUT_MARGIN_TOKENS) * most :]
-        return loaded.tokenizer.encode(shortened, add_special_tokens=add_special_tokens)[-keep:]
-    if len(text) > limit * most:
-        raise InvalidRequestError(
-            f"the prompt has {len(text):,} characters, the context holds {limit:,} tokens of at most {most:,} each; "
-            f"shorten the prompt or raise --max-model-len",
-            param="prompt",
-        )
-    return loaded.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-
 async def answer(http: web.Request, generation: Generation) -> web.StreamResponse:
     """Runs the generation and answers, streamed or whole."""
     engine = generation.state.engine
@@ -250,10 +231,20 @@ async def _collect(generation: Generation, stream: RequestStream) -> web.Respons
             output.shown += shape.shown(delta, params)
             output.prompt_logprobs += delta.prompt_logprobs
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
-    choices = [shape.choice(index, output) for index, output in enumerate(outputs)]
-    usage.reasoning_tokens = shape.num_reasoning_tokens()
-    body = {**generation.envelope(shape.object(), choices), "usage": usage.as_json()}
-    return web.json_response(body, headers=generation.headers)
+
+    def body() -> bytes:
+        choices = [shape.choice(index, output) for index, output in enumerate(outputs)]
+        usage.reasoning_tokens = shape.num_reasoning_tokens()
+        return msgspec.json.encode({**generation.envelope(shape.object(), choices), "usage": usage.as_json()})
+
+    # Twenty log-probabilities for each of thousands of tokens are megabytes, and streams must not wait for them.
+    is_long = params.logprobs is not None or params.prompt_logprobs is not None
+    return web.Response(
+        body=await asyncio.to_thread(body) if is_long else body(),
+        content_type=JSON,
+        charset="utf-8",
+        headers=generation.headers,
+    )
 
 
 async def _stream(http: web.Request, generation: Generation, stream: RequestStream) -> web.StreamResponse:

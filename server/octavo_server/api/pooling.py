@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.generation import failure_of
+from octavo_server.api.prompts import encode_prompt
 from octavo_server.api.schemas import refuse_not_served
 from octavo_server.engine.admission import check_request
 from octavo_server.engine.request import POOLING, FinishReason, Request
@@ -84,17 +85,9 @@ def encode(model: ServedModel, text: str, options: PoolingOptions, name: str) ->
     Raises:
         InvalidRequestError: names the input; it is longer than the context.
     """
-    context, most = model.limits.max_sequence_tokens, model.tokenizer.max_token_chars
-    if len(text) > context * most:
-        if options.truncate_prompt_tokens is None:
-            raise InvalidRequestError(
-                f"{name} has {len(text):,} characters, the context holds {context:,} tokens of at most {most:,} each; "
-                f"shorten it, set truncate_prompt_tokens, or raise --max-model-len",
-                param=name,
-            )
-        # The last tokens cannot reach further back.
-        text = text[-context * most :]
-    return model.tokenizer.encode(text, add_special_tokens=options.add_special_tokens)
+    context, asked = model.limits.max_sequence_tokens, options.truncate_prompt_tokens
+    keep = context if asked == -1 else None if asked is None or asked > context else asked
+    return encode_prompt(model, text, add_special_tokens=options.add_special_tokens, keep=keep, name=name)
 
 
 def make_requests(

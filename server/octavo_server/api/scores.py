@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from octavo_server.api.body import read_json
+from octavo_server.api.body import read_parsed
 from octavo_server.api.endpoint import Endpoint
 from octavo_server.api.fields import Fields, checked_text
 from octavo_server.api.generation import ignored_headers
@@ -76,7 +76,7 @@ async def score(http: web.Request) -> web.StreamResponse:
     """Scores pairs of texts."""
     state = http.app[STATE]
     state.ready_engine()
-    asked = parse_score(await read_json(http), state.model_names[0])
+    asked = await read_parsed(http, lambda body: parse_score(body, state.model_names[0]))
     vectors, usage = await _embed(state, asked.options, [*asked.first, *asked.second])
     found = scores(vectors[: len(asked.first)], vectors[len(asked.first) :])
     data = [{"index": number, "object": "score", "score": value} for number, value in enumerate(found)]
@@ -95,7 +95,7 @@ async def rerank(http: web.Request) -> web.StreamResponse:
     """Sorts documents by how alike they are to a query."""
     state = http.app[STATE]
     state.ready_engine()
-    asked = parse_rerank(await read_json(http), state.model_names[0])
+    asked = await read_parsed(http, lambda body: parse_rerank(body, state.model_names[0]))
     vectors, usage = await _embed(state, asked.options, [asked.query, *asked.documents])
     found = scores(vectors[:1], vectors[1:])
     # Equal ones stay in the client's order.

@@ -77,12 +77,6 @@ class ServerState:
             raise ApiError(503, "the engine has ended; the server is about to restart", code="engine_dead", close=True)
         return self.engine.loaded
 
-    def model_name(self, given: str | None) -> str:
-        """The model that a client asks for, the first where it does not say. Raises ApiError 404."""
-        name = self.model_names[0] if given is None else given
-        self.check_model(name)
-        return name
-
     @property
     def formats(self) -> ServedFormats:
         """The formats in which the loaded model's answers are read."""
