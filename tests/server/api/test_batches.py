@@ -278,7 +278,7 @@ async def test_live_requests_come_first(
         assert fake is not None
         fake.runner.gate.clear()
         batch = await client.create(jsonl(*(a_line(n, max_tokens=300, ignore_eos=True) for n in range(4))))
-        await client.server.until(lambda: state.num_active == 4)
+        await client.server.until(lambda: state.engine.num_unfinished == 4)
         fake.runner.let_through(8)
         await client.server.until(lambda: state.engine.snapshot.num_running == 4)
         live = [
