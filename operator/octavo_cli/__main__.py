@@ -37,6 +37,8 @@ COMMANDS = {
     "chat": Command(module="octavo_cli.chat", help="talk to a model behind an OpenAI-compatible address"),
     "serve": _server("serve", "serve one model over HTTP"),
     "generate": _server("generate", "complete prompts without a server"),
+    "run-batch": _server("run-batch", "answer a file of requests without a server"),
+    "download": _server("download", "fetch a model's files"),
     "bench": _server("bench", "measure throughput and latency"),
     "collect-env": _server("collect-env", "print what a bug report needs"),
     "gateway run": Command(module="octavo_gateway.__main__", help="run the gateway of a cluster", extra="gateway"),

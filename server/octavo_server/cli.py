@@ -1,4 +1,4 @@
-"""The server's commands: `serve`, `generate`, `bench`, `collect-env`. `octavo` hands them over to `main`.
+"""The server's commands: `serve`, `generate`, `run-batch`, `download`, `bench`, `collect-env`. `octavo` hands them over.
 
 Everything a person can do wrong ends here as one line on stderr and an exit status: 2 for a setting that cannot be
 used, 1 for anything else. Nothing heavy is imported before a command needs it.
@@ -6,6 +6,7 @@ used, 1 for anything else. Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import difflib
 import importlib.util
@@ -13,18 +14,34 @@ import logging
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.errors import ConfigError, EngineStuckError, OctavoError, StartupError
-from octavo_server.flags import FlagParser, add_config_file, add_flags, build, read_settings
+from octavo_server.flags import FlagParser, add_config_file, add_flags, build, read_settings, settings_of
 from octavo_server.logs import set_up_logging
+from octavo_server.sources.uri import SUPPORTED
 from octavo_server.termination import write_termination_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from octavo_server.batch.records import Counts
+
+OF_RUN_BATCH = frozenset(
+    {
+        "served_model_name",
+        "max_request_bytes",
+        "max_batch_lines",
+        "tool_call_parser",
+        "reasoning_parser",
+        "engine_process",
+        "log_level",
+    }
+)
+"""Settings of the server that mean something where nobody connects."""
 FORCED_EXIT = 143
 """128 + SIGTERM: a second signal cut off what ran."""
 
@@ -137,6 +154,94 @@ def generate(argv: Sequence[str]) -> int:
     return 0
 
 
+def run_batch(argv: Sequence[str]) -> int:
+    """`octavo run-batch -i IN.jsonl -o OUT.jsonl --model MODEL`: 0 where every line was answered, 1 where some failed."""
+    values = run_batch_parser().parse_strictly(argv)
+    settings = read_settings(values, os.environ, EngineConfig, ServerConfig)
+    if "model" not in settings:
+        raise ConfigError("--model is missing: a folder, a GGUF file or a name on the hub")
+    for name in ("input_file", "output_file"):
+        if not getattr(values, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is missing; see `octavo run-batch --help`")
+    engine_config, server_config = build(EngineConfig, settings), build(ServerConfig, settings)
+    set_up_logging(server_config.log_level)
+    from octavo_server.api.run_batch import BatchJob
+    from octavo_server.api.run_batch import run_batch as run
+    from octavo_server.api.server import make_state
+    from octavo_server.progress import Bar
+
+    job = BatchJob(input_file=values.input_file, output_file=values.output_file, tmp_dir=values.output_tmp_dir)
+    with Bar("lines") as bar:
+
+        async def answer() -> Counts:
+            return await run(
+                make_state(engine_config, server_config),
+                job,
+                lambda counts: bar.show(counts.completed + counts.failed, counts.total),
+            )
+
+        counts = asyncio.run(answer())
+    print(f"{counts.completed} of {counts.total} lines answered, {counts.failed} failed: {values.output_file}")
+    return 1 if counts.failed else 0
+
+
+def run_batch_parser() -> FlagParser:
+    """Flags of `octavo run-batch`."""
+    parser = FlagParser(
+        prog="octavo run-batch",
+        description="Answer a file of requests, one JSON line each (OpenAI's batch format), without a server.",
+    )
+    parser.add_argument("-i", "--input-file", metavar="FILE|URL", help="the requests; a path, or an http(s) address")
+    parser.add_argument(
+        "-o", "--output-file", metavar="FILE|URL", help="where the answers go; a path, or an http(s) address for PUT"
+    )
+    parser.add_argument(
+        "--output-tmp-dir",
+        metavar="DIR",
+        default=None,
+        help="folder of the answers so far, from which a run that was cut off goes on (default: beside the output)",
+    )
+    parser.add_argument("--model", default=argparse.SUPPRESS, help=f"{settings_of(EngineConfig)[0].help}")
+    add_flags(parser, EngineConfig, skip=frozenset({"model"}))
+    add_flags(parser, ServerConfig, skip=frozenset(field.name for field in fields(ServerConfig)) - OF_RUN_BATCH)
+    add_config_file(parser)
+    return parser
+
+
+def download(argv: Sequence[str]) -> int:
+    """`octavo download URI --to DIR`: a model's files onto this machine, checked."""
+    parser = FlagParser(
+        prog="octavo download", description="Fetch a model's files, go on where that was cut off, check them."
+    )
+    parser.add_argument("uri", nargs="?", metavar="URI", help=f"what to fetch: {SUPPORTED}")
+    parser.add_argument("--to", metavar="DIR", help="the folder to put the files into")
+    parser.add_argument(
+        "--allow-patterns",
+        nargs="+",
+        metavar="PATTERN",
+        default=None,
+        help="which files, such as '*.safetensors' (default: all that serving reads)",
+    )
+    parser.add_argument(
+        "--progress",
+        choices=("bar", "json", "none"),
+        default="bar",
+        help="bar on stderr; json: a line a second on stdout, as /startup has it; none (default: bar)",
+    )
+    values = parser.parse_strictly(argv)
+    if not values.uri or not values.to:
+        raise ConfigError("URI and --to are needed: octavo download hf://ORG/NAME --to DIR")
+    from octavo_server.progress import Bar, JsonLines
+    from octavo_server.sources.download import download as fetch
+
+    set_up_logging("warning")
+    shown = Bar("bytes", is_bytes=True, is_shown=values.progress == "bar")
+    with JsonLines(sys.stdout) if values.progress == "json" else shown as progress:
+        path = fetch(values.uri, Path(values.to).expanduser(), values.allow_patterns, progress.show)
+    print(path)
+    return 0
+
+
 def bench(argv: Sequence[str]) -> int:
     """`octavo bench serve|throughput`."""
     from octavo_server.bench.cli import main as bench_main
@@ -167,6 +272,8 @@ def collect_env(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "serve": Command(run=serve, help="serve one model over HTTP"),
     "generate": Command(run=generate, help="answer prompts without a server"),
+    "run-batch": Command(run=run_batch, help="answer a file of requests without a server"),
+    "download": Command(run=download, help="fetch a model's files"),
     "bench": Command(run=bench, help="measure a server (serve) or the engine alone (throughput)"),
     "collect-env": Command(run=collect_env, help="print what a bug report needs"),
 }

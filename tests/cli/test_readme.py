@@ -84,6 +84,23 @@ def of_the_server(command: str) -> None:
     build(ServerConfig, settings)
 
 
+def of_the_offline_batch(command: str) -> None:
+    """tests/server/api/test_run_batch.py runs it; here, that the flags are known."""
+    from octavo_server.cli import run_batch_parser
+
+    run_batch_parser().parse_strictly(command.split()[2:])
+    is_run_by("tests/server/api/test_run_batch.py", '"run-batch", "-i"', '"-o"', '"--model"')
+
+
+def of_the_download(command: str) -> None:
+    """tests/server/sources/test_download.py runs it; here, that the source can be read."""
+    from octavo_server.sources.uri import HubModel, parse_source
+
+    assert command.split()[3] == "--to"
+    assert isinstance(parse_source(command.split()[2]), HubModel)
+    is_run_by("tests/server/sources/test_download.py", '"download", ', '"--to"')
+
+
 def of_the_benchmarks(command: str) -> None:
     """tests/benchmarks runs each at a small size; here, that the flags are known."""
     module = importlib.import_module(command.split()[2])
@@ -132,6 +149,8 @@ CHECKS: dict[str, Callable[[str], None]] = {
     r"octavo (up|ps|chat)\b.*": of_local_mode,
     r"octavo (--version|collect-env)": that_prints,
     r"octavo serve .*": of_the_server,
+    r"octavo run-batch .*": of_the_offline_batch,
+    r"octavo download .*": of_the_download,
     r"octavo bench (serve|throughput) .*": of_the_bench,
     r"python -m benchmarks\.\w+.*": of_the_benchmarks,
     r"python -m e2e\.cluster \w+": of_the_cluster,

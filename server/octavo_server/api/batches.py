@@ -45,10 +45,10 @@ async def create_batch(http: web.Request) -> web.Response:
     return web.json_response(batch.as_json(), headers=ignored_headers(fields.unread()))
 
 
-def batched(endpoints: Sequence[Endpoint]) -> tuple[str, ...]:
-    """The paths that a batch may ask."""
+def batched(endpoints: Sequence[Endpoint], also: Sequence[str] = ()) -> tuple[str, ...]:
+    """The paths that a batch may ask, and of `also` those that are served."""
     served = {endpoint.path for endpoint in endpoints if endpoint.method == "POST"}
-    return tuple(path for path in BATCHED if path in served)
+    return tuple(path for path in (*BATCHED, *also) if path in served)
 
 
 def _parse(fields: Fields, paths: Sequence[str], now: int, batch_id: str) -> BatchRecord:

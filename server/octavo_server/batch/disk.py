@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from octavo_server.errors import DiskError
 
-FULL_MESSAGE = "the disk of --data-dir is full; delete files, or give it more room"
+FULL_MESSAGE = "the disk is full (that of --data-dir, or of the output); delete files, or give it more room"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -28,16 +28,23 @@ def disk_errors() -> Iterator[None]:
         if error.errno in _FULL:
             raise DiskError(FULL_MESSAGE) from error
         reason = (error.strerror or type(error).__name__).lower()
-        raise DiskError(f"--data-dir cannot be written or read: {reason}") from error
+        raise DiskError(f"--data-dir, or the folder of the output, cannot be written or read: {reason}") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Replaces `path`; after a crash it holds what it held before, or all of `data`."""
+    write_parts(path, [data])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """As write_whole, for what is made part by part."""
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors():
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
+                file.flush()
                 sync(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)

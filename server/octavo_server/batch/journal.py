@@ -52,6 +52,10 @@ class Journal:
         """Whether the line is answered."""
         return number in self._places
 
+    def __len__(self) -> int:
+        """Lines that are answered."""
+        return len(self._places)
+
     @property
     def num_bytes(self) -> int:
         return self._end

@@ -7,6 +7,7 @@ The library keeps the files in its cache (`HF_HOME`), resumes what was cut off a
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,39 @@ def fetch_model(
     return folder / file if file else folder
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubFile:
+    """A file of a repository, as the hub knows it."""
+
+    name: str
+    sha256: str | None
+    """Of large files; None: the hub knows the git blob alone."""
+    blob_id: str
+
+
+def list_files(model: HubModel, *, endpoint: str | None = None) -> tuple[str, list[HubFile]]:
+    """The commit that the revision stands for now, and its files.
+
+    Raises:
+        StartupError: as fetch_model.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi(endpoint=endpoint).model_info(model.repository, revision=model.revision, files_metadata=True)
+    except Exception as error:
+        raise _explained(error, model.repository, model.revision) from error
+    files = [
+        HubFile(
+            name=item.rfilename,
+            sha256=item.lfs.sha256 if item.lfs is not None else None,
+            blob_id=item.blob_id or "",
+        )
+        for item in info.siblings or ()
+    ]
+    return info.sha or "", files
+
+
 def _plan(arguments: dict[str, Any]) -> Sequence[Any] | None:
     """What would be downloaded; None without a network, when the cache decides."""
     from huggingface_hub import snapshot_download
@@ -100,6 +134,9 @@ def _explained(error: Exception, repository: str, revision: str | None) -> Excep
         if status in (401, 403):
             return StartupError("ModelAccessDenied", f"the hub refuses {repository} (status {status}); set HF_TOKEN")
         return StartupError("DownloadStalled", f"the hub answered {status} for {repository}; it is tried again")
+    # The library's HTTP client is another from version to version; the name of the class is not.
+    if isinstance(error, ConnectionError) or any(each.__name__ == "TransportError" for each in type(error).__mro__):
+        return StartupError("DownloadStalled", f"the hub cannot be reached for {repository}; check the network")
     return error
 
 

@@ -333,7 +333,7 @@ async def test_a_full_disk_is_told_and_waited_for(client: Client, monkeypatch: p
         patched.setattr(journal, "SYNC_S", 0.0)
         fake.runner.open()
         stuck = await client.until(batch, lambda now: now.errors is not None)
-        with pytest.raises(openai.InternalServerError, match="disk of --data-dir is full") as refused:
+        with pytest.raises(openai.InternalServerError, match="the disk is full") as refused:
             await client.upload(b"{}")
         num_files = len([file async for file in client.openai.files.list()])
     ended = await client.ended(batch)
@@ -341,7 +341,7 @@ async def test_a_full_disk_is_told_and_waited_for(client: Client, monkeypatch: p
     assert stuck.status == "in_progress"
     assert stuck.errors is not None
     assert stuck.errors.data is not None
-    assert "disk of --data-dir is full" in (stuck.errors.data[0].message or "")
+    assert "the disk is full" in (stuck.errors.data[0].message or "")
     assert refused.value.status_code == 507
     assert num_files == 1
     assert (ended.status, ended.errors) == ("completed", None)

@@ -2,99 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from octavo_server.errors import StartupError
 from octavo_server.sources.hub import TEXT_FILES, fetch_model
 from octavo_server.sources.uri import HubModel
-
-COMMIT = "a" * 40
-FILES = {
-    "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
-    "model.safetensors": bytes(range(256)) * 4096,
-    "tokenizer.json": b"{}",
-    "weights/small.gguf": b"GGUF",
-    "pytorch_model.bin": b"never fetched",
-    "README.md": b"never fetched",
-}
-
-
-class Hub:
-    """One repository, org/model; counts what is asked of it."""
-
-    def __init__(self) -> None:
-        self.fetched: list[str] = []
-        self.refusal: tuple[int, str] | None = None
-        self.url = ""
-
-    def application(self) -> web.Application:
-        app = web.Application()
-        app.router.add_get("/api/models/org/model/revision/{revision}", self._info)
-        app.router.add_get("/api/models/org/model/tree/{revision}", self._tree)
-        app.router.add_get("/org/model/resolve/{revision}/{file:.+}", self._file)
-        app.router.add_route("*", "/{rest:.*}", self._missing)
-        return app
-
-    async def _info(self, request: web.Request) -> web.Response:
-        if self.refusal is not None:
-            status, code = self.refusal
-            return web.json_response({"error": code}, status=status, headers={"X-Error-Code": code})
-        if request.match_info["revision"] not in ("main", COMMIT):
-            return web.json_response({}, status=404, headers={"X-Error-Code": "RevisionNotFound"})
-        return web.json_response({"id": "org/model", "sha": COMMIT, "siblings": []})
-
-    async def _tree(self, request: web.Request) -> web.Response:
-        return web.json_response(
-            [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in FILES.items()
-            ]
-        )
-
-    async def _file(self, request: web.Request) -> web.Response:
-        name = request.match_info["file"]
-        data = FILES[name]
-        if request.method == "GET":
-            self.fetched.append(name)
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        return web.Response(body=data, headers=headers)
-
-    async def _missing(self, request: web.Request) -> web.Response:
-        return web.json_response({}, status=404, headers={"X-Error-Code": "RepoNotFound"})
+from octavo_testing.hub import FILES, Hub, running_hub
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """The hub, in a thread of its own: the library's client blocks."""
-    hub, loop, ready = Hub(), asyncio.new_event_loop(), threading.Event()
-
-    async def serve() -> web.AppRunner:
-        runner = web.AppRunner(hub.application())
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        hub.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        ready.set()
-        return runner
-
-    def run() -> None:
-        runner = loop.run_until_complete(serve())
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert ready.wait(10)
-    yield hub
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    with running_hub() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
