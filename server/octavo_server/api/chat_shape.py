@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ class ChatShape:
         self._parsers = [form.parser() for _ in range(chat.options.params.n)]
         self._meters = [form.meter(self._text_of) for _ in self._parsers]
         self._collected: list[list[dict[str, Any]]] = [[] for _ in self._parsers]
-        self._num_calls = [0] * chat.options.params.n
+        # Of each choice's newest call; a choice without any has none.
+        self._arguments: list[list[str] | None] = [None] * chat.options.params.n
         self._new_id = new_id
         self._has_short_ids = form.has_short_ids
 
@@ -60,7 +62,7 @@ class ChatShape:
         last["logprobs"] = self._logprobs(self.shown(delta, self._options.params))
         if delta.finish_reason is not None:
             last |= {
-                "finish_reason": self._finish_reason(index, delta.finish_reason),
+                "finish_reason": self._finish_reason(index, delta),
                 "stop_reason": delta.stop_reason,
             }
         if self._options.return_token_ids:
@@ -76,7 +78,7 @@ class ChatShape:
             "index": index,
             "message": _message(self._echoed, self._collected[index]),
             "logprobs": self._logprobs(output.shown),
-            "finish_reason": self._finish_reason(index, output.finish_reason),
+            "finish_reason": self._finish_reason(index, output),
             "stop_reason": output.stop_reason,
         }
         prompt = output.request.prompt_token_ids
@@ -128,7 +130,7 @@ class ChatShape:
                 # Under both names that clients know.
                 said[-1] = {"reasoning": text, "reasoning_content": text}
             elif isinstance(event, ToolCallBegin):
-                self._num_calls[index] += 1
+                self._arguments[index] = []
                 function = {"name": event.name, "arguments": ""}
                 call = {"index": event.index, "id": self._call_id(), "type": "function", "function": function}
                 said.append({"tool_calls": [call]})
@@ -136,14 +138,20 @@ class ChatShape:
                 if "tool_calls" not in last or last["tool_calls"][0]["index"] != event.index:
                     said.append({"tool_calls": [{"index": event.index, "function": {"arguments": ""}}]})
                 said[-1]["tool_calls"][0]["function"]["arguments"] += event.text
+                pieces = self._arguments[index]
+                assert pieces is not None, "a call begins with its name"
+                pieces.append(event.text)
         return said
 
     def _call_id(self) -> str:
         return self._new_id()[:9] if self._has_short_ids else f"call_{self._new_id()}"
 
-    def _finish_reason(self, index: int, reason: FinishReason | None) -> str | None:
-        """A model that stops by itself after a call waits for its result."""
-        return "tool_calls" if reason is FinishReason.STOP and self._num_calls[index] else reason
+    def _finish_reason(self, index: int, end: OutputDelta | Output) -> str | None:
+        """A model that stops by itself after a call waits for its result; the client's own stops may cut one off."""
+        arguments = self._arguments[index]
+        if end.finish_reason is not FinishReason.STOP or arguments is None:
+            return end.finish_reason
+        return "tool_calls" if end.stop_reason is None or _is_json("".join(arguments)) else end.finish_reason
 
     def _text_of(self, token_id: int) -> bytes:
         hidden = self._options.params.skip_special_tokens and is_hidden(token_id, self._tokens, self._shown_special_ids)
@@ -153,6 +161,14 @@ class ChatShape:
         if self._options.params.logprobs is None:
             return None
         return {"content": chat_logprobs(items, self._tokens), "refusal": None}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _echoed(chat: ChatRequest) -> str:

@@ -118,6 +118,18 @@ async def test_a_call_that_is_cut_off_says_so(qwen: Scripted) -> None:
     assert json.dumps(COLOGNE[1], ensure_ascii=False).startswith(function["arguments"])
 
 
+@pytest.mark.parametrize(("stop", "reason"), [("city", "stop"), ("\n</tool_call>", "tool_calls")])
+async def test_a_stop_string_of_the_client_may_cut_a_call_off(qwen: Scripted, stop: str, reason: str) -> None:
+    """Who reads `tool_calls` parses the arguments, so it is said of whole ones alone."""
+    qwen.model.say(CALL)
+
+    whole = (await qwen.chat(tools=[WEATHER], stop=stop))["choices"][0]
+    streamed = joined_choice(await qwen.events(tools=[WEATHER], stop=stop))
+
+    assert (whole["finish_reason"], whole["stop_reason"]) == (reason, stop)
+    assert without_ids(streamed) == without_ids(whole)
+
+
 async def test_logprobs_list_the_tokens_that_the_calls_are_made_of(qwen: Scripted) -> None:
     qwen.model.say(f"See: {CALL}")
 
