@@ -20,6 +20,7 @@ from octavo_server.api.sse import EventStream
 from octavo_server.api.state import STATE, ServerState
 from octavo_server.engine.admission import check_request
 from octavo_server.engine.engine import FAILED_MESSAGE
+from octavo_server.engine.outputs import is_fault_of_request
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
 from octavo_server.engine.text_params import TextParams, resolve_text_params
 from octavo_server.errors import InvalidRequestError
@@ -314,12 +315,14 @@ def _raise_failure(state: ServerState, delta: OutputDelta) -> None:
 
 
 def failure_of(state: ServerState, delta: OutputDelta) -> ApiError:
-    """503 where the server goes, 500 where this request alone failed."""
+    """503 where the server goes, 400 where the request asked for what cannot be, 500 where it failed otherwise."""
     message = delta.error or "the request was ended"
     if state.draining:
         return ApiError(503, message, code="draining", close=True)
     if state.engine.failure is not None:
         return ApiError(503, message, code="engine_dead", close=True)
+    if is_fault_of_request(message):
+        return ApiError(400, message, code="invalid_value")
     return ApiError(500, message, code="generation_failed")
 
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from octavo_server.engine.outputs import GRAMMAR_ENDED, NOTHING_LEFT
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from octavo_server.engine.outputs import ScheduledSequence
     from octavo_server.engine.request import SamplingParams
     from octavo_server.engine.sequence import GrammarState, Sequence
-
-NOTHING_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to choose; relax one of them"
 
 
 class LogitEdits:
@@ -92,7 +92,7 @@ def _restrict_to_grammars(logits: torch.Tensor, items: Items[ScheduledSequence])
             continue
         mask = grammar.allowed_tokens()
         if mask is None:
-            failed[row] = f"structured_outputs: {grammar.error}"
+            failed[row] = f"{GRAMMAR_ENDED}{grammar.error}"
         elif not any(mask):
             failed[row] = NOTHING_LEFT
         else:

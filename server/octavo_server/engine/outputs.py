@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 SequenceId = NewType("SequenceId", int)
 BlockId = NewType("BlockId", int)
 
+GRAMMAR_ENDED = "structured_outputs: "
+"""Before the reason why a grammar cannot go on."""
+NOTHING_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to choose; relax one of them"
+
+
+def is_fault_of_request(message: str) -> bool:
+    """Whether a failure came of what the request itself asks for; another one like it fails the same way."""
+    return message == NOTHING_LEFT or message.startswith(GRAMMAR_ENDED)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledSequence:

@@ -89,13 +89,17 @@ async def test_a_fulfilled_grammar_ends_the_answer_whatever_else_is_asked(
     assert choice["finish_reason"] == "stop"
 
 
-async def test_a_request_that_leaves_nothing_to_choose_fails_alone(tiny_model: Path) -> None:
+async def test_a_request_that_leaves_nothing_to_choose_is_refused_alone(tiny_model: Path) -> None:
+    """It is the request's own fault, so an operator's alarm for 5xx stays silent."""
+    body = a_chat(structured_outputs={"choice": ["yes"]}, allowed_token_ids=[5])
     async with real_server(tiny_model) as server:
-        failing = await server.post(CHAT, a_chat(structured_outputs={"choice": ["yes"]}, allowed_token_ids=[5]))
+        failing = await server.post(CHAT, body)
+        streamed = await server.post(CHAT, {**body, "stream": True})
         good = await server.post(CHAT, a_chat())
 
-    assert failing.status == 500
+    assert failing.status == 400
     assert "leave no token to choose" in failing.json["error"]["message"]
+    assert streamed.events[-1] == failing.json
     assert good.status == 200
 
 

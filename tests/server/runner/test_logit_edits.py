@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from octavo_kernels.backend import select_backend
-from octavo_server.engine.logit_edits import NOTHING_LEFT
-from octavo_server.engine.outputs import SampledToken, ScheduledSequence, SequenceId
+from octavo_server.engine.outputs import NOTHING_LEFT, SampledToken, ScheduledSequence, SequenceId
 from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.sampler import Sampler
 from octavo_server.engine.sequence import Sequence
