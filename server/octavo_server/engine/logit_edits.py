@@ -5,6 +5,7 @@ Order, as in vLLM: what may be chosen at all (grammar, allowed_token_ids), logit
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from octavo_server.engine.sequence import GrammarState, Sequence
 
 
+MAX_REMEMBERED = 64
+
+
 class LogitEdits:
-    """Knows the model's tokens that end an output."""
+    """Knows the model's tokens that end an output; remembers for a while what requests allow."""
 
     def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
         self._eos_token_ids = eos_token_ids
+        # By identity: to compare a hundred thousand ids at each step would take longer than to apply them.
+        self._forbidden: OrderedDict[int, tuple[tuple[int, ...], NDArray[np.bool_]]] = OrderedDict()
 
     def apply(self, logits: torch.Tensor, items: Items[ScheduledSequence]) -> dict[int, str]:
         """Edits rows in place; says in which of them nothing can be chosen, and why.
@@ -38,14 +44,21 @@ class LogitEdits:
                 failed[row] = NOTHING_LEFT
         return failed
 
+    def apply_to_prompt(self, logits: torch.Tensor, params: SamplingParams) -> None:
+        """What holds for a prompt's tokens too: allowed_token_ids and logit_bias; the rest is about the output.
+
+        logits: [vocab] float32, changed in place.
+        """
+        if params.allowed_token_ids is not None:
+            _forbid(logits, self._not_among(params.allowed_token_ids, logits.shape[0]))
+        for token_id, bias in params.logit_bias.items():
+            logits[token_id] += bias
+
     def _edit(self, logits: torch.Tensor, sequence: Sequence) -> bool:
         """logits: [vocab] float32. False where nothing is left."""
         params, request = sequence.request.params, sequence.request
         if params.allowed_token_ids is not None:
-            allowed = torch.tensor(params.allowed_token_ids, dtype=torch.int64, device=logits.device)
-            kept = torch.full_like(logits, -torch.inf)
-            kept[allowed] = logits[allowed]
-            logits.copy_(kept)
+            _forbid(logits, self._not_among(params.allowed_token_ids, logits.shape[0]))
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=logits.device)
             bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
@@ -60,6 +73,19 @@ class LogitEdits:
         is_restricted = params.allowed_token_ids is not None or request.bad_token_ids
         return not is_restricted or float(logits.max()) > -torch.inf
 
+    def _not_among(self, allowed: tuple[int, ...], vocab_size: int) -> NDArray[np.bool_]:
+        """-> [vocab] bool."""
+        found = self._forbidden.pop(id(allowed), None)
+        # The entry keeps its ids, so that their identity cannot pass to others.
+        if found is None:
+            forbidden = np.ones(vocab_size, np.bool_)
+            forbidden[list(allowed)] = False
+            found = allowed, forbidden
+        self._forbidden[id(allowed)] = found
+        if len(self._forbidden) > MAX_REMEMBERED:
+            self._forbidden.popitem(last=False)
+        return found[1]
+
     def _forbid_the_end(self, logits: torch.Tensor, params: SamplingParams, grammar: GrammarState | None) -> None:
         ends = [token for token in (*self._eos_token_ids, *params.stop_token_ids) if token < logits.shape[0]]
         before = logits[ends]
@@ -67,20 +93,6 @@ class LogitEdits:
         # A grammar that is fulfilled and cannot go on ends the output, however short.
         if grammar is not None and float(logits.max()) == -torch.inf:
             logits[ends] = before
-
-
-def restrict_prompt_logits(logits: torch.Tensor, params: SamplingParams) -> None:
-    """What holds for a prompt's tokens too: allowed_token_ids and logit_bias; the rest is about the output.
-
-    logits: [vocab] float32, changed in place.
-    """
-    if params.allowed_token_ids is not None:
-        allowed = torch.tensor(params.allowed_token_ids, dtype=torch.int64, device=logits.device)
-        kept = torch.full_like(logits, -torch.inf)
-        kept[allowed] = logits[allowed]
-        logits.copy_(kept)
-    for token_id, bias in params.logit_bias.items():
-        logits[token_id] += bias
 
 
 def _restrict_to_grammars(logits: torch.Tensor, items: Items[ScheduledSequence]) -> dict[int, str]:
@@ -117,7 +129,10 @@ def _forbidden(mask: bytes, vocab_size: int) -> NDArray[np.bool_]:
 
 def _banned(bad: tuple[tuple[int, ...], ...], output: list[int]) -> list[int]:
     """Last tokens of those words whose other tokens the output ends with."""
-    return [word[-1] for word in bad if len(word) == 1 or output[1 - len(word) :] == list(word[:-1])]
+    last = output[-1] if output else None
+    return [
+        word[-1] for word in bad if len(word) == 1 or (word[-2] == last and output[1 - len(word) :] == list(word[:-1]))
+    ]
 
 
 def _penalize(logits: torch.Tensor, sequence: Sequence) -> None:

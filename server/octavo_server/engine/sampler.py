@@ -15,7 +15,7 @@ import torch
 
 from octavo_kernels.backend import SamplingBatch
 from octavo_kernels.sample_ref import kept_tokens
-from octavo_server.engine.logit_edits import LogitEdits, restrict_prompt_logits
+from octavo_server.engine.logit_edits import LogitEdits
 from octavo_server.engine.outputs import SampledToken, TokenLogprob
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Sampler:
         """
         if self._mode == "processed":
             for row, row_params in enumerate(params):
-                restrict_prompt_logits(logits[row], row_params)
+                self._edits.apply_to_prompt(logits[row], row_params)
                 logits[row] = processed(logits[row], row_params)
         return logits
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from octavo_kernels.backend import select_backend
+from octavo_server.engine.logit_edits import MAX_REMEMBERED, LogitEdits
 from octavo_server.engine.outputs import NOTHING_LEFT, SampledToken, ScheduledSequence, SequenceId
 from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.sampler import Sampler
@@ -70,6 +71,19 @@ def test_a_grammar_that_cannot_go_on_ends_its_row_alone() -> None:
 
 def test_only_allowed_tokens_are_chosen() -> None:
     assert choose(an_item(allowed_token_ids=(1, 5)), an_item()) == [5, 7]
+
+
+def test_what_many_requests_allow_is_not_mixed_up_and_not_kept_for_ever() -> None:
+    edits = LogitEdits((EOS,))
+    for turn in range(3 * MAX_REMEMBERED):
+        item = an_item(allowed_token_ids=(turn % EOS, turn // EOS % EOS))
+        for _ in range(2):
+            logits = torch.zeros(1, VOCABULARY)
+
+            assert edits.apply(logits, [item]) == {}
+
+            assert {*torch.nonzero(logits[0] == 0).flatten().tolist()} == {turn % EOS, turn // EOS % EOS}
+    assert len(edits._forbidden) == MAX_REMEMBERED
 
 
 @pytest.mark.parametrize(
