@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from octavo_server.errors import InvalidRequestError
 from octavo_server.structured_output.grammar import check_shape
-from octavo_server.structured_output.matching import MAX_LEXER_STATES, bounded, new_matcher
+from octavo_server.structured_output.matching import MAX_LEXER_STATES, new_matcher, reason_of
 from octavo_server.structured_output.tokens import GrammarTokens, grammar_tokens, make_table
 from octavo_server.structured_output.trial_process import TrialProcess
 
@@ -89,7 +89,7 @@ class GrammarState:
     @property
     def error(self) -> str:
         """Why the grammar cannot go on; empty where nothing is wrong."""
-        return bounded(self._matcher.get_error())
+        return reason_of(self._matcher)
 
     def _renew(self) -> bool:
         """Goes on with a fresh grammar where that may help."""

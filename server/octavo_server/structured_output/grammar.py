@@ -7,6 +7,7 @@ millisecond for usual schemas. Reading what a stranger wrote may take minutes: s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,10 +125,15 @@ def _regex_text(params: StructuredOutputsParams) -> str:
 def _choice_text(params: StructuredOutputsParams) -> str:
     from llguidance import LLMatcher
 
-    lines = " | ".join(json.dumps(item, ensure_ascii=False) for item in dict.fromkeys(params.choice or ()))
+    lines = " | ".join(_literal(item) for item in dict.fromkeys(params.choice or ()))
     # As one terminal: an alternative of a rule is an item of the parser's, and those are few.
     text: str = LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {lines}")
     return text
+
+
+def _literal(text: str) -> str:
+    """As JSON writes it, which Lark reads, but for control characters that JSON leaves as they are."""
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def _grammar_text(params: StructuredOutputsParams) -> str:

@@ -25,6 +25,12 @@ def allowed_ids(mask: bytes) -> list[int]:
     return [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
 
 
+def reason_of(matcher: LLMatcher) -> str:
+    """Why the matcher cannot go on; empty where nothing is wrong."""
+    reason: str = matcher.get_error().replace("<non-verbose/>", "")
+    return "no text matches it" if reason.startswith("NoExtension") else bounded(reason)
+
+
 def bounded(message: str) -> str:
     """On one line, without the echo of the grammar that follows a parse error's first lines."""
     text = " ".join(message.split())

@@ -21,7 +21,7 @@ import msgspec
 
 from octavo_server.errors import InvalidRequestError
 from octavo_server.structured_output.grammar import grammar_text
-from octavo_server.structured_output.matching import allowed_ids, bounded, new_matcher
+from octavo_server.structured_output.matching import allowed_ids, bounded, new_matcher, reason_of
 from octavo_server.structured_output.params import StructuredOutputsParams
 from octavo_server.structured_output.tokens import GrammarTokens, make_table, spell_bytewise
 
@@ -92,7 +92,7 @@ def try_grammar(params: StructuredOutputsParams, tokens: GrammarTokens, table: L
     matcher = new_matcher(table, text)
     _begin(matcher, frozenset(tokens.eos_token_ids))
     if matcher.is_error():
-        return Verdict(reason=f"cannot be compiled: {bounded(matcher.get_error())}")
+        return Verdict(reason=f"cannot be compiled: {reason_of(matcher)}")
     return Verdict(text=text)
 
 
