@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from aiohttp import web
 
 from octavo_server.api.error_response import ApiError
+from octavo_server.api.json_bounds import too_many
 from octavo_server.api.state import STATE
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def _check_size(size: int, limit: int) -> None:
 
 
 def _object(raw: bytes) -> dict[str, Any]:
+    if len(raw) > LARGE_BODY_BYTES and (message := too_many(raw)) is not None:
+        raise ApiError(400, message, code="too_many_values")
     try:
         value = json.loads(raw, parse_constant=_refuse_constant)
     except RecursionError as error:
