@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.generation import says_more
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from octavo_server.chat_output.parser import ChatEvent
     from octavo_server.engine.detokenizer import TokenTable
     from octavo_server.engine.engine import OutputDelta
-    from octavo_server.engine.outputs import SampledToken
-    from octavo_server.engine.request import SamplingParams
+    from octavo_server.engine.outputs import PromptLogprob, SampledToken
+    from octavo_server.engine.request import Request, SamplingParams
 
 
 class ChatShape:
@@ -81,13 +81,17 @@ class ChatShape:
             "finish_reason": self._finish_reason(index, output),
             "stop_reason": output.stop_reason,
         }
-        prompt = output.request.prompt_token_ids
         if self._options.return_token_ids:
             choice["token_ids"] = [token.token_id for token in output.tokens]
-            choice["prompt_token_ids"] = list(prompt)
-        if self._options.params.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = prompt_logprobs_json(prompt, output.prompt_logprobs, self._tokens)
         return choice
+
+    def about_prompt(self, request: Request, logprobs: Sequence[PromptLogprob] = ()) -> dict[str, Any]:
+        # As vLLM: of a conversation all choices have one prompt, so it is told of beside them.
+        prompt = request.prompt_token_ids
+        found: dict[str, Any] = {"prompt_token_ids": list(prompt)} if self._options.return_token_ids else {}
+        if self._options.params.prompt_logprobs is not None:
+            found["prompt_logprobs"] = prompt_logprobs_json(prompt, logprobs, self._tokens)
+        return found
 
     def chunk_object(self) -> str:
         return "chat.completion.chunk"

@@ -23,11 +23,13 @@ from octavo_server.api.schemas import CompletionRequest, parse_completion
 from octavo_server.api.state import STATE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiohttp import web
 
     from octavo_server.engine.engine import OutputDelta
-    from octavo_server.engine.outputs import SampledToken
-    from octavo_server.engine.request import SamplingParams
+    from octavo_server.engine.outputs import PromptLogprob, SampledToken
+    from octavo_server.engine.request import Request, SamplingParams
     from octavo_server.engine.served_model import ServedModel
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
@@ -91,7 +93,7 @@ class CompletionShape:
         self._tokens = tokenizer
         num_choices = len(prompts) * self._options.params.n
         self._logprobs = [CompletionLogprobs(tokenizer) for _ in range(num_choices)]
-        self._echoed = [not self._echo] * num_choices
+        self._begun = [False] * num_choices
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return None
@@ -101,8 +103,8 @@ class CompletionShape:
 
     def _delta(self, index: int, delta: OutputDelta) -> dict[str, Any]:
         text, logprobs = delta.text, self._logprobs_of(index, self.shown(delta, self._options.params))
-        if not self._echoed[index]:
-            self._echoed[index] = True
+        is_first, self._begun[index] = not self._begun[index], True
+        if is_first and self._echo:
             text = self._prompt_text(index) + text
         choice: dict[str, Any] = {
             "index": index,
@@ -110,6 +112,8 @@ class CompletionShape:
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
         }
+        if is_first and self._options.return_token_ids:
+            choice["prompt_token_ids"] = self._prompt(index)
         if delta.finish_reason is not None:
             choice["stop_reason"] = delta.stop_reason
         if self._options.return_token_ids:
@@ -120,7 +124,7 @@ class CompletionShape:
         """The text is the answer: nothing is to be read out of it."""
 
     def choice(self, index: int, output: Output) -> dict[str, Any]:
-        prompt = self._prompts[index // self._options.params.n]
+        prompt = self._prompt(index)
         logprobs = (
             self._logprobs_of(index, output.shown, prompt, output)
             if self._options.params.logprobs is not None
@@ -135,7 +139,7 @@ class CompletionShape:
         }
         if self._options.return_token_ids:
             choice["token_ids"] = [token.token_id for token in output.tokens]
-            choice["prompt_token_ids"] = list(prompt)
+            choice["prompt_token_ids"] = prompt
         if self._options.params.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs_json(prompt, output.prompt_logprobs, self._tokens)
         return choice
@@ -149,8 +153,15 @@ class CompletionShape:
     def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
         return [] if params.logprobs is None else shown_tokens(delta, self._tokens, params)
 
+    def about_prompt(self, request: Request, logprobs: Sequence[PromptLogprob] = ()) -> dict[str, Any]:
+        # There may be several prompts, so each choice tells of its own.
+        return {}
+
     def num_reasoning_tokens(self) -> int:
         return 0
+
+    def _prompt(self, index: int) -> list[int]:
+        return self._prompts[index // self._options.params.n]
 
     def _prompt_text(self, index: int) -> str:
         return self._prompt_texts[index // self._options.params.n]

@@ -103,6 +103,9 @@ class Shape(Protocol):
     def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
         """The delta's tokens that the text shows."""
 
+    def about_prompt(self, request: Request, logprobs: Sequence[PromptLogprob] = ()) -> dict[str, Any]:
+        """What stands beside the choices of a whole answer and of a stream's first chunk."""
+
     def num_reasoning_tokens(self) -> int:
         """Tokens of reasoning in all choices so far."""
 
@@ -236,7 +239,9 @@ async def _collect(generation: Generation, stream: RequestStream) -> web.Respons
     def body() -> bytes:
         choices = [shape.choice(index, output) for index, output in enumerate(outputs)]
         usage.reasoning_tokens = shape.num_reasoning_tokens()
-        return msgspec.json.encode({**generation.envelope(shape.object(), choices), "usage": usage.as_json()})
+        about = shape.about_prompt(outputs[0].request, outputs[0].prompt_logprobs)
+        envelope = generation.envelope(shape.object(), choices)
+        return msgspec.json.encode({**envelope, "usage": usage.as_json(), **about})
 
     # Twenty log-probabilities for each of thousands of tokens are megabytes, and streams must not wait for them.
     is_long = params.logprobs is not None or params.prompt_logprobs is not None
@@ -279,7 +284,10 @@ async def _send_events(generation: Generation, stream: RequestStream, events: Ev
         return usage.as_json()
 
     openings = [shape.opening(index) for index in range(generation.num_choices)]
-    await events.send([chunk(choice) for choice in openings if choice is not None])
+    first = [chunk(choice) for choice in openings if choice is not None]
+    if first:
+        first[0] |= shape.about_prompt(generation.requests[0])
+    await events.send(first)
     while deltas := await stream.read():
         chunks: list[dict[str, Any]] = []
         for delta in deltas:

@@ -273,7 +273,7 @@ _COMPLETION_LOGPROBS = record(
 )
 
 
-def _choice(own: Mapping[str, Schema], logprobs: Schema) -> Schema:
+def _choice(own: Mapping[str, Schema], logprobs: Schema, **beside: Schema) -> Schema:
     named = {
         "index": _COUNT,
         **own,
@@ -281,21 +281,22 @@ def _choice(own: Mapping[str, Schema], logprobs: Schema) -> Schema:
         "finish_reason": _FINISH_REASON,
         "stop_reason": _STOP_REASON,
     }
-    asked = {"token_ids": array(TOKEN_ID), "prompt_token_ids": array(TOKEN_ID), "prompt_logprobs": _PROMPT_LOGPROBS}
-    return obj({**named, **asked}, required=list(named))
+    return obj({**named, "token_ids": array(TOKEN_ID), **beside}, required=list(named))
 
 
-def _answers(kind: str, choice: Schema) -> Mapping[int, Answer]:
-    whole = record(
-        {
-            "id": text(),
-            "object": one_of(kind),
-            "created": integer(0),
-            "model": MODEL,
-            "choices": array(choice),
-            "usage": USAGE,
-        }
-    )
+_ABOUT_PROMPT = {"prompt_token_ids": array(TOKEN_ID), "prompt_logprobs": _PROMPT_LOGPROBS}
+
+
+def _answers(kind: str, choice: Schema, **beside: Schema) -> Mapping[int, Answer]:
+    named = {
+        "id": text(),
+        "object": one_of(kind),
+        "created": integer(0),
+        "model": MODEL,
+        "choices": array(choice),
+        "usage": USAGE,
+    }
+    whole = obj({**named, **beside}, required=list(named))
     # Of no type: some readers take a schema here for the whole text, others for each event.
     events = {"description": "Server-sent events, one chunk each, then [DONE]; with `stream: true`."}
     return {200: Answer(description="The answer, whole or streamed.", content={JSON: whole, EVENTS: events})}
@@ -315,5 +316,5 @@ _ANSWER_MESSAGE = obj(
     },
     required=("role", "content"),
 )
-CHAT_ANSWERS = _answers("chat.completion", _choice({"message": _ANSWER_MESSAGE}, _CHAT_LOGPROBS))
-COMPLETION_ANSWERS = _answers("text_completion", _choice({"text": text()}, _COMPLETION_LOGPROBS))
+CHAT_ANSWERS = _answers("chat.completion", _choice({"message": _ANSWER_MESSAGE}, _CHAT_LOGPROBS), **_ABOUT_PROMPT)
+COMPLETION_ANSWERS = _answers("text_completion", _choice({"text": text()}, _COMPLETION_LOGPROBS, **_ABOUT_PROMPT))

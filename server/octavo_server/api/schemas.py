@@ -49,6 +49,10 @@ NOT_SERVED_YET: Mapping[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
+    "guided_json_object": (False,),
+    "guided_whitespace_pattern": (),
+    "guided_decoding_backend": (),
+    "structural_tag": (),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
@@ -61,6 +65,13 @@ NOT_SERVED_YET: Mapping[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": (),
     "logits_processors": ([],),
     "kv_transfer_params": (),
+    "vllm_xargs": ({},),
+    "return_tokens_as_token_ids": (False,),
+    "thinking_token_budget": (),
+    "max_repetition_pattern_size": (0,),
+    "min_repetition_pattern_size": (0,),
+    "repetition_min_count": (0,),
+    "repetition_detection": (),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo_testing.server import Server, a_chat, chat_text, real_server
+from octavo_testing.server import Server, a_chat, a_completion, chat_text, real_server
 
 
 @pytest.fixture
@@ -136,12 +136,32 @@ async def test_the_token_that_ended_the_output_is_not_among_the_logprobs(server:
 async def test_the_client_may_ask_for_token_ids_and_prompt_logprobs(server: Server) -> None:
     answer = (await server.post("/v1/chat/completions", a_chat(return_token_ids=True, prompt_logprobs=1))).json
 
-    choice = answer["choices"][0]
-    assert answer["usage"]["completion_tokens"] == len(choice["token_ids"])
-    assert answer["usage"]["prompt_tokens"] == len(choice["prompt_token_ids"]) == len(choice["prompt_logprobs"])
-    assert choice["prompt_logprobs"][0] is None
-    for token_id, entry in zip(choice["prompt_token_ids"][1:], choice["prompt_logprobs"][1:], strict=True):
+    assert answer["usage"]["completion_tokens"] == len(answer["choices"][0]["token_ids"])
+    assert answer["usage"]["prompt_tokens"] == len(answer["prompt_token_ids"]) == len(answer["prompt_logprobs"])
+    assert answer["prompt_logprobs"][0] is None
+    for token_id, entry in zip(answer["prompt_token_ids"][1:], answer["prompt_logprobs"][1:], strict=True):
         assert {"logprob", "rank", "decoded_token"} == set(entry[str(token_id)])
+
+
+@pytest.mark.parametrize(("path", "make"), [("/v1/chat/completions", a_chat), ("/v1/completions", a_completion)])
+async def test_a_stream_tells_its_prompts_token_ids_once(server: Server, path: str, make: Any) -> None:
+    """As vLLM: in the first chunk, beside the choices of a chat and in each choice of a completion."""
+    fields = {"return_token_ids": True, "n": 2, "ignore_eos": True}
+    whole = (await server.post(path, make(**fields))).json
+    events = (await server.post(path, make(stream=True, **fields))).events
+
+    told = [("chunk", event["prompt_token_ids"]) for event in events if "prompt_token_ids" in event]
+    told += [
+        (choice["index"], choice["prompt_token_ids"])
+        for event in events
+        for choice in event["choices"]
+        if "prompt_token_ids" in choice
+    ]
+    prompt = whole.get("prompt_token_ids") or whole["choices"][0]["prompt_token_ids"]
+    where = ["chunk"] if path == "/v1/chat/completions" else [0, 1]
+    assert told == [(place, prompt) for place in where]
+    assert len(prompt) == whole["usage"]["prompt_tokens"]
+    assert not any("prompt_token_ids" in event for event in events[1:])
 
 
 async def test_many_at_once_get_what_each_gets_alone(server: Server) -> None:
