@@ -351,7 +351,7 @@ class ServerConfig:
     """Least severity that is logged. info: one line per change of life, none per request."""
 
     enable_log_requests: bool = setting(False)
-    """Log one line a finished request: id, path, status, tokens, seconds; never its text. Off: it is per request."""
+    """Log one line a finished request: method, path, status, seconds and its id; never its text. Off: it is per request."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
