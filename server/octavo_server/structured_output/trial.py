@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
@@ -84,7 +84,10 @@ def try_apart(params: StructuredOutputsParams, tokens: GrammarTokens, table: LLT
 
 
 def try_grammar(params: StructuredOutputsParams, tokens: GrammarTokens, table: LLTokenizer) -> Verdict:
-    """Reads, compiles and begins to follow one grammar."""
+    """Reads, compiles and begins to follow one grammar; what binds late by itself first, for else it is not reached."""
+    bare = replace(params, after=None, opening=None, unless=None)
+    if bare != params and (verdict := try_grammar(bare, tokens, table)).text is None:
+        return verdict
     try:
         text = grammar_text(params, tokens.special_ids_by_text)
     except InvalidRequestError as error:

@@ -244,6 +244,12 @@ def test_outputs_of_one_grammar_do_not_move_each_other(compiler: GrammarCompiler
     assert len(allowed(first.allowed_tokens())) == 1
 
 
+def test_free_text_holds_no_special_token_but_the_end(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    ids = allowed(compiler.start(compiler.compile(StructuredOutputsParams(regex="(?s:.*)"))).allowed_tokens())
+
+    assert tokenizer.special_token_ids & {*ids} == {EOS}
+
+
 def test_a_mask_covers_the_padded_vocabulary_and_allows_nothing_of_the_padding(compiler: GrammarCompiler) -> None:
     mask = compiler.start(compiler.compile(StructuredOutputsParams(regex="(?s:.*)"))).allowed_tokens()
 
@@ -384,10 +390,13 @@ def test_a_grammar_that_would_run_away_is_refused_and_harms_nobody(name: str, co
     ],
     ids=["properties", "alternatives"],
 )
-def test_a_grammar_that_could_not_begin_is_refused(params: dict[str, Any], compiler: GrammarCompiler) -> None:
+@pytest.mark.parametrize("after", [None, "</think>"])
+def test_a_grammar_that_could_not_begin_is_refused(
+    after: str | None, params: dict[str, Any], compiler: GrammarCompiler
+) -> None:
     """It compiles, but the parser holds no more than 2,000 alternatives at a time."""
     with pytest.raises(InvalidRequestError, match="max is 2000"):
-        compiler.compile(StructuredOutputsParams(**params))
+        compiler.compile(StructuredOutputsParams(**params, after=after))
 
 
 def test_outputs_go_on_where_others_have_used_up_what_they_share(tokenizer: Tokenizer) -> None:
