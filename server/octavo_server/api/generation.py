@@ -20,7 +20,6 @@ from octavo_server.api.sse import EventStream
 from octavo_server.api.state import STATE, ServerState
 from octavo_server.engine.admission import check_request
 from octavo_server.engine.engine import FAILED_MESSAGE
-from octavo_server.engine.outputs import is_fault_of_request
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
 from octavo_server.engine.text_params import TextParams, resolve_text_params
 from octavo_server.errors import InvalidRequestError
@@ -329,7 +328,7 @@ def failure_of(state: ServerState, delta: OutputDelta) -> ApiError:
         return ApiError(503, message, code="draining", close=True)
     if state.engine.failure is not None:
         return ApiError(503, message, code="engine_dead", close=True)
-    if is_fault_of_request(message):
+    if delta.is_refused:
         return ApiError(400, message, code="invalid_value")
     return ApiError(500, message, code="generation_failed")
 

@@ -164,11 +164,11 @@ async def _stream(http: web.Request, asked: _Asked, run: ResponseRun, stream: Re
     except ConnectionResetError:
         raise
     except ApiError as error:
-        await events.send_named(run.fail(str(error)))
+        await events.send_named(run.fail(error))
     except Exception:
         # The status is sent; what is left to say it with is an event.
         logger.exception("a stream failed", extra={"request_id": run.writer.response["id"]})
-        await events.send_named(run.fail(FAILED_MESSAGE))
+        await events.send_named(run.fail(ApiError(500, FAILED_MESSAGE)))
     return await events.finish()
 
 
@@ -216,12 +216,12 @@ async def _work(
             if stored.response["status"] == "queued":
                 stored.response["status"] = "in_progress"
     except asyncio.CancelledError:
-        run.fail("the client cancelled the response", is_cancelled=True)
+        run.cancel()
     except ApiError as error:
-        run.fail(str(error))
+        run.fail(error)
     except Exception:
         logger.exception("a response failed in the background", extra={"request_id": stored.response["id"]})
-        run.fail(FAILED_MESSAGE)
+        run.fail(ApiError(500, FAILED_MESSAGE))
     finally:
         state.engine.abort(stream)
         state.num_active -= 1

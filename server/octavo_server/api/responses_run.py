@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from octavo_server.api.conversation import PreparedChat
+    from octavo_server.api.error_response import ApiError
     from octavo_server.api.responses_writer import Event, ResponseWriter
     from octavo_server.api.state import ServerState
     from octavo_server.engine.engine import OutputDelta
@@ -56,9 +57,15 @@ class ResponseRun:
                 told += self._take(delta)
             yield told
 
-    def fail(self, message: str, *, is_cancelled: bool = False) -> list[Event]:
+    def fail(self, error: ApiError) -> list[Event]:
         """The last events of a response that will not be finished."""
-        return self.writer.fail(message, usage=self._usage_json(), is_cancelled=is_cancelled)
+        # OpenAI's word for what the request itself makes impossible.
+        code = "invalid_prompt" if error.status < 500 else "server_error"
+        return self.writer.fail(str(error), code=code, usage=self._usage_json())
+
+    def cancel(self) -> None:
+        """The client has taken its request back."""
+        self.writer.fail("the client cancelled the response", usage=self._usage_json(), is_cancelled=True)
 
     def _take(self, delta: OutputDelta) -> list[Event]:
         self._usage.add(delta)

@@ -143,7 +143,7 @@ RESPONSE_BODY = obj(
             }
         ),
         "tool_choice": _CHOICE,
-        **{name: schema for name, schema in SAMPLING.items() if name not in NOT_SERVED},
+        **optionals({name: schema for name, schema in SAMPLING.items() if name not in NOT_SERVED}),
         **{name: STRUCTURED_PROPERTIES[name] for name in _EXTENSIONS},
         **not_served({name: neutral for name, (neutral, _) in NOT_SERVED.items()}),
         **not_served(NOT_SERVED_YET),
@@ -200,7 +200,8 @@ RESPONSE = record(
 RESPONSE_ANSWERS = {
     200: Answer(
         description="The answer; events where stream is true",
-        content={JSON: RESPONSE, EVENTS: text(description="Events of the types response.…")},
+        # Of no type: some readers take a schema here for the whole text, others for each event.
+        content={JSON: RESPONSE, EVENTS: {"description": "Named events; with `stream: true`."}},
     )
 }
 DELETED = record({"id": text(), "object": one_of("response"), "deleted": one_of(True)})

@@ -102,14 +102,21 @@ class ResponseWriter:
         self.response |= {"status": status, "incomplete_details": details, "usage": dict(usage)}
         return [*told, self._whole(f"response.{status}")]
 
-    def fail(self, message: str, *, usage: Mapping[str, Any] | None = None, is_cancelled: bool = False) -> list[Event]:
+    def fail(
+        self,
+        message: str,
+        *,
+        code: str = "server_error",
+        usage: Mapping[str, Any] | None = None,
+        is_cancelled: bool = False,
+    ) -> list[Event]:
         """The answer will not be finished: the server failed, or its client took it back."""
         told = self._close("incomplete")
         self.response["usage"] = None if usage is None else dict(usage)
         if is_cancelled:
             self.response["status"] = "cancelled"
             return told
-        self.response |= {"status": "failed", "error": {"code": "server_error", "message": message}}
+        self.response |= {"status": "failed", "error": {"code": code, "message": message}}
         return [*told, self._whole("response.failed")]
 
     def _grow(self, kind: str, text: str, logprobs: list[Any]) -> list[Event]:

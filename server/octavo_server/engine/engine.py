@@ -57,6 +57,8 @@ class OutputDelta:
     stop_reason: str | int | None = None
     error: str | None = None
     """Set where `finish_reason` is ERROR."""
+    is_refused: bool = False
+    """Whether that error is the request's own, which the client must change."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -242,6 +244,7 @@ class Engine:
             sampled={**first.sampled, **second.sampled},
             prompt_logprobs={**first.prompt_logprobs, **second.prompt_logprobs},
             hidden_states={**first.hidden_states, **second.hidden_states},
+            refused={**first.refused, **second.refused},
             failed={**first.failed, **second.failed},
         )
 
@@ -274,6 +277,7 @@ class Engine:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
             error=error,
+            is_refused=sequence.is_refused,
         )
 
     def _text_of(self, update: SequenceOutput, output: _Output) -> tuple[str, str | None]:

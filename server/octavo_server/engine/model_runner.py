@@ -50,14 +50,19 @@ class DecoderRunner:
         )
         failed = dict(batch.invalid)
         num_samples, num_pooled = len(batch.samples), len(batch.pooled)
-        sampled = self._sample(hidden[:num_samples], batch.samples, failed) if num_samples else {}
+        refused: dict[SequenceId, str] = {}
+        sampled = self._sample(hidden[:num_samples], batch.samples, failed, refused) if num_samples else {}
         pooled = hidden[num_samples : num_samples + num_pooled]
         hidden_states = _hidden_states(pooled, batch.pooled, failed) if num_pooled else {}
         asked = hidden[num_samples + num_pooled :]
         prompt_logprobs = self._prompt_logprobs(asked, batch, failed) if batch.prompt_targets else {}
         # A sequence in `failed` ends, whatever else the step gave it.
         return RunnerOutput(
-            sampled=sampled, prompt_logprobs=prompt_logprobs, hidden_states=hidden_states, failed=failed
+            refused=refused,
+            sampled=sampled,
+            prompt_logprobs=prompt_logprobs,
+            hidden_states=hidden_states,
+            failed=failed,
         )
 
     @torch.inference_mode()
@@ -112,7 +117,11 @@ class DecoderRunner:
         )
 
     def _sample(
-        self, hidden: torch.Tensor, samples: tuple[ScheduledSequence, ...], failed: dict[SequenceId, str]
+        self,
+        hidden: torch.Tensor,
+        samples: tuple[ScheduledSequence, ...],
+        failed: dict[SequenceId, str],
+        refused: dict[SequenceId, str],
     ) -> dict[SequenceId, SampledToken]:
         for item in samples:
             reason = unservable(item.sequence.request.params, self._vocab_size)
@@ -131,7 +140,7 @@ class DecoderRunner:
         sampled: dict[SequenceId, SampledToken] = {}
         for item, token in zip(items, self._sampler.sample(logits, items), strict=True):
             if isinstance(token, str):
-                failed[item.sequence.sequence_id] = token
+                refused[item.sequence.sequence_id] = token
             else:
                 sampled[item.sequence.sequence_id] = token
         return sampled

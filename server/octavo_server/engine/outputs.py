@@ -22,11 +22,6 @@ GRAMMAR_ENDED = "structured_outputs: "
 NOTHING_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to choose; relax one of them"
 
 
-def is_fault_of_request(message: str) -> bool:
-    """Whether a failure came of what the request itself asks for; another one like it fails the same way."""
-    return message == NOTHING_LEFT or message.startswith(GRAMMAR_ENDED)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledSequence:
     """Compute tokens [start, start + num_tokens) of `sequence` in this step."""
@@ -90,6 +85,8 @@ class RunnerOutput:
     prompt_logprobs: dict[SequenceId, tuple[PromptLogprob, ...]] = field(default_factory=dict)
     hidden_states: dict[SequenceId, bytes] = field(default_factory=dict)
     """Of sequences that pool: the last token's, after the final norm, float32 little-endian."""
+    refused: dict[SequenceId, str] = field(default_factory=dict)
+    """Sequences whose own request leaves no token to choose, with a message for the client; they end, the others go on."""
     failed: dict[SequenceId, str] = field(default_factory=dict)
     """Sequences whose row alone failed (a non-finite logit), with a message; they end, the others go on."""
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from octavo_server.engine.kv_pressure import OutputLengths, WaitingDemand
-from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput, SequenceOutput
+from octavo_server.engine.outputs import GRAMMAR_ENDED, ScheduledSequence, SchedulerOutput, SequenceOutput
 from octavo_server.engine.request import FinishReason
 from octavo_server.engine.sequence import SequenceStatus
 from octavo_server.engine.waiting_queue import SchedulingPolicy, make_waiting_queue, priority_key
@@ -319,8 +319,10 @@ class Scheduler:
 
     def _advance(self, item: ScheduledSequence, runner_output: RunnerOutput, now: float) -> SequenceOutput | None:
         sequence = item.sequence
-        if sequence.sequence_id in runner_output.failed:
-            sequence.error = runner_output.failed[sequence.sequence_id]
+        sequence.is_refused = sequence.sequence_id in runner_output.refused
+        if sequence.is_refused or sequence.sequence_id in runner_output.failed:
+            endings = runner_output.refused if sequence.is_refused else runner_output.failed
+            sequence.error = endings[sequence.sequence_id]
             self._finish(sequence, FinishReason.ERROR, keep=False)
             return SequenceOutput(sequence=sequence, finish_reason=FinishReason.ERROR)
         computed = sequence.num_computed_tokens = item.start + item.num_tokens
@@ -357,7 +359,8 @@ class Scheduler:
         params, num_output = sequence.request.params, sequence.num_output_tokens
         may_stop = num_output >= params.min_tokens
         if sequence.grammar is not None and not sequence.grammar.accept(token_id):
-            sequence.error = f"structured_outputs: {sequence.grammar.error}"
+            sequence.is_refused = True
+            sequence.error = f"{GRAMMAR_ENDED}{sequence.grammar.error}"
             self._finish(sequence, FinishReason.ERROR, keep=False)
         elif token_id in self.config.eos_token_ids and _ends_at_eos(sequence, may_stop=may_stop):
             self._finish(sequence, FinishReason.STOP)

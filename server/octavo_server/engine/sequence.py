@@ -68,6 +68,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the output."""
+    is_refused: bool = False
+    """Whether it ended with ERROR for what its own request asked."""
     error: str | None = None
     """Why it ended with ERROR, for the client."""
 

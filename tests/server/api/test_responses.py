@@ -467,3 +467,13 @@ async def test_chat_and_responses_share_the_counts(qwen: Scripted) -> None:
 
     assert await qwen.server.metric("vllm:request_success_total", finished_reason="stop") == 2
     assert qwen.server.state.engine.num_accepted == 2
+
+
+async def test_a_stream_that_leaves_nothing_to_choose_fails_by_its_own_fault(tiny_model: Path) -> None:
+    async with real_server(tiny_model) as server:
+        streamed = await server.post(
+            RESPONSES, a_request(allowed_token_ids=[5], text={"format": {"type": "json_object"}}, stream=True)
+        )
+
+    response = check_events(parse_named(streamed.body))
+    assert (response["status"], response["error"]["code"]) == ("failed", "invalid_prompt")

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from octavo_server import LLM, SamplingParams, StructuredOutputsParams
+from octavo_server.engine.engine import MAX_FAILED_STEPS
 from octavo_testing.schemas import SCHEMAS, an_object
 from octavo_testing.server import NAME, Server, a_chat, a_completion, fake_server, real_server
 
@@ -100,6 +101,16 @@ async def test_a_request_that_leaves_nothing_to_choose_is_refused_alone(tiny_mod
     assert failing.status == 400
     assert "leave no token to choose" in failing.json["error"]["message"]
     assert streamed.events[-1] == failing.json
+    assert good.status == 200
+
+
+async def test_many_requests_that_leave_nothing_to_choose_do_not_pass_for_a_broken_engine(tiny_model: Path) -> None:
+    body = a_chat(structured_outputs={"choice": ["yes"]}, allowed_token_ids=[5])
+    async with real_server(tiny_model) as server:
+        statuses = [(await server.post(CHAT, body)).status for _ in range(MAX_FAILED_STEPS + 2)]
+        good = await server.post(CHAT, a_chat())
+
+    assert statuses == [400] * (MAX_FAILED_STEPS + 2)
     assert good.status == 200
 
 
