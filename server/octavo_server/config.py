@@ -350,6 +350,10 @@ class ServerConfig:
     log_level: Literal["debug", "info", "warning", "error"] = setting("info")
     """Least severity that is logged. info: one line per change of life, none per request."""
 
+    otlp_traces_endpoint: str | None = setting(None)
+    """Where to send traces, such as http://collector:4318/v1/traces (OpenTelemetry's OTLP over HTTP): one span a generation
+    request, without its text. Needs octavo[otel]. None: no traces."""
+
     enable_log_requests: bool = setting(False)
     """Log one line a finished request: method, path, status, seconds and its id; never its text. Off: it is per request."""
 

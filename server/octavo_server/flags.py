@@ -35,7 +35,6 @@ NOT_SUPPORTED_YET = frozenset(
         "--lora-modules",
         "--speculative-config",
         "--kv-offloading-size",
-        "--otlp-traces-endpoint",
     }
 )
 """Flags of the contract that a later version brings; until then each is an error, never ignored."""

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 def make_app(state: ServerState) -> web.Application:
     """The application over `state`; it owns nothing that must be closed."""
+    tracing = [] if state.tracing is None else [state.tracing.middleware]
     app = web.Application(
-        middlewares=[errors, answer_preflight, require_key, count_active],
+        middlewares=[*tracing, errors, answer_preflight, require_key, count_active],
         client_max_size=state.config.max_request_bytes,
     )
     app[STATE] = state

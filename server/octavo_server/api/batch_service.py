@@ -80,7 +80,7 @@ class BatchService:
             await self._worker.aclose()
         await self._door.aclose()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """When nobody asks any more: lets another server use the folder."""
         if self._opened is not None:
             self._opened.close()

@@ -85,7 +85,7 @@ class Service(Protocol):
     async def stop(self) -> None:
         """Before connections are closed."""
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """After it."""
 
 
@@ -113,7 +113,7 @@ class Runner(web.AppRunner):
             await service.stop()
         await super().cleanup()
         for service in self._services:
-            service.close()
+            await service.aclose()
 
     async def _make_server(self) -> web.Server:
         return _ConnectionFactory(await super()._make_server(), asyncio.get_running_loop())

@@ -18,6 +18,7 @@ from octavo_server.api.app import make_app
 from octavo_server.api.batch_service import BatchService
 from octavo_server.api.connection import Runner, Service
 from octavo_server.api.state import ServerState
+from octavo_server.api.tracing import Tracing
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.placement import make_host
 from octavo_server.errors import ConfigError, EngineStuckError, StartupError
@@ -106,6 +107,9 @@ def make_runner(state: ServerState) -> web.AppRunner:
     if state.config.data_dir is not None:
         state.batches = BatchService(state)
         services.append(state.batches)
+    if state.config.otlp_traces_endpoint is not None:
+        state.tracing = Tracing(state.config.otlp_traces_endpoint, state.model_names[0], state.engine)
+        services.append(state.tracing)
     # Cancelling handlers of clients that went away is what frees their blocks.
     return Runner(
         make_app(state), services, handler_cancellation=True, access_log=None, shutdown_timeout=FLUSH_TIMEOUT_S

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from octavo_server.api.batch_service import BatchService
+    from octavo_server.api.tracing import Tracing
     from octavo_server.chat_output.formats import ServedFormats
     from octavo_server.config import ServerConfig
     from octavo_server.engine.served_model import ServedModel
@@ -48,6 +49,8 @@ class ServerState:
     """Unix seconds."""
     batches: BatchService | None = None
     """Files and batches; None without --data-dir."""
+    tracing: Tracing | None = None
+    """None without --otlp-traces-endpoint."""
     draining: bool = False
     num_active: int = 0
     """Generation handlers that have not ended."""

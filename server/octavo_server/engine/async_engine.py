@@ -89,6 +89,8 @@ class AsyncEngine:
         """Why the engine is dead."""
         self.loaded: ServedModel | None = None
         self.num_accepted = 0
+        self.on_submit: Callable[[RequestStream], None] | None = None
+        """Told of each accepted stream, in the task that submits it."""
         self._host = host
         self._on_records = on_records
         self._max_queued = max_num_queued_reqs
@@ -171,6 +173,8 @@ class AsyncEngine:
         self._num_submitted += stream.num_outputs
         self.num_accepted += len(requests)
         self._streams.update(dict.fromkeys([request.request_id for request in requests], stream))
+        if self.on_submit is not None:
+            self.on_submit(stream)
         return stream
 
     def abort(self, stream: RequestStream) -> None:

@@ -13,7 +13,7 @@ from octavo_server.engine.messages import joined_deltas
 from octavo_server.engine.request import FinishReason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from octavo_server.engine.request import Request
 
@@ -27,6 +27,8 @@ class RequestStream:
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = tuple(requests)
+        self.observer: Callable[[OutputDelta], None] | None = None
+        """Sees each delta as it comes, before it is joined or read."""
         self._pending: dict[tuple[str, int], list[OutputDelta]] = {}
         self._waiter: asyncio.Future[None] | None = None
         self._open = {(item.request_id, index) for item in requests for index in range(item.params.n)}
@@ -60,6 +62,8 @@ class RequestStream:
             return
         if delta.finish_reason is not None:
             self._open.discard(output)
+        if self.observer is not None:
+            self.observer(delta)
         parts = self._pending.setdefault(output, [])
         parts.append(delta)
         if len(parts) >= MAX_PARTS:
