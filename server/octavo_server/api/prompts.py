@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 USUAL_TOKEN_CHARS = 8
 """Twice what a token of most texts has: what is shorter than so many for each allowed token is encoded at once."""
+PIECE_CHARS = 2**18
+"""Of what is counted in pieces, a piece: 100 MB of tokens where each character is one."""
+MAX_UNCOUNTED_CHARS = 2**20
 CUT_MARGIN_TOKENS = 64
 """As many tokens next to a cut may be others than in the whole text."""
 
@@ -55,12 +58,13 @@ def encode_bounded(
             f"{shown} has {len(text):,} characters, of which a token has at most {tokenizer.max_token_chars:,}; {remedy}",
             param=name,
         )
-    size, count = limit * USUAL_TOKEN_CHARS, 0
-    for start in range(0, len(text) if len(text) > size else 0, size):
-        piece = tokenizer.encode(text[start : start + size], add_special_tokens=False)
-        count += max(0, len(piece) - CUT_MARGIN_TOKENS)
-        if count > limit:
-            raise InvalidRequestError(f"{shown} has more than {count:,} tokens; {remedy}", param=name)
+    if len(text) > min(limit * USUAL_TOKEN_CHARS, MAX_UNCOUNTED_CHARS):
+        size, count = min(limit * USUAL_TOKEN_CHARS, PIECE_CHARS), 0
+        for start in range(0, len(text), size):
+            piece = tokenizer.encode(text[start : start + size], add_special_tokens=False)
+            count += max(0, len(piece) - CUT_MARGIN_TOKENS)
+            if count > limit:
+                raise InvalidRequestError(f"{shown} has more than {count:,} tokens; {remedy}", param=name)
     return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 

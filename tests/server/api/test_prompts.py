@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo_server.api.prompts import CUT_MARGIN_TOKENS, USUAL_TOKEN_CHARS, encode_bounded, encode_prompt
+from octavo_server.api.prompts import CUT_MARGIN_TOKENS, PIECE_CHARS, USUAL_TOKEN_CHARS, encode_bounded, encode_prompt
 from octavo_server.engine.admission import Limits
 from octavo_server.engine.served_model import ServedModel
 from octavo_server.errors import InvalidRequestError
@@ -26,9 +26,12 @@ class Counting:
     inner: Tokenizer
     max_token_chars: int
     num_chars: int = 0
+    most_chars: int = 0
+    """Of one call."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self.num_chars += len(text)
+        self.most_chars = max(self.most_chars, len(text))
         return self.inner.encode(text, add_special_tokens=add_special_tokens)
 
 
@@ -78,6 +81,22 @@ def test_what_cannot_fit_is_refused_before_it_is_read(tokenizer: Counting, name:
     assert tokenizer.num_chars <= 2 * CONTEXT * USUAL_TOKEN_CHARS
     with pytest.raises(InvalidRequestError, match="40,000 characters"):
         encode_prompt(a_model(tokenizer), "x" * 40_000, add_special_tokens=True, name=name)
+
+
+def test_what_a_large_limit_may_not_hold_is_counted_in_pieces_too(tokenizer: Counting) -> None:
+    """A million tokens may be made, but of a text of millions no more are made at once."""
+    text = WORDS * 80_000
+    with pytest.raises(InvalidRequestError, match="tokens; send less"):
+        encode_bounded(
+            tokenizer,  # type: ignore[arg-type]  # the two methods that are used
+            text,
+            10**6,
+            add_special_tokens=True,
+            name="prompt",
+            remedy="send less",
+        )
+
+    assert tokenizer.most_chars <= PIECE_CHARS
 
 
 @pytest.mark.parametrize("keep", [1, 5, 60])
