@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from octavo_server.engine.request import SamplingParams
 
 
+CPU_ROWS = 8
+"""Of float32 logits, 1.5 MB with a vocabulary of 50,000."""
+
+
 class Sampler:
     """Chooses one token a row."""
 
@@ -92,11 +96,14 @@ def gather_logprobs(
 
     logits: [num_rows, vocab] float32.
     """
-    # normaliser: [num_rows, 1] float32; subtracting it late spares a second [num_rows, vocab]
-    normaliser = logits.logsumexp(dim=-1, keepdim=True)
     ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device).unsqueeze(1)
     chosen = logits.gather(1, ids)
-    ranks = ((logits > chosen).sum(dim=-1) + 1).tolist()
+    # On a CPU a few rows at a time, which stay in its caches from one pass over them to the next.
+    at_once = CPU_ROWS if logits.device.type == "cpu" else len(token_ids)
+    parts = list(zip(torch.split(logits, at_once), torch.split(chosen, at_once), strict=True))
+    # normaliser: [num_rows, 1] float32; subtracting it late spares a second [num_rows, vocab]
+    normaliser = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows, _ in parts])
+    ranks = torch.cat([(rows > own).sum(dim=-1, dtype=torch.int32) for rows, own in parts]).add_(1).tolist()
     logprobs = (chosen - normaliser).squeeze(1).tolist()
     width = min(max(counts), logits.shape[1])
     top_values, top_ids = logits.topk(width, dim=-1) if width else (logits[:, :0], ids[:, :0])
