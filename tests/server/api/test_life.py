@@ -177,10 +177,11 @@ async def test_a_stuck_engine_is_unhealthy_only_while_work_is_there(tokenizer_fo
 async def test_clients_that_leave_a_stuck_engine_do_not_make_it_look_well(server: Server) -> None:
     """They time out long before it is known to be stuck, and others come: each must find the clock still running."""
     engine = server.state.engine
-    runner_of(server).gate.clear()
+    # The second step hangs; one that leaves before any step has begun would find an engine that is well.
+    runner_of(server).let_through(1)
     for _ in range(2):
         request = asyncio.create_task(server.post(COMPLETIONS, a_completion(ignore_eos=True)))
-        await server.until(lambda: engine.num_unfinished == 1)
+        await server.until(lambda: engine.num_unfinished == engine.snapshot.num_running == 1)
         engine._beat_s -= 200
         request.cancel()
         await server.until(lambda: engine.num_unfinished == 0)
