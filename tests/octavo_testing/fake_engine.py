@@ -36,6 +36,8 @@ class GatedRunner:
         """Steps after which the gate closes by itself; None: never."""
         self.breaks = False
         """Raise at every step."""
+        self.num_begun = 0
+        """Steps that have come to the gate; `num_steps` have gone through."""
         self.num_steps = 0
         self.fails_at: frozenset[int] = frozenset()
         """Calls, from 1, that raise."""
@@ -52,6 +54,7 @@ class GatedRunner:
         self.gate.set()
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
+        self.num_begun += 1
         assert self.gate.wait(timeout=60), "a test left the gate closed"
         self.num_steps += 1
         if self.closes_after is not None:

@@ -174,25 +174,27 @@ async def test_a_stuck_engine_is_unhealthy_only_while_work_is_there(tokenizer_fo
         assert (await server.get("/health")).status == 200
 
 
-async def test_clients_that_leave_a_stuck_engine_do_not_make_it_look_well(server: Server) -> None:
+async def test_clients_that_leave_a_stuck_engine_do_not_make_it_look_well(tokenizer_folder: Path) -> None:
     """They time out long before it is known to be stuck, and others come: each must find the clock still running."""
-    engine = server.state.engine
-    # The second step hangs; one that leaves before any step has begun would find an engine that is well.
-    runner_of(server).let_through(1)
-    for _ in range(2):
-        request = asyncio.create_task(server.post(COMPLETIONS, a_completion(ignore_eos=True)))
-        await server.until(lambda: engine.num_unfinished == engine.snapshot.num_running == 1)
-        engine._beat_s -= 200
-        request.cancel()
-        await server.until(lambda: engine.num_unfinished == 0)
+    async with fake_server(tokenizer_folder) as server:
+        engine = server.state.engine
+        runner = runner_of(server)
+        runner.gate.clear()
+        for _ in range(2):
+            request = asyncio.create_task(server.post(COMPLETIONS, a_completion(ignore_eos=True)))
+            # One that left before a step has begun would leave an engine that is well.
+            await server.until(lambda: engine.num_unfinished == runner.num_begun == 1)
+            engine._beat_s -= 200
+            request.cancel()
+            await server.until(lambda: engine.num_unfinished == 0)
 
-    stuck = await server.get("/health")
-    runner_of(server).open()
-    await server.until(lambda: engine._is_idle)
-    engine._beat_s -= 1000
+        stuck = await server.get("/health")
+        runner_of(server).open()
+        await server.until(lambda: engine._is_idle)
+        engine._beat_s -= 1000
 
-    assert (stuck.status, stuck.json["error"]["code"]) == (503, "engine_stuck")
-    assert (await server.get("/health")).status == 200
+        assert (stuck.status, stuck.json["error"]["code"]) == (503, "engine_stuck")
+        assert (await server.get("/health")).status == 200
 
 
 async def test_the_death_of_the_engine_ends_every_request_with_an_error(server: Server) -> None:
