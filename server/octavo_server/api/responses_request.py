@@ -197,14 +197,19 @@ def _text_format(fields: Fields) -> tuple[StructuredOutputsParams | None, dict[s
     kind = given.get("type")
     if kind not in FORMATS:
         raise given.fail("type", "one of " + ", ".join(FORMATS))
+    schema, name, strict = given.get("schema"), given.text("name", max_chars=64), given.boolean("strict")
+    given.text("description")
+    if kind != "json_schema" and schema is not None:
+        raise given.refuse(
+            "schema", f"schema stands beside type {kind}; send type json_schema, or leave the schema out"
+        )
     if kind == "text":
         return None, plain
     if kind == "json_object":
         return StructuredOutputsParams(json_object=True), {"format": {"type": "json_object"}}
-    schema, name = given.get("schema"), given.text("name", max_chars=64) or "answer"
     if not isinstance(schema, dict | bool):
         raise given.fail("schema", "a JSON Schema, which is an object")
-    echo = {"type": "json_schema", "name": name, "schema": schema, "strict": given.boolean("strict")}
+    echo = {"type": "json_schema", "name": name or "answer", "schema": schema, "strict": strict}
     try:
         return StructuredOutputsParams(json=json.dumps(schema)), {"format": echo}
     except RecursionError as error:

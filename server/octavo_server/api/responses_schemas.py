@@ -96,6 +96,7 @@ _FORMAT = obj(
         "name": optional(text(maxLength=64)),
         "schema": {"type": ["object", "boolean", "null"]},
         "strict": optional(boolean()),
+        "description": optional(text()),
     },
     required=("type",),
 )
