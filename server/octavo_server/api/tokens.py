@@ -19,6 +19,7 @@ from octavo_server.api.generation_schemas import CHAT_BODY, CHAT_EXAMPLE
 from octavo_server.api.json_schema import MODEL, TOKEN_ID, any_of, array, boolean, integer, obj, optional, record, text
 from octavo_server.api.prompts import encode_bounded
 from octavo_server.api.state import STATE
+from octavo_server.engine.admission import check_token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,6 +56,7 @@ async def tokenize(http: web.Request) -> web.Response:
     asked = await read_parsed(http, lambda body: parse_tokenize(body, loaded.defaults, state.model_names[0]))
     if isinstance(asked, ChatRequest):
         state.check_model(asked.options.model)
+        check_token_ids(asked.options.params, loaded.limits)
         prepared = await asyncio.to_thread(prepare, loaded, state.formats, asked.conversation, asked.options.params)
         ids, ignored = prepared.prompt_token_ids, (*asked.options.ignored, *prepared.ignored)
     else:

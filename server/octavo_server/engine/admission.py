@@ -62,7 +62,7 @@ def check_request(request: Request, limits: Limits) -> None:
     assert not request.pools or (request.params.max_tokens, request.params.n) == (0, 1), (
         "a request that pools is POOLING"
     )
-    _check_token_ids(request, limits)
+    check_token_ids(request.params, limits, prompt=request.prompt_token_ids)
     params, num_prompt, limit = request.params, len(request.prompt_token_ids), limits.max_sequence_tokens
     if request.priority and not limits.ranks_by_priority:
         raise InvalidRequestError(
@@ -125,12 +125,17 @@ def check_params(params: SamplingParams) -> None:
         )
 
 
-def _check_token_ids(request: Request, limits: Limits) -> None:
+def check_token_ids(params: SamplingParams, limits: Limits, *, prompt: tuple[int, ...] = ()) -> None:
+    """Whether every token that is named is in the vocabulary.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
     for name, ids in (
-        ("prompt", request.prompt_token_ids),
-        ("stop_token_ids", request.params.stop_token_ids),
-        ("logit_bias", tuple(request.params.logit_bias)),
-        ("allowed_token_ids", request.params.allowed_token_ids or ()),
+        ("prompt", prompt),
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", tuple(params.logit_bias)),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
     ):
         if not ids or (min(ids) >= 0 and max(ids) < limits.vocab_size):
             continue

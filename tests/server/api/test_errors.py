@@ -102,6 +102,7 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     (CHAT, a_chat(stop={}), "stop", ("array",)),
     (CHAT, a_chat(logit_bias=False), "logit_bias", ("got false",)),
     (CHAT, a_chat(logit_bias=[]), "logit_bias", ("object",)),
+    ("/tokenize", {"messages": [MESSAGE], "stop_token_ids": [512]}, "stop_token_ids", ("512",)),
     (CHAT, a_chat("long " * 3_000), "prompt", ("characters", "512", "--max-model-len")),
     (COMPLETIONS, a_completion("long " * 3_000), "prompt", ("characters", "512")),
     (CHAT, a_chat(cache_salt=5), "cache_salt", ()),
