@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from octavo_server.engine.build import LoadedEngine
 from octavo_server.engine.engine import Engine, Vocabulary
@@ -104,10 +104,10 @@ class FakeParts:
     def break_engine(self) -> None:
         """Lets the next step raise outside of the model, where nobody can be blamed alone."""
 
-        def boom() -> NoReturn:
+        def boom(now: float) -> SchedulerOutput:
             raise RuntimeError("boom")
 
-        self.scheduler.schedule = lambda _now: boom()  # type: ignore[method-assign]
+        self.scheduler.schedule = boom  # type: ignore[method-assign]
 
 
 def fake_engine(
