@@ -83,7 +83,17 @@ async def test_a_client_that_goes_away_frees_all_of_its_blocks(
 
 
 LONG = a_completion([5, 6], stream=True, ignore_eos=True, max_tokens=400, n=4, return_token_ids=True)
-"""Some 400 KB of answer."""
+"""Some 400 KB of answer, where each step's tokens are read before the next; few where one event joins many steps."""
+
+
+async def until_the_client_holds_up_its_answer(server: Server, transport: asyncio.Transport) -> None:
+    """Step by step, so that it is long enough, and leaves the gate closed in the middle of it."""
+    assert server.fake is not None
+    async with asyncio.timeout(10):
+        while transport.get_write_buffer_size() <= SMALL_BYTES:
+            server.fake.runner.let_through(1)
+            await asyncio.sleep(0.001)
+    assert server.state.engine.num_unfinished == 1
 
 
 async def test_a_client_that_goes_away_while_its_answer_waits_for_it_frees_its_blocks(server: Server) -> None:
@@ -92,9 +102,7 @@ async def test_a_client_that_goes_away_while_its_answer_waits_for_it_frees_its_b
     runner, engine = server.fake.runner, server.state.engine
     runner.gate.clear()
     async with a_client_that_does_not_read(server, LONG) as transport:
-        await server.until(lambda: engine.num_unfinished == 1)
-        runner.let_through(350)
-        await server.until(lambda: transport.get_write_buffer_size() > SMALL_BYTES)
+        await until_the_client_holds_up_its_answer(server, transport)
         assert engine.snapshot.kv_usage > 0
     await server.until(lambda: engine.num_unfinished == 0, timeout_s=1)
     runner.open()
@@ -104,8 +112,11 @@ async def test_a_client_that_goes_away_while_its_answer_waits_for_it_frees_its_b
 
 async def test_a_client_that_does_not_read_holds_nobody(server: Server) -> None:
     """Its own output is computed to the end and waits; the blocks are free long before anybody reads it."""
+    assert server.fake is not None
+    server.fake.runner.gate.clear()
     async with a_client_that_does_not_read(server, LONG) as transport:
-        await server.until(lambda: transport.get_write_buffer_size() > SMALL_BYTES)
+        await until_the_client_holds_up_its_answer(server, transport)
+        server.fake.runner.open()
         others = await asyncio.gather(*(server.post(COMPLETIONS, a_completion()) for _ in range(4)))
         await server.until(lambda: server.state.engine.num_unfinished == 0)
         load = (await server.get("/load")).json
@@ -122,8 +133,11 @@ async def test_a_client_that_takes_nothing_for_too_long_is_cut_off(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo_server.api.sse.WRITE_TIMEOUT_S", 0.05)
-    async with a_client_that_does_not_read(server, LONG):
-        await server.until(lambda: server.state.engine.num_accepted == 1)
+    assert server.fake is not None
+    server.fake.runner.gate.clear()
+    async with a_client_that_does_not_read(server, LONG) as transport:
+        await until_the_client_holds_up_its_answer(server, transport)
+        server.fake.runner.open()
 
         await server.until(lambda: server.state.num_active == 0)
         await check_all_is_free(server)
