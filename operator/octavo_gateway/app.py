@@ -34,6 +34,15 @@ logger = logging.getLogger(__name__)
 RESTART_AFTER_S = 1.0
 # Where clients of Jina, Cohere and vLLM ask for scores and rankings.
 BEYOND_V1 = ("/v2/rerank", "/rerank", "/score")
+STORED_RESPONSE_PATHS = (
+    ("GET", "/v1/responses/{id}"),
+    ("DELETE", "/v1/responses/{id}"),
+    ("GET", "/v1/responses/{id}/input_items"),
+    ("POST", "/v1/responses/{id}/cancel"),
+)
+ONE_SERVERS_PATHS = ("/v1/files", "/v1/files/{rest:.*}", "/v1/batches", "/v1/batches/{rest:.*}")
+"""What one server with --data-dir keeps for itself."""
+MAX_SERVICES_SHOWN = 5
 POST_ONLY = frozenset(BEYOND_V1) | frozenset(
     f"/v1/{name}"
     for name in ("chat/completions", "completions", "embeddings", "responses", "score", "rerank", "moderations")
@@ -89,6 +98,10 @@ class Gateway:
         app = web.Application(middlewares=[_errors_as_json])
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/v1/models/{id:.+}", self._get_model)
+        for method, path in STORED_RESPONSE_PATHS:
+            app.router.add_route(method, path, self.proxy.handle_stored)
+        for path in ONE_SERVERS_PATHS:
+            app.router.add_route("*", path, self._not_routed)
         for path in ("/v1/{path:.+}", *BEYOND_V1):
             app.router.add_post(path, self.proxy.handle)
         app.router.add_route("*", "/{path:.*}", _no_such_path)
@@ -116,6 +129,17 @@ class Gateway:
             raise ModelNotFound(table.explain_unknown(name), param="model")
         return web.json_response(_model_object(name, model))
 
+    async def _not_routed(self, request: web.Request) -> web.Response:
+        models = [model for model in self._complete_table().models.values() if model.service_url]
+        shown = ", ".join(f"{model.service_url} ({model.key})" for model in models[:MAX_SERVICES_SHOWN])
+        more = f" and {len(models) - MAX_SERVICES_SHOWN} more" if len(models) > MAX_SERVICES_SHOWN else ""
+        raise BadRequest(
+            f"{request.path[:100]} belongs to one server with --data-dir and is not routed by the gateway; ask the "
+            f"model's own Service{f': {shown}{more}' if models else ''}.",
+            status=404,
+            code="path_not_routed",
+        )
+
     def _complete_table(self) -> RoutingTable:
         if not self.router.table.is_complete:
             raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
@@ -141,7 +165,8 @@ class Gateway:
 async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: random.Random) -> AsyncIterator[Gateway]:
     """Open everything, listen, and close everything at the end; ``drain`` first for a graceful end."""
     metrics = Metrics()
-    router = Router(Balancer(rng), metrics)
+    balancer = Balancer(rng, on_spill=lambda key: metrics.spills.labels(key).inc())
+    router = Router(balancer, metrics)
     source = make_source(router.publish, metrics)
     waker = Waker(router, source, metrics)
     async with (

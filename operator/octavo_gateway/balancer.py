@@ -1,4 +1,4 @@
-"""Which replica takes a request: power of two choices on KV pressure, with prefix affinity that needs no shared state.
+"""Which replica takes a request: prefix affinity that needs no shared state, power of two choices on KV pressure, or turns.
 
 Pure: readings, failures and in-flight counts are told to it; randomness and time are parameters.
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .endpoints import Model, Replica
+from .endpoints import Model, Replica, Strategy
 
 FAILURE_PAUSE_S = 2.0
 """A replica that refused or broke is left out this long, unless its /load answers earlier."""
@@ -59,9 +59,13 @@ class _State:
 class Balancer:
     """Owns what this gateway knows of each replica; ``keep_only`` bounds it to the replicas of the table."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, on_spill: Callable[[str], None] = lambda _: None) -> None:
+        """`on_spill` is told the key of a model whose request did not go to the first replica of its order."""
         self._rng = rng
+        self._on_spill = on_spill
         self._states: dict[str, _State] = {}
+        self._last_turn: dict[str, str] = {}
+        """The pod that had the last turn, by model key."""
 
     def choose(
         self, model: Model, *, now: float, affinity: str | None = None, exclude: Collection[str] = ()
@@ -70,8 +74,10 @@ class Balancer:
         candidates = [replica for replica in self.routable(model, now=now) if replica.url not in exclude]
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
-        if affinity is not None:
-            return self._by_affinity(affinity, candidates)
+        if model.strategy is Strategy.ROUND_ROBIN:
+            return self._next_turn(model.key, candidates)
+        if model.strategy is Strategy.PREFIX_AFFINITY and affinity is not None:
+            return self._by_affinity(model.key, affinity, candidates)
         return self._better_of_two(candidates)
 
     def routable(self, model: Model, *, now: float) -> list[Replica]:
@@ -105,7 +111,10 @@ class Balancer:
 
     def keep_only(self, models: Iterable[Model]) -> None:
         """Forget replicas that have left the table."""
+        models = list(models)
         urls = {replica.url for model in models for replica in model.replicas}
+        keys = {model.key for model in models}
+        self._last_turn = {key: pod for key, pod in self._last_turn.items() if key in keys}
         self._states = {url: state for url, state in self._states.items() if url in urls}
 
     def _is_in(self, url: str, now: float) -> bool:
@@ -122,11 +131,21 @@ class Balancer:
     def _rank(self, replica: Replica) -> tuple[float, int]:
         return self.score(replica.url), self.in_flight(replica.url)
 
-    def _by_affinity(self, affinity: str, candidates: Sequence[Replica]) -> Replica:
+    def _next_turn(self, key: str, candidates: Sequence[Replica]) -> Replica:
+        ordered = sorted(candidates, key=lambda replica: replica.pod)
+        last = self._last_turn.get(key, "")
+        chosen = next((replica for replica in ordered if replica.pod > last), ordered[0])
+        self._last_turn[key] = chosen.pod
+        return chosen
+
+    def _by_affinity(self, key: str, affinity: str, candidates: Sequence[Replica]) -> Replica:
         mean = sum(self.score(replica.url) for replica in candidates) / len(candidates)
         bound = mean * (1 + AFFINITY_SLACK) + AFFINITY_SLACK
         ordered = sorted(candidates, key=lambda replica: _rendezvous(affinity, replica.pod), reverse=True)
-        return next(replica for replica in ordered if self.score(replica.url) <= bound)
+        chosen = next(replica for replica in ordered if self.score(replica.url) <= bound)
+        if chosen is not ordered[0]:
+            self._on_spill(key)
+        return chosen
 
 
 def _rendezvous(affinity: str, pod: str) -> bytes:

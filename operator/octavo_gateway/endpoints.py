@@ -9,11 +9,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
 
 MAX_SUGGESTIONS = 5
 MAX_KNOWN_SHOWN = 20
+
+
+class Strategy(Enum):
+    """How a replica is chosen; ``Auto`` of a resource is resolved into one of these."""
+
+    LEAST_PRESSURE = "LeastPressure"
+    PREFIX_AFFINITY = "PrefixAffinity"
+    ROUND_ROBIN = "RoundRobin"
+
+
+def resolve_strategy(name: str, *, prefix_caching: bool) -> Strategy:
+    """Auto keeps conversations on their replica where replicas keep prefixes, and else only spreads."""
+    if name != "Auto":
+        return Strategy(name)
+    return Strategy.PREFIX_AFFINITY if prefix_caching else Strategy.LEAST_PRESSURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +43,12 @@ class Replica:
     ready: bool
     terminating: bool = False
     revision: str = ""
+    admitted: bool = True
+    """Its revision gets new requests; one that does not still answers for the responses that it stored."""
 
     @property
     def is_routable(self) -> bool:
-        return self.ready and not self.terminating
+        return self.ready and self.admitted and not self.terminating
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +63,9 @@ class Model:
     """Unix seconds of creation; the older resource keeps a contested name."""
     uid: str = ""
     replicas: tuple[Replica, ...] = ()
+    strategy: Strategy = Strategy.PREFIX_AFFINITY
+    service_url: str = ""
+    """Base address of the model's own Service, which knows more paths than the gateway."""
     max_held: int = 256
     hold_timeout_s: float = 600.0
     is_scaled_to_zero: bool = False
@@ -52,6 +73,15 @@ class Model:
     can_wake: bool = False
     """The gateway may scale it from 0 to 1: ``spec.scaling`` is set and the resource is not suspended."""
     resource_version: str = ""
+
+    def name_at_server(self, asked: str) -> str:
+        """What a request's ``model`` becomes: ``NAMESPACE/NAME`` is the gateway's word, its servers do not know it."""
+        is_alias = asked == self.key and asked not in self.served_names
+        return self.served_names[0] if is_alias and self.served_names else asked
+
+    def prefix_name(self, asked: str) -> str:
+        """Equal for all names behind which one prefix is cached once."""
+        return self.key if asked == self.key or asked in self.served_names else asked
 
     @property
     def needs_wake(self) -> bool:

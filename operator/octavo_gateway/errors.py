@@ -3,6 +3,7 @@
 GatewayError
 ├── BadRequest             400, 404, 405, 408, 413: the client can mend it
 ├── ModelNotFound          404
+├── ResponseNotFound       404: what stored it is gone, or never was
 ├── Unavailable            503 + Retry-After: nothing can serve this now
 └── UpstreamFailed         502: a replica broke before its first byte, twice
 CannotListen               a port is taken or not allowed; the process ends with it
@@ -55,6 +56,12 @@ class ModelNotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class ResponseNotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "response_not_found"
 
 
 class Unavailable(GatewayError):

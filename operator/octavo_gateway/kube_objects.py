@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from .endpoints import Model, Replica, RoutingTable, table_of
+from .endpoints import Model, Replica, RoutingTable, resolve_strategy, table_of
 
 MODEL_LABEL = "octavo.dev/modeldeployment"
 REVISION_LABEL = "octavo.dev/revision"
@@ -51,6 +51,11 @@ def read_model(thing: KubeObject) -> ModelFacts:
         served_names=tuple(spec.get("servedNames") or (metadata["name"],)),
         created_s=_unix_seconds(metadata.get("creationTimestamp", "")),
         uid=metadata.get("uid", ""),
+        strategy=resolve_strategy(
+            routing.get("strategy") or "Auto",
+            prefix_caching=(spec.get("engine") or {}).get("prefixCaching", True),
+        ),
+        service_url=f"http://{metadata['name']}.{metadata.get('namespace', '')}.svc:{SERVER_PORT}",
         max_held=routing.get("maxHeldRequests", 256),
         hold_timeout_s=duration_s(routing.get("holdTimeout") or "10m"),
         is_scaled_to_zero=spec.get("replicas") == 0,
@@ -103,8 +108,8 @@ def duration_s(text: str) -> float:
 
 
 def _with_replicas(facts: ModelFacts, replicas: list[Replica]) -> Model:
-    routed = (replica for replica in replicas if not facts.admitted or replica.revision in facts.admitted)
-    return replace(facts.model, replicas=tuple(sorted(routed, key=lambda replica: replica.pod)))
+    told = (replace(replica, admitted=not facts.admitted or replica.revision in facts.admitted) for replica in replicas)
+    return replace(facts.model, replicas=tuple(sorted(told, key=lambda replica: replica.pod)))
 
 
 def _server_port(pod: KubeObject) -> int:

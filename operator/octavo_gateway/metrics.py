@@ -48,6 +48,12 @@ class Metrics:
             ["model", "reason"],
             registry=self.registry,
         )
+        self.spills = Counter(
+            "octavo_gateway_prefix_spills",
+            "Requests that did not go where their prefix is cached, because that replica was over its bound.",
+            ["model"],
+            registry=self.registry,
+        )
         self.wakes = Counter(
             "octavo_gateway_wakes", "Times that a model was scaled from 0 to 1.", ["model"], registry=self.registry
         )
@@ -71,7 +77,14 @@ class Metrics:
         for model in self._models - models:
             for metric in (self.requests, self.upstream_errors):
                 metric.remove_by_labels({"model": model})
-            for family in (self.request_seconds, self.held, self.hold_seconds, self.wakes, self.routable_replicas):
+            for family in (
+                self.request_seconds,
+                self.held,
+                self.hold_seconds,
+                self.spills,
+                self.wakes,
+                self.routable_replicas,
+            ):
                 family.remove_by_labels({"model": model})
         self._models = models
 

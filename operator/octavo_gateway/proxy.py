@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -27,11 +27,12 @@ from aiohttp import web
 from . import headers
 from .admission import Hold, retry_after_s
 from .endpoints import Model, Replica
-from .errors import GatewayError, ModelNotFound, Unavailable, UpstreamFailed
+from .errors import GatewayError, ModelNotFound, ResponseNotFound, Unavailable, UpstreamFailed
 from .metrics import UNKNOWN_MODEL, Metrics
 from .reply import ClientGone, Reply
 from .request_body import BodyBudget, BodyReader, InboundBody
 from .router import Router
+from .stored_responses import Place, find_place
 from .upstream import AttemptFailed, UpstreamRequest, send
 
 logger = logging.getLogger(__name__)
@@ -50,15 +51,21 @@ class Call:
     model_key: str
     outbound: UpstreamRequest
     reply: Reply
-    affinity: str | None
+    affinity: str | None = None
+    pinned: Replica | None = None
+    """The one replica that can answer, because it stores what the request is about."""
     hold: Hold | None = None
     disconnects: int = 0
     refused_by: set[str] = field(default_factory=set)
     was_refused: bool = False
 
 
+MakeCall = Callable[[web.Request, Reply, BodyReader, list[str]], Awaitable[Call]]
+"""Reads a request; the list's one entry becomes the key of the model that it is counted for."""
+
+
 class Proxy:
-    """Handles every POST that names a model; ``stop`` ends what still runs when the gateway itself goes."""
+    """Handles every request that names a model or a stored response; ``stop`` ends what still runs when the gateway itself goes."""
 
     def __init__(
         self,
@@ -89,7 +96,15 @@ class Proxy:
         return self._budget.used_bytes
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """The aiohttp handler: answer, count, time."""
+        """Handles a POST whose body names the model."""
+        return await self._run(request, self._read_call)
+
+    async def handle_stored(self, request: web.Request) -> web.StreamResponse:
+        """Handles what is asked about a stored response, whose id says where it lies."""
+        return await self._run(request, self._find_call)
+
+    async def _run(self, request: web.Request, make_call: MakeCall) -> web.StreamResponse:
+        """Answer, count, time."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -99,7 +114,7 @@ class Proxy:
         reply = Reply(request, request_id, close=self.is_draining)
         counted_as = [UNKNOWN_MODEL]
         try:
-            return await self._answer(request, reply, request_id, counted_as)
+            return await self._answer(request, reply, make_call, counted_as)
         except asyncio.CancelledError:
             if self._is_stopping:
                 return await reply.fail(_shutting_down())
@@ -134,15 +149,12 @@ class Proxy:
             await asyncio.wait(running, timeout=grace_s)
 
     async def _answer(
-        self, request: web.Request, reply: Reply, request_id: str, counted_as: list[str]
+        self, request: web.Request, reply: Reply, make_call: MakeCall, counted_as: list[str]
     ) -> web.StreamResponse:
         with BodyReader(self._budget, self._max_request_bytes) as reader:
             call: Call | None = None
             try:
-                body = await reader.read(request)
-                model = self._resolve(body.model)
-                counted_as[0] = model.key
-                call = self._new_call(request, reply, request_id, body, model)
+                call = await make_call(request, reply, reader, counted_as)
                 return await self._serve(call)
             except GatewayError as error:
                 return await reply.fail(error)
@@ -150,9 +162,38 @@ class Proxy:
                 if call is not None and call.hold is not None:
                     self._router.leave(call.hold)
 
+    async def _read_call(self, request: web.Request, reply: Reply, reader: BodyReader, counted_as: list[str]) -> Call:
+        body = await reader.read(request)
+        model = self._resolve(body.model)
+        counted_as[0] = model.key
+        call = self._new_call(request, reply, body, model)
+        if body.previous_response_id is not None:
+            call.pinned = self._place_of(body.previous_response_id, body, model).replica
+        elif body.affinity is not None:
+            call.affinity = f"{model.prefix_name(body.model)}/{body.affinity}"
+        return call
+
+    async def _find_call(self, request: web.Request, reply: Reply, reader: BodyReader, counted_as: list[str]) -> Call:
+        self._check_complete()
+        place = find_place(request.match_info["id"], self._router.table)
+        counted_as[0] = place.model.key
+        sent = headers.to_upstream(request, reply.request_id)
+        outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=None, method=request.method)
+        body = InboundBody(raw=b"", model=place.model.key, stream=False, affinity=None)
+        return Call(body=body, model_key=place.model.key, outbound=outbound, reply=reply, pinned=place.replica)
+
+    def _place_of(self, response_id: str, body: InboundBody, model: Model) -> Place:
+        place = find_place(response_id, self._router.table)
+        if place.model.key != model.key:
+            raise ResponseNotFound(
+                f"The response '{response_id}' is not one of the model '{body.model}'; "
+                f"'{place.model.served_names[0]}' gave it."
+            )
+        return place
+
     async def _serve(self, call: Call) -> web.StreamResponse:
         while True:
-            replica = await self._find_replica(call)
+            replica = call.pinned or await self._find_replica(call)
             with self._router.balancer.in_use(replica.url):
                 response = await self._attempt(call, replica)
                 if response is None:
@@ -172,6 +213,12 @@ class Proxy:
             response = await send(self._session, replica.url, call.outbound)
         except AttemptFailed as failure:
             self._note_failure(call, replica, failure.reason)
+            if call.pinned is not None:
+                raise Unavailable(
+                    "The replica that stores this response does not answer; ask again.",
+                    code="replica_unreachable",
+                    retry_after_s=1,
+                ) from failure
             call.disconnects += failure.was_sent
             if call.disconnects >= MAX_DISCONNECTS:
                 raise UpstreamFailed(
@@ -179,6 +226,8 @@ class Proxy:
                     "the request itself may be what breaks them."
                 ) from failure
             return None
+        if call.pinned is not None:
+            return response
         if response.status == 503:
             response.close()
             self._note_failure(call, replica, "unavailable")
@@ -254,19 +303,21 @@ class Proxy:
         model = table.resolve(name)
         if model is not None:
             return model
-        if not table.is_complete:
-            raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
+        self._check_complete()
         raise ModelNotFound(table.explain_unknown(name), param="model")
 
-    def _new_call(self, request: web.Request, reply: Reply, request_id: str, body: InboundBody, model: Model) -> Call:
-        sent = headers.to_upstream(request, request_id)
+    def _check_complete(self) -> None:
+        if not self._router.table.is_complete:
+            raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
+
+    def _new_call(self, request: web.Request, reply: Reply, body: InboundBody, model: Model) -> Call:
+        sent = headers.to_upstream(request, reply.request_id)
         if body.stream:
             # A compressed stream could not follow the plain heartbeats of a hold.
             sent.popall("Accept-Encoding", None)
-        is_alias = body.model == model.key and body.model not in model.served_names
-        name = model.served_names[0] if is_alias and model.served_names else body.model
-        outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=body.for_server(name))
-        return Call(body=body, model_key=model.key, outbound=outbound, reply=reply, affinity=body.affinity)
+        sent_body = body.for_server(model.name_at_server(body.model))
+        outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=sent_body)
+        return Call(body=body, model_key=model.key, outbound=outbound, reply=reply)
 
     def _note_failure(self, call: Call, replica: Replica, reason: str) -> None:
         self._router.balancer.report_failure(replica.url, now=self._router.clock())

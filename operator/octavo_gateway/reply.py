@@ -32,8 +32,8 @@ class Reply:
     def __init__(self, request: web.Request, request_id: str, *, close: bool = False) -> None:
         self.code = 0
         """Status for the metrics; an error inside a stream counts as its own status."""
+        self.request_id = request_id
         self._request = request
-        self._request_id = request_id
         self._close = close
         self._response: web.StreamResponse | None = None
 
@@ -122,7 +122,7 @@ class Reply:
         return self._response
 
     def _decorate(self, response: web.StreamResponse) -> None:
-        response.headers[headers.REQUEST_ID] = self._request_id
+        response.headers[headers.REQUEST_ID] = self.request_id
         if self._close:
             response.force_close()
 

@@ -18,6 +18,8 @@ from .errors import BadRequest, Unavailable
 
 AFFINITY_CHARS = 2048
 """Characters of each part of a conversation's beginning that enter its hash."""
+AFFINITY_TOKENS = 512
+"""The same of a prompt that comes as token ids."""
 READ_TIMEOUT_S = 30.0
 """A body of which nothing comes for so long is given up: what came of it takes from the budget of all."""
 MAX_VALUES = 4_000_000
@@ -32,7 +34,9 @@ class InboundBody:
     model: str
     stream: bool
     affinity: str | None
-    """A digest of the conversation's beginning: equal for all turns of one conversation."""
+    """A digest of the conversation's beginning and the cache salt: equal for all turns of one conversation."""
+    previous_response_id: str | None = None
+    """What ``/v1/responses`` goes on from."""
 
     def for_server(self, served_name: str) -> bytes:
         """The bytes to send: as they came, or with ``model`` replaced by the name that the server goes by."""
@@ -129,28 +133,59 @@ def parse_body(raw: bytes) -> InboundBody:
         raise BadRequest("The field 'model' is missing; GET /v1/models lists what there is.", param="model")
     if not isinstance(model, str) or not model:
         raise BadRequest("The field 'model' must be a non-empty string.", param="model")
-    return InboundBody(raw=raw, model=model, stream=fields.get("stream") is True, affinity=_affinity(model, fields))
+    previous = fields.get("previous_response_id")
+    return InboundBody(
+        raw=raw,
+        model=model,
+        stream=fields.get("stream") is True,
+        affinity=_affinity(fields),
+        previous_response_id=previous if isinstance(previous, str) and previous else None,
+    )
 
 
-def _affinity(model: str, fields: Mapping[str, Any]) -> str | None:
+def _affinity(fields: Mapping[str, Any]) -> str | None:
     beginning = _beginning(fields)
     if not beginning:
         return None
-    parts = [model, str(fields.get("cache_salt", "")), *beginning]
+    parts = [str(fields.get("cache_salt", "")), *beginning]
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _beginning(fields: Mapping[str, Any]) -> list[str]:
-    """System text and first user message of a chat, or the start of a prompt."""
+    """System text and first user message of a chat or of ``/v1/responses``, or the start of a prompt."""
     messages = fields.get("messages")
     if isinstance(messages, list):
-        parts: list[str] = []
-        for message in messages:
-            if not isinstance(message, dict):
-                return []
-            parts.append(json.dumps(message.get("content"), ensure_ascii=False)[:AFFINITY_CHARS])
-            if message.get("role") == "user":
-                break
-        return parts
+        return _first_turn(messages)
     prompt = fields.get("prompt", fields.get("input"))
-    return [prompt[:AFFINITY_CHARS]] if isinstance(prompt, str) and prompt else []
+    instructions = fields.get("instructions")
+    system = [instructions[:AFFINITY_CHARS]] if isinstance(instructions, str) else []
+    if isinstance(prompt, str) and prompt:
+        return [*system, prompt[:AFFINITY_CHARS]]
+    if not isinstance(prompt, list) or not prompt:
+        return []
+    if isinstance(prompt[0], int):
+        return [",".join(map(str, prompt[:AFFINITY_TOKENS]))]
+    turn = _first_turn(prompt)
+    return [*system, *turn] if turn else []
+
+
+def _first_turn(messages: list[Any]) -> list[str]:
+    parts: list[str] = []
+    for message in messages:
+        if not isinstance(message, dict):
+            return []
+        parts.append(_text_of(message.get("content"))[:AFFINITY_CHARS])
+        if message.get("role") == "user":
+            break
+    return parts
+
+
+def _text_of(content: Any) -> str:
+    """The same for a text and for a list of one part with it: clients write both."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
+        return "".join(part["text"] for part in content)
+    return json.dumps(content, ensure_ascii=False)

@@ -30,7 +30,8 @@ class UpstreamRequest:
 
     path_qs: str
     headers: CIMultiDict[str]
-    body: bytes
+    body: bytes | None
+    method: str = "POST"
 
 
 def new_session(connect_timeout_s: float) -> aiohttp.ClientSession:
@@ -47,7 +48,8 @@ def new_session(connect_timeout_s: float) -> aiohttp.ClientSession:
 async def send(session: aiohttp.ClientSession, base_url: str, request: UpstreamRequest) -> aiohttp.ClientResponse:
     """The response once its head is there."""
     try:
-        return await session.post(
+        return await session.request(
+            request.method,
             URL(base_url + request.path_qs, encoded=True),
             data=request.body,
             headers=request.headers,

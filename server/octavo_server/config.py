@@ -341,6 +341,10 @@ class ServerConfig:
     max_stored_responses_age: int = setting(24 * 3600, minimum=1, maximum=10**9, parse=human_int)
     """Seconds, 1 to 1,000,000,000, after which a stored response is dropped. A day: conversations go on the next morning."""
 
+    routing_tag: str | None = setting(None)
+    """NAMESPACE/NAME/POD under which a gateway finds this server. Ids of responses then end in digests of both parts, so
+    that a gateway sends what is asked about them here. None: ids end in nothing."""
+
     ssl_certfile: str | None = setting(None)
     """PEM file with the certificate to serve HTTPS with. None: plain HTTP."""
 

@@ -10,11 +10,14 @@ import pytest
 
 from octavo_gateway import kube_objects
 from octavo_gateway.config import GatewayConfig
+from octavo_gateway.endpoints import Model, Replica, table_of
+from octavo_gateway.stored_responses import Place, find_place
 from octavo_operator.api import reasons
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling import gateway_held, scraper
 from octavo_operator.desired import engine_args, names
 from octavo_server import cli
+from octavo_server.api.responses_store import routing_digests
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.flags import settings_of
 
@@ -87,6 +90,15 @@ def test_every_rendered_argument_is_a_flag_of_octavo_serve() -> None:
     assert {"--max-model-len", "--max-num-seqs", "--dtype", "--revision", "--served-model-name"} <= used
     assert used - {"--no-enable-prefix-caching"} <= flags
     assert "--enable-prefix-caching" in flags or "--no-enable-prefix-caching" in flags
+
+
+def test_a_gateway_finds_the_replica_by_the_id_that_a_server_gave() -> None:
+    replica = Replica(url="http://10.0.0.1:8000", pod="qwen-6c9-x", ready=True)
+    model = Model(key="team/qwen", served_names=("qwen",), replicas=(replica,))
+
+    given = f"resp_0123456789abcdef01234567_{routing_digests('team/qwen/qwen-6c9-x')}"
+
+    assert find_place(given, table_of([model])) == Place(model=model, replica=replica)
 
 
 def test_the_chart_carries_the_crd_itself() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo_gateway.balancer import FAILURE_PAUSE_S, Balancer, Load
-from octavo_gateway.endpoints import Model
+from octavo_gateway.endpoints import Model, Strategy
 from octavo_testing.gateway import a_model, a_replica
 
 
@@ -161,6 +161,51 @@ def test_a_busy_home_within_the_bound_keeps_its_conversation() -> None:
     balancer = a_balancer(**{name: 0.9 if name == home else 0.7 for name in "abcd"})
 
     assert set(chosen(balancer, model, times=20, affinity="hot")) == {home}
+
+
+def test_a_spill_is_told_and_a_home_is_not() -> None:
+    spilled: list[str] = []
+    model = a_model_of("a", "b")
+    (home,) = chosen(a_balancer(), model, affinity="hot")
+    balancer = Balancer(random.Random(1), on_spill=spilled.append)
+
+    balancer.choose(model, now=0.0, affinity="hot")
+    assert spilled == []
+    balancer.report_load(f"http://{home}:8000", Load(pressure=9.0, running=4, waiting=0))
+    balancer.choose(model, now=0.0, affinity="hot")
+    assert spilled == ["default/m"]
+
+
+def test_least_pressure_lets_no_conversation_stay_on_a_busier_replica() -> None:
+    names = ("a", "b")
+    (home,) = chosen(a_balancer(), a_model_of(*names), affinity="talk")
+    balancer = a_balancer(**{name: 0.4 if name == home else 0.3 for name in names})
+    model = a_model("m", *map(a_replica, names), strategy=Strategy.LEAST_PRESSURE)
+
+    assert home not in chosen(balancer, model, times=20, affinity="talk")
+    assert set(chosen(balancer, a_model_of(*names), times=20, affinity="talk")) == {home}
+
+
+def test_turns_go_round_whatever_the_pressure_and_skip_who_is_out() -> None:
+    balancer = a_balancer(a=0.1, b=3.0, c=0.2)
+    model = a_model("m", *map(a_replica, "abc"), strategy=Strategy.ROUND_ROBIN)
+
+    def turns(number: int) -> list[str]:
+        return [next(iter(chosen(balancer, model, affinity="talk"))) for _ in range(number)]
+
+    assert turns(6) == ["a", "b", "c", "a", "b", "c"]
+    balancer.report_failure("http://b:8000", now=0.0)
+    assert turns(4) == ["a", "c", "a", "c"]
+
+
+def test_turns_of_models_that_left_are_forgotten() -> None:
+    balancer = a_balancer()
+    model = a_model("m", *map(a_replica, "ab"), strategy=Strategy.ROUND_ROBIN)
+    chosen(balancer, model)
+
+    balancer.keep_only([])
+
+    assert chosen(balancer, model) == {"a": 1}
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=8), st.text())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from octavo_gateway.endpoints import Strategy
 from octavo_gateway.kube_objects import build_table, duration_s, read_model, read_pod
 
 
@@ -46,6 +47,23 @@ def test_routing_is_read() -> None:
     model = read_model(a_deployment(spec={"servedNames": ["a", "b"], "routing": routing})).model
 
     assert (model.served_names, model.max_held, model.hold_timeout_s) == (("a", "b"), 0, 5400.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "strategy"),
+    [
+        ({}, Strategy.PREFIX_AFFINITY),
+        ({"routing": {"strategy": "Auto"}}, Strategy.PREFIX_AFFINITY),
+        ({"engine": {"prefixCaching": False}}, Strategy.LEAST_PRESSURE),
+        ({"engine": {"prefixCaching": False}, "routing": {"strategy": "PrefixAffinity"}}, Strategy.PREFIX_AFFINITY),
+        ({"routing": {"strategy": "RoundRobin"}}, Strategy.ROUND_ROBIN),
+        ({"routing": {"strategy": "LeastPressure"}}, Strategy.LEAST_PRESSURE),
+    ],
+)
+def test_auto_keeps_conversations_together_where_prefixes_are_cached(spec: dict[str, Any], strategy: Strategy) -> None:
+    model = read_model(a_deployment(spec=spec)).model
+
+    assert (model.strategy, model.service_url) == (strategy, "http://qwen.default.svc:8000")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -60,6 +61,28 @@ async def test_namespace_and_name_reaches_the_server_under_its_own_name() -> Non
         await bench.ask("default/m", temperature=0)
 
     assert json.loads(upstream.bodies[0]) == {"model": "chat", "temperature": 0}
+
+
+async def test_turns_of_a_chat_stay_together_under_each_of_the_models_names_and_chats_spread() -> None:
+    """Two gateways that know nothing of each other send every turn to the same replica."""
+    async with contextlib.AsyncExitStack() as stack:
+        upstreams = [await stack.enter_async_context(an_upstream()) for _ in range(3)]
+        replicas = [upstream.replica(f"m-{number}") for number, upstream in enumerate(upstreams)]
+        model = a_model("m", *replicas, served_names=("m", "alias"))
+        gateways = [await stack.enter_async_context(a_gateway(model)) for _ in range(2)]
+        homes: list[int] = []
+        for chat in range(12):
+            first = [{"role": "user", "content": f"question {chat}"}]
+            later = [*first, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and?"}]
+            before = [upstream.requests for upstream in upstreams]
+            await gateways[0].ask("m", messages=first)
+            await gateways[1].ask("alias", messages=later)
+            await gateways[1].ask("default/m", messages=later)
+            answered = [upstream.requests - count for upstream, count in zip(upstreams, before, strict=True)]
+            assert sorted(answered) == [0, 0, 3]
+            homes.append(answered.index(3))
+
+    assert len(set(homes)) > 1
 
 
 async def test_hop_by_hop_headers_end_and_the_others_pass() -> None:

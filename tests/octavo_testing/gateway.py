@@ -79,7 +79,7 @@ async def an_upstream(handler: Handler | None = None, *, port: int = 0) -> Async
 
     app = web.Application(client_max_size=2**30)
     app.router.add_get("/load", load)
-    app.router.add_post("/{path:.+}", upstream.answer)
+    app.router.add_route("*", "/{path:.+}", upstream.answer)
     upstream.runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
     await upstream.runner.setup()
     await web.TCPSite(upstream.runner, "127.0.0.1", port).start()

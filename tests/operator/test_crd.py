@@ -58,7 +58,7 @@ EVERYTHING = {
         "behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}},
     },
     "drain": {"timeout": "30s"},
-    "routing": {"maxHeldRequests": 1, "holdTimeout": "1m"},
+    "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m"},
     "placement": {
         "nodeSelector": {"a": "b"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -99,6 +99,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory"),
     "duration": ({"drain": {"timeout": "soon"}}, "spec.drain.timeout"),
     "utilization": ({"engine": {"gpuMemoryUtilization": "1.5"}}, "spec.engine.gpuMemoryUtilization"),
+    "strategy": ({"routing": {"strategy": "Random"}}, "spec.routing.strategy"),
+    "routing tag": ({"engine": {"extraArgs": ["--routing-tag=a/b/c"]}}, "extraArgs may not set --host"),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
     "field of a later version": ({"cache": {"type": "PVC"}}, 'unknown field "spec.cache"'),
 }

@@ -62,6 +62,10 @@ class LocalDeployment:
             key=self.manifest.key,
             served_names=resource.served_names,
             created_s=created_s,
+            strategy=endpoints.resolve_strategy(
+                resource.spec.routing.strategy, prefix_caching=resource.spec.engine.prefix_caching
+            ),
+            service_url=self.replicas[0].url if self.replicas else "",
             max_held=resource.spec.routing.max_held_requests,
             hold_timeout_s=resource.spec.routing.hold_timeout_s,
             is_scaled_to_zero=is_off,

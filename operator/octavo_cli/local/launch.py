@@ -34,8 +34,13 @@ class Launch:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Shows the server its own GPU, or none."""
-        return {"CUDA_VISIBLE_DEVICES": self.gpu or "", **({} if self.gpu else {"HIP_VISIBLE_DEVICES": ""})}
+        """Shows the server its own GPU, or none, and the name by which the gateway finds it."""
+        tag = f"{self.resource.namespace}/{self.resource.name}/{self.name}"
+        return {
+            "OCTAVO_ROUTING_TAG": tag,
+            "CUDA_VISIBLE_DEVICES": self.gpu or "",
+            **({} if self.gpu else {"HIP_VISIBLE_DEVICES": ""}),
+        }
 
 
 def parse_mounts(texts: Sequence[str]) -> dict[str, Path]:

@@ -71,8 +71,9 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """What the gateway does while no replica can take a request."""
+    """Which replica the gateway chooses, and what it does while none can take a request."""
 
+    strategy: str = "Auto"
     max_held_requests: int = 256
     hold_timeout_s: int = 600
 

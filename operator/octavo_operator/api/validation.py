@@ -39,10 +39,9 @@ SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 RESOURCE_NAME = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
 PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
-RESERVED_ARG = (
-    r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key)(=.*)?"
-)
+RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key|routing-tag)(=.*)?"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
 SPREADS = ("Soft", "Hard", "None")
 MAX_REPLICAS = 1000
 
@@ -210,6 +209,7 @@ def _drain_timeout_s(raw: ObjectReader) -> int:
 
 def _routing(raw: ObjectReader) -> Routing:
     result = Routing(
+        strategy=raw.choice("strategy", STRATEGIES, default="Auto"),
         max_held_requests=raw.integer("maxHeldRequests", low=0, high=100_000, default=256),
         hold_timeout_s=_duration_s(raw, "holdTimeout", default=600),
     )

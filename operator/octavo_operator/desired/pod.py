@@ -117,6 +117,9 @@ def _env(resource: ModelDeployment) -> list[dict[str, Any]]:
         {"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"},
         # The image's user has no line in /etc/passwd, and torch asks for its name.
         {"name": "USER", "value": "octavo"},
+        {"name": "OCTAVO_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        # Ids of stored responses end in digests of it, by which the gateway finds this pod again.
+        {"name": "OCTAVO_ROUTING_TAG", "value": f"{resource.namespace}/{resource.name}/$(OCTAVO_POD_NAME)"},
     ]
     secret = resource.spec.secret_ref
     if secret is not None:

@@ -143,7 +143,7 @@ def _prepare(
 
 def _new_response(state: ServerState, asked: ResponsesRequest) -> dict[str, Any]:
     return {
-        "id": f"resp_{state.new_id()}",
+        "id": state.new_response_id(),
         "object": "response",
         "created_at": int(time.time()),
         "error": None,

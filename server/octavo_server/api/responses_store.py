@@ -4,6 +4,7 @@ process, and nobody learns an id but from its answer.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,12 @@ class ResponseStore:
                 return
             if not stored.is_running:
                 self.remove(name)
+
+
+def routing_digests(routing_tag: str) -> str:
+    """`NAMESPACE/NAME/POD` as it ends an id: ten hexadecimal digits for the deployment, ten for the pod."""
+    deployment, _, pod = routing_tag.rpartition("/")
+    return "".join(hashlib.blake2b(part.encode(), digest_size=5).hexdigest() for part in (deployment, pod))
 
 
 def _size(stored: StoredResponse) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from octavo_server.api.error_response import ApiError
-from octavo_server.api.responses_store import ResponseStore
+from octavo_server.api.responses_store import ResponseStore, routing_digests
 from octavo_server.chat_output.formats import served_formats
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 
@@ -55,15 +55,21 @@ class ServerState:
     num_active: int = 0
     """Generation handlers that have not ended."""
     _formats: ServedFormats | None = field(default=None, init=False)
+    _id_end: str = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.config
+        self._id_end = f"_{routing_digests(config.routing_tag)}" if config.routing_tag else ""
         self.responses = ResponseStore(
             max_responses=config.max_stored_responses,
             max_bytes=config.max_stored_responses_bytes,
             max_age_s=config.max_stored_responses_age,
             clock=time.monotonic,
         )
+
+    def new_response_id(self) -> str:
+        """For a response that may be asked for again; ends in the routing tag, where there is one."""
+        return f"resp_{self.new_id()}{self._id_end}"
 
     def ready_engine(self) -> ServedModel:
         """The loaded model.

@@ -94,6 +94,7 @@ def test_without_any_gpu_everything_runs_on_the_cpu() -> None:
     ((one,),) = launch.plan_launches([with_gpu()], [])
 
     assert (one.gpu, one.is_waiting_for_gpu, one.environment["CUDA_VISIBLE_DEVICES"]) == (None, False, "")
+    assert one.environment["OCTAVO_ROUTING_TAG"] == f"default/{one.resource.name}/{one.name}"
     assert launch.notes(with_gpu(), []) == ["this machine has no nvidia.com/gpu; it runs on the CPU"]
     assert launch.notes(with_gpu(), ["0"]) == []
 

@@ -41,7 +41,7 @@ def test_every_field_is_read() -> None:
         },
         replicas=2,
         drain={"timeout": "1m"},
-        routing={"maxHeldRequests": 5, "holdTimeout": "30s"},
+        routing={"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s"},
         placement={
             "nodeSelector": {"gpu": "yes"},
             "tolerations": [{"operator": "Exists"}],
@@ -62,7 +62,11 @@ def test_every_field_is_read() -> None:
     assert (spec.engine.max_model_len, spec.engine.max_num_seqs, spec.engine.dtype) == (4096, 8, "float16")
     assert spec.engine.extra_args == ("--seed=1",)
     assert (spec.replicas, spec.drain_timeout_s, spec.suspend) == (2, 60, True)
-    assert (spec.routing.max_held_requests, spec.routing.hold_timeout_s) == (5, 30)
+    assert (spec.routing.strategy, spec.routing.max_held_requests, spec.routing.hold_timeout_s) == (
+        "LeastPressure",
+        5,
+        30,
+    )
     assert spec.placement.topology_spread == "Hard"
     assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
 

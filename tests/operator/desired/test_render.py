@@ -125,6 +125,16 @@ def test_token_comes_from_the_secret_without_the_operator_reading_it() -> None:
     assert env["HF_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
 
 
+def test_pod_knows_the_tag_by_which_a_gateway_finds_what_it_stores() -> None:
+    entries = server()["env"]
+    by_name = {entry["name"]: entry for entry in entries}
+
+    assert by_name["OCTAVO_ROUTING_TAG"]["value"].endswith("/$(OCTAVO_POD_NAME)")
+    assert by_name["OCTAVO_POD_NAME"]["valueFrom"]["fieldRef"] == {"fieldPath": "metadata.name"}
+    # The kubelet puts a variable's value only into those that come after it.
+    assert entries.index(by_name["OCTAVO_POD_NAME"]) < entries.index(by_name["OCTAVO_ROUTING_TAG"])
+
+
 def test_claim_is_mounted_read_only() -> None:
     spec = pod_spec(model="pvc://weights/qwen")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,20 @@ async def test_the_store_is_bounded(tmp_path_factory: pytest.TempPathFactory) ->
         statuses = [(await scripted.server.get(f"{RESPONSES}/{name}")).status for name in made]
 
     assert statuses == [404, 404, 200, 200]
+
+
+async def test_ids_of_responses_end_in_the_routing_tag_and_those_of_items_do_not(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "scripted-qwen"
+    tokenizer = a_tokenizer(folder, QWEN25, added=("<tool_call>", "</tool_call>"))
+    async with scripted_server(tokenizer, routing_tag="team/qwen/qwen-0") as scripted:
+        made = await ask(scripted.server)
+        found = await scripted.server.get(f"{RESPONSES}/{made['id']}")
+
+    assert re.fullmatch(r"resp_[0-9a-f]{24}_[0-9a-f]{20}", made["id"])
+    assert "_" not in made["output"][0]["id"].removeprefix("msg_")
+    assert found.status == 200
 
 
 async def test_a_background_response_is_worked_on_and_asked_for(qwen: Scripted) -> None:
