@@ -84,7 +84,10 @@ def _down(lab: Lab, arguments: argparse.Namespace) -> int:
 
 def _tools(lab: Lab, arguments: argparse.Namespace) -> int:
     del arguments
-    for tool in (tools.KUBERNETES, tools.HELM, tools.COREDNS):
+    for tool in tools.TOOLS.values():
+        if tool is tools.KWOK:
+            # For scale runs alone, which build it when they come.
+            continue
         print(tools.ensure(tool, lab.say))
     return 0
 

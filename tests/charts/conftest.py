@@ -19,6 +19,37 @@ from octavo_testing.chart import aggregating_apiserver
 CHART = Path(__file__).parents[2] / "charts" / "octavo"
 TOOLS = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "tools"
 
+EVERYTHING: dict[str, Any] = {
+    "gateway": {"url": "https://llm.example.com"},
+    "monitoring": {
+        "monitors": {"kind": "PodMonitor", "labels": {"release": "prom"}},
+        "rules": {"enabled": True, "labels": {"release": "prom"}},
+        "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Octavo"}},
+    },
+    "networkPolicies": {
+        "enabled": True,
+        "clients": [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}],
+        "egress": {
+            "enabled": True,
+            "extra": [{"ports": [{"port": 4318}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}],
+        },
+    },
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "annotations": {"nginx.ingress.kubernetes.io/proxy-buffering": "off"},
+        "hosts": ["llm.example.com", "*.llm.example.com"],
+        "tlsSecretName": "llm-tls",
+    },
+    "httpRoute": {
+        "enabled": True,
+        "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}],
+        "hostnames": ["llm.example.com"],
+        "annotations": {"note": "1"},
+    },
+}
+"""Every option on."""
+
 Manifest = dict[str, Any]
 Render = Callable[..., "Rendered"]
 
@@ -73,6 +104,11 @@ def render(helm, tmp_path_factory) -> Render:
         return cache[key]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def everything() -> Manifest:
+    return EVERYTHING
 
 
 @pytest.fixture(scope="session")

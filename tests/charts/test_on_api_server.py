@@ -26,8 +26,16 @@ from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics_adapter.lifecycle import AdapterSettings, MetricsAdapter
 from octavo_operator.metrics_adapter.store import MetricsStore
 from octavo_testing.adapter import a_load, a_pod
-from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer, free_ports
-from octavo_testing.chart import PATHS, add_account, install_rights, kubeconfig_of, path_of, token_of
+from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer, BinariesMissingError, free_ports
+from octavo_testing.chart import (
+    PATHS,
+    add_account,
+    install_optional_kinds,
+    install_rights,
+    kubeconfig_of,
+    path_of,
+    token_of,
+)
 
 METRIC = "octavo_kv_pressure_ratio"
 VALUES = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/" + METRIC
@@ -44,7 +52,25 @@ SELECTOR = "?labelSelector=octavo.dev%2Fmodeldeployment%3Dqwen"
     ids=str,
 )
 def test_every_object_is_accepted_with_strict_field_validation(server, render, values):
-    for manifest in render(values, release="dry"):
+    accept_all(server, render(values, release="dry"))
+
+
+@pytest.mark.parametrize("kind", ["PodMonitor", "ServiceMonitor"])
+def test_every_object_of_every_option_is_accepted_too(server, render, everything, kind):
+    """Against the CustomResourceDefinitions of the Prometheus operator and the Gateway API."""
+    try:
+        install_optional_kinds(server)
+    except BinariesMissingError as missing:
+        pytest.skip(str(missing))
+    monitoring = {**everything["monitoring"], "monitors": {"kind": kind, "labels": {"release": "prom"}}}
+    rendered = render({**everything, "monitoring": monitoring}, release="dry")
+
+    assert {kind, "PrometheusRule", "HTTPRoute", "Ingress", "NetworkPolicy"} <= {each["kind"] for each in rendered}
+    accept_all(server, rendered)
+
+
+def accept_all(server: ApiServer, manifests: list[dict[str, Any]]) -> None:
+    for manifest in manifests:
         path = f"{path_of(manifest)}/{manifest['metadata']['name']}"
         query = "?dryRun=All&fieldValidation=Strict&fieldManager=helm&force=true"
         answer = server.request("PATCH", path + query, manifest, content_type="application/apply-patch+yaml")

@@ -40,7 +40,7 @@ def known_paths(schema: dict, prefix: str = "") -> set[str]:
     return found
 
 
-AS_IN_KUBERNETES = {"resources", "affinity", "podSecurityContext", "securityContext"}
+AS_IN_KUBERNETES = {"resources", "affinity", "podSecurityContext", "securityContext", "labels"}
 
 
 def given_paths(values: dict, prefix: str = "") -> set[str]:
@@ -87,6 +87,15 @@ def test_the_defaults_are_valid():
         ("images.server.pullPolicy=Always", "additional properties 'pullPolicy' not allowed"),
         ("gateway.extraArgs[0]=verbose", "/gateway/extraArgs/0"),
         ("namespaces[0]=Team_A", "/namespaces/0"),
+        ("gateway.url=llm.example.com", "/gateway/url"),
+        ("monitoring.monitors.kind=podMonitor", "'None', 'PodMonitor', 'ServiceMonitor'"),
+        ("monitoring.monitors.interval=15", "/monitoring/monitors/interval"),
+        ("monitoring.rules.disabledAlerts[0]=KubeDown", "/monitoring/rules/disabledAlerts/0"),
+        ("networkPolicies.clients[0].pods=x", "additional properties 'pods' not allowed"),
+        ("networkPolicies.egress.apiServerPorts[0]=0", "/networkPolicies/egress/apiServerPorts/0"),
+        ("ingress.hosts[0]=https://x", "/ingress/hosts/0"),
+        ("httpRoute.parentRefs[0].namespace=x", "missing property 'name'"),
+        ("httpRoute.requestTimeout=10", "/httpRoute/requestTimeout"),
         ("securityContext.privileged=true", "additional properties 'privileged' not allowed"),
     ],
 )

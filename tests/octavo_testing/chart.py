@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import yaml
 
 from octavo_testing.adapter import a_ca, a_client
-from octavo_testing.apiserver import ApiServer, running_apiserver
+from octavo_testing.apiserver import ApiServer, BinariesMissingError, running_apiserver
 
 Manifest = dict[str, Any]
 
@@ -26,9 +28,38 @@ PATHS = {
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+    "Ingress": "/apis/networking.k8s.io/v1/namespaces/{namespace}/ingresses",
+    "HTTPRoute": "/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/httproutes",
+    "PodMonitor": "/apis/monitoring.coreos.com/v1/namespaces/{namespace}/podmonitors",
+    "ServiceMonitor": "/apis/monitoring.coreos.com/v1/namespaces/{namespace}/servicemonitors",
+    "PrometheusRule": "/apis/monitoring.coreos.com/v1/namespaces/{namespace}/prometheusrules",
+    "ScaledObject": "/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects",
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
 }
 RIGHTS = ("ServiceAccount", "Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+
+
+OPTIONAL_KINDS = ("HTTPRoute", "PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject")
+"""Kinds of other projects; their CustomResourceDefinitions come from those projects' Go modules."""
+
+
+def install_optional_kinds(server: ApiServer) -> None:
+    """The CustomResourceDefinitions that e2e's tools keep; BinariesMissingError where they were not fetched."""
+    tools = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "tools"
+    for kind in OPTIONAL_KINDS:
+        plural = PATHS[kind].rpartition("/")[2]
+        found = sorted(tools.glob(f"*/*_{plural}.yaml"))
+        if not found:
+            raise BinariesMissingError(f"no CustomResourceDefinition of {kind}; run `python -m e2e.cluster tools`")
+        answer = server.request("POST", PATHS["CustomResourceDefinition"], yaml.safe_load(found[-1].read_text()))
+        assert answer.status in (201, 409), answer.message
+        path = PATHS[kind].format(namespace="default")
+        deadline = time.monotonic() + 60
+        while server.request("GET", path).status != 200:
+            assert time.monotonic() < deadline, f"{kind} is not served"
+            time.sleep(0.05)
 
 
 def path_of(manifest: Manifest) -> str:

@@ -131,3 +131,31 @@ subjects:
   - {kind: ServiceAccount, name: {{ $account }}, namespace: {{ $root.Release.Namespace }}}
 {{- end }}
 {{- end -}}
+
+{{/* Where gateway and operator go: servers, gateways, names, the API server, and what the values add.
+     Call with (dict "root" $ "component" "gateway"). */}}
+{{- define "octavo.egress" -}}
+{{- $egress := .root.Values.networkPolicies.egress -}}
+- ports: [{port: 8000, protocol: TCP}]
+  to:
+    - namespaceSelector: {}
+      podSelector:
+        matchLabels:
+          app.kubernetes.io/managed-by: octavo
+          app.kubernetes.io/component: server
+- ports: [{port: 8081, protocol: TCP}]
+  to:
+    - podSelector:
+        matchLabels:
+          {{- include "octavo.selectorLabels" (dict "root" .root "component" "gateway") | nindent 10 }}
+# Names; wherever the cluster's resolver runs.
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+# The API server, which no selector can name.
+- ports:
+    {{- range $port := $egress.apiServerPorts }}
+    - {port: {{ $port }}, protocol: TCP}
+    {{- end }}
+{{- with $egress.extra }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
