@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
@@ -22,6 +24,8 @@ from .config import GatewayConfig
 from .endpoints import Model, RoutingTable
 from .errors import BadRequest, CannotListen, GatewayError, ModelNotFound, Unavailable
 from .headers import REQUEST_ID, request_id_of
+from .key_poller import KeyPoller
+from .keys import Gate, Keyring
 from .load_poller import LoadPoller
 from .metrics import Metrics
 from .proxy import Proxy
@@ -56,25 +60,41 @@ class Source(Protocol):
 
     async def wake(self, model: Model) -> None: ...
 
+    async def read_secret(self, namespace: str, name: str) -> Mapping[str, bytes]: ...
+
 
 MakeSource = Callable[[Callable[[RoutingTable], None], Metrics], Source]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a gateway is made of; each is the only one of its kind."""
+
+    router: Router
+    proxy: Proxy
+    waker: Waker
+    gate: Gate
+    key_poller: KeyPoller
+    metrics: Metrics
 
 
 class Gateway:
     """A running gateway; made by ``running_gateway``, which opens and closes what it uses."""
 
-    def __init__(self, router: Router, proxy: Proxy, waker: Waker, metrics: Metrics) -> None:
-        self.router = router
-        self.proxy = proxy
-        self.waker = waker
-        self.metrics = metrics
+    def __init__(self, parts: Parts) -> None:
+        self.router = parts.router
+        self.proxy = parts.proxy
+        self.waker = parts.waker
+        self.metrics = parts.metrics
+        self._gate = parts.gate
+        self._key_poller = parts.key_poller
         self.port = 0
         self.internal_port = 0
         self._public_site: web.BaseSite | None = None
 
     @property
     def is_ready(self) -> bool:
-        return self.router.table.is_complete and not self.proxy.is_draining
+        return self.router.table.is_complete and self._key_poller.is_synced and not self.proxy.is_draining
 
     async def listen(self, public: web.AppRunner, internal: web.AppRunner, config: GatewayConfig) -> None:
         self._public_site = await _listen(public, config.host, config.port)
@@ -116,21 +136,25 @@ class Gateway:
         app.router.add_get("/held", self._held)
         return app
 
-    async def _list_models(self, _: web.Request) -> web.Response:
+    async def _list_models(self, request: web.Request) -> web.Response:
+        """What the caller's key may use."""
         table = self._complete_table()
-        return web.json_response(
-            {"object": "list", "data": [_model_object(name, model) for name, model in table.listed.items()]}
-        )
+        self._gate.check_any(table, request.headers.get("Authorization", ""))
+        may_see = self._may_see(request)
+        shown = [_model_object(name, model) for name, model in table.listed.items() if may_see(model)]
+        return web.json_response({"object": "list", "data": shown})
 
     async def _get_model(self, request: web.Request) -> web.Response:
         table, name = self._complete_table(), request.match_info["id"]
         model = table.resolve(name)
         if model is None:
-            raise ModelNotFound(table.explain_unknown(name), param="model")
+            raise ModelNotFound(table.explain_unknown(name, self._may_see(request)), param="model")
+        self._gate.check(model, request.headers.get("Authorization", ""))
         return web.json_response(_model_object(name, model))
 
     async def _not_routed(self, request: web.Request) -> web.Response:
-        models = [model for model in self._complete_table().models.values() if model.service_url]
+        may_see = self._may_see(request)
+        models = [model for model in self._complete_table().models.values() if model.service_url and may_see(model)]
         shown = ", ".join(f"{model.service_url} ({model.key})" for model in models[:MAX_SERVICES_SHOWN])
         more = f" and {len(models) - MAX_SERVICES_SHOWN} more" if len(models) > MAX_SERVICES_SHOWN else ""
         raise BadRequest(
@@ -139,6 +163,10 @@ class Gateway:
             status=404,
             code="path_not_routed",
         )
+
+    def _may_see(self, request: web.Request) -> Callable[[Model], bool]:
+        authorization = request.headers.get("Authorization", "")
+        return lambda model: self._gate.may_use(model, authorization)
 
     def _complete_table(self) -> RoutingTable:
         if not self.router.table.is_complete:
@@ -154,7 +182,7 @@ class Gateway:
     async def _readyz(self, _: web.Request) -> web.Response:
         if self.is_ready:
             return web.Response(text="ok\n")
-        why = "draining" if self.proxy.is_draining else "models and pods have not been listed yet"
+        why = "draining" if self.proxy.is_draining else "models, pods and keys have not been read yet"
         return web.Response(status=503, text=why + "\n")
 
     async def _held(self, _: web.Request) -> web.Response:
@@ -169,23 +197,30 @@ async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: r
     router = Router(balancer, metrics)
     source = make_source(router.publish, metrics)
     waker = Waker(router, source, metrics)
+    keyring = Keyring(os.urandom(32))
+    gate, key_poller = Gate(keyring), KeyPoller(source, keyring, metrics)
+    router.on_table(key_poller.follow)
     async with (
         new_session(config.connect_timeout_s) as session,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as poll_session,
     ):
         proxy = Proxy(
             router,
+            gate,
             metrics,
             session,
             max_request_bytes=config.max_request_bytes,
             max_buffered_bytes=config.max_buffered_bytes,
         )
-        gateway = Gateway(router, proxy, waker, metrics)
+        gateway = Gateway(
+            Parts(router=router, proxy=proxy, waker=waker, gate=gate, key_poller=key_poller, metrics=metrics)
+        )
         poller = LoadPoller(router, poll_session, rng)
         # handler_cancellation: a client that leaves cancels its handler, which closes the upstream at once.
         public = web.AppRunner(gateway.public_app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         internal = web.AppRunner(gateway.internal_app(), access_log=None, shutdown_timeout=1.0)
-        tasks = [asyncio.create_task(_survive("source", source.run)), asyncio.create_task(_survive("waker", waker.run))]
+        loops = {"source": source.run, "waker": waker.run, "keys": key_poller.run}
+        tasks = [asyncio.create_task(_survive(what, run)) for what, run in loops.items()]
         try:
             await public.setup()
             await internal.setup()

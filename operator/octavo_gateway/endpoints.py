@@ -7,7 +7,7 @@ A served name belongs to the oldest resource that claims it; ``NAMESPACE/NAME`` 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -52,6 +52,14 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may use a model."""
+
+    keys_from: tuple[str, ...] = ()
+    """Names of Secrets in the model's namespace; each of their entries is a key. Empty: open to all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One ModelDeployment as the gateway sees it."""
 
@@ -64,6 +72,7 @@ class Model:
     uid: str = ""
     replicas: tuple[Replica, ...] = ()
     strategy: Strategy = Strategy.PREFIX_AFFINITY
+    access: Access = Access()
     service_url: str = ""
     """Base address of the model's own Service, which knows more paths than the gateway."""
     max_held: int = 256
@@ -73,6 +82,16 @@ class Model:
     can_wake: bool = False
     """The gateway may scale it from 0 to 1: ``spec.scaling`` is set and the resource is not suspended."""
     resource_version: str = ""
+
+    @property
+    def shown_name(self) -> str:
+        return self.served_names[0] if self.served_names else self.key
+
+    @property
+    def key_secrets(self) -> tuple[str, ...]:
+        """``NAMESPACE/NAME`` of each Secret with keys."""
+        namespace = self.key.partition("/")[0]
+        return tuple(f"{namespace}/{name}" for name in self.access.keys_from)
 
     def name_at_server(self, asked: str) -> str:
         """What a request's ``model`` becomes: ``NAMESPACE/NAME`` is the gateway's word, its servers do not know it."""
@@ -118,15 +137,23 @@ class RoutingTable:
         listed.update({key: model for key, model in self.models.items() if key not in with_names})
         return MappingProxyType(dict(sorted(listed.items())))
 
+    @cached_property
+    def key_secrets(self) -> frozenset[str]:
+        return frozenset(secret for model in self.models.values() for secret in model.key_secrets)
+
+    @cached_property
+    def has_open_models(self) -> bool:
+        return any(not model.access.keys_from for model in self.models.values())
+
     def resolve(self, name: str) -> Model | None:
         return self.models.get(self.owners.get(name, name))
 
-    def explain_unknown(self, name: str) -> str:
-        """The sentence of a 404: what is close, else what there is."""
+    def explain_unknown(self, name: str, may_see: Callable[[Model], bool] = lambda _: True) -> str:
+        """The sentence of a 404: what is close, else what there is, of what the asker may see."""
         shown = name if len(name) <= 100 else name[:100] + "…"
-        known = list(self.listed)
+        known = [each for each, model in self.listed.items() if may_see(model)]
         if not known:
-            return f"The model '{shown}' does not exist: this gateway has no models yet."
+            return f"The model '{shown}' does not exist: this gateway has no models {'yet' if not self.models else 'for you'}."
         close = difflib.get_close_matches(name[:100], known, n=MAX_SUGGESTIONS, cutoff=0.5)
         if close:
             return f"The model '{shown}' does not exist. Did you mean {_quoted(close)}?"

@@ -2,6 +2,8 @@
 
 GatewayError
 ├── BadRequest             400, 404, 405, 408, 413: the client can mend it
+├── Unauthorized           401: no key, or none that is known
+├── Forbidden              403: a key for other models
 ├── ModelNotFound          404
 ├── ResponseNotFound       404: what stored it is gone, or never was
 ├── Unavailable            503 + Retry-After: nothing can serve this now
@@ -50,6 +52,21 @@ class BadRequest(GatewayError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class Unauthorized(GatewayError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(GatewayError):
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
 
 
 class ModelNotFound(GatewayError):

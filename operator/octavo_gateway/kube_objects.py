@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from .endpoints import Model, Replica, RoutingTable, resolve_strategy, table_of
+from .endpoints import Access, Model, Replica, RoutingTable, resolve_strategy, table_of
 
 MODEL_LABEL = "octavo.dev/modeldeployment"
 REVISION_LABEL = "octavo.dev/revision"
@@ -55,6 +55,7 @@ def read_model(thing: KubeObject) -> ModelFacts:
             routing.get("strategy") or "Auto",
             prefix_caching=(spec.get("engine") or {}).get("prefixCaching", True),
         ),
+        access=read_access(spec.get("access") or {}),
         service_url=f"http://{metadata['name']}.{metadata.get('namespace', '')}.svc:{SERVER_PORT}",
         max_held=routing.get("maxHeldRequests", 256),
         hold_timeout_s=duration_s(routing.get("holdTimeout") or "10m"),
@@ -63,6 +64,10 @@ def read_model(thing: KubeObject) -> ModelFacts:
         resource_version=metadata.get("resourceVersion", ""),
     )
     return ModelFacts(model=model, admitted=frozenset(rollout.get("admitted") or ()))
+
+
+def read_access(access: KubeObject) -> Access:
+    return Access(keys_from=tuple(source["secretRef"]["name"] for source in access.get("keysFrom") or ()))
 
 
 def read_pod(thing: KubeObject) -> PodFacts | None:

@@ -8,6 +8,7 @@ stands: routing goes on.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import random
@@ -33,7 +34,7 @@ from .metrics import Metrics
 logger = logging.getLogger(__name__)
 
 MODELS_PATH = "/apis/octavo.dev/v1alpha1"
-PODS_PATH = "/api/v1"
+CORE_PATH = "/api/v1"
 PAGE_SIZE = 500
 WATCH_S = 40
 READ_TIMEOUT_S = 55.0
@@ -85,7 +86,7 @@ class KubeSource:
         self._pods = [
             Reflector(
                 transport,
-                f"{PODS_PATH}{scope}/pods",
+                f"{CORE_PATH}{scope}/pods",
                 {"labelSelector": POD_SELECTOR},
                 read_pod,
                 self._dirty.set,
@@ -109,6 +110,14 @@ class KubeSource:
         body = {"metadata": {"resourceVersion": model.resource_version}, "spec": {"replicas": 1}}
         path = f"{MODELS_PATH}/namespaces/{namespace}/modeldeployments/{name}/scale"
         await self._transport.request("PATCH", path, {"fieldManager": "octavo-gateway"}, body)
+
+    async def read_secret(self, namespace: str, name: str) -> dict[str, bytes]:
+        """The entries of a Secret, decoded."""
+        secret = await self._transport.request("GET", f"{CORE_PATH}/namespaces/{namespace}/secrets/{name}", {})
+        try:
+            return {entry: base64.b64decode(value) for entry, value in (secret.get("data") or {}).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise KubeApiError(0, f"the Secret cannot be decoded: {error}") from error
 
     async def _publish_changes(self) -> None:
         while True:

@@ -11,82 +11,65 @@ UNKNOWN_MODEL = ""
 
 
 class Metrics:
+    """Owns the registry; series of a model end with it."""
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "octavo_gateway_requests",
-            "Requests by model and the status that the client was given (499: it left first).",
-            ["model", "code"],
-            registry=self.registry,
+        self._models: set[str] = set()
+        self._per_model: list[Counter | Gauge | Histogram] = []
+        self.requests = self._counter(
+            "requests", "Requests by model and the status that the client was given (499: it left first).", "code"
         )
-        self.request_seconds = Histogram(
-            "octavo_gateway_request_seconds",
-            "Seconds from a request's arrival to its last byte.",
-            ["model"],
-            registry=self.registry,
-            buckets=SECONDS,
-        )
-        self.in_flight = Gauge(
-            "octavo_gateway_in_flight_requests", "Requests that are being answered or held.", registry=self.registry
-        )
-        self.held = Gauge(
-            "octavo_gateway_held_requests",
-            "Requests that wait because no replica can take them.",
-            ["model"],
-            registry=self.registry,
-        )
-        self.hold_seconds = Histogram(
-            "octavo_gateway_hold_seconds",
-            "Seconds that a held request waited.",
-            ["model"],
-            registry=self.registry,
-            buckets=SECONDS,
-        )
-        self.upstream_errors = Counter(
-            "octavo_gateway_upstream_errors",
+        self.request_seconds = self._histogram("request_seconds", "Seconds from a request's arrival to its last byte.")
+        self.in_flight = self._total("in_flight_requests", "Requests that are being answered or held.")
+        self.held = self._gauge("held_requests", "Requests that wait because no replica can take them.")
+        self.hold_seconds = self._histogram("hold_seconds", "Seconds that a held request waited.")
+        self.upstream_errors = self._counter(
+            "upstream_errors",
             "Attempts on a replica that failed before its first byte, or broke in the middle of an answer.",
-            ["model", "reason"],
-            registry=self.registry,
+            "reason",
         )
-        self.spills = Counter(
-            "octavo_gateway_prefix_spills",
+        self.spills = self._counter(
+            "prefix_spills",
             "Requests that did not go where their prefix is cached, because that replica was over its bound.",
-            ["model"],
-            registry=self.registry,
         )
-        self.wakes = Counter(
-            "octavo_gateway_wakes", "Times that a model was scaled from 0 to 1.", ["model"], registry=self.registry
-        )
-        self.routable_replicas = Gauge(
-            "octavo_gateway_routable_replicas",
-            "Replicas that may take requests.",
-            ["model"],
-            registry=self.registry,
+        self.wakes = self._counter("wakes", "Times that a model was scaled from 0 to 1.")
+        self.routable_replicas = self._gauge("routable_replicas", "Replicas that may take requests.")
+        self.unreadable_secrets = self._total(
+            "unreadable_secrets", "Secrets named by access.keysFrom that cannot be read."
         )
         self.source_errors = Counter(
             "octavo_gateway_source_errors",
-            "Failed lists, watches and writes at the API server.",
+            "Failed lists, watches, reads and writes at the API server.",
             ["what"],
             registry=self.registry,
         )
-        self._models: set[str] = set()
 
     def keep_only(self, models: Iterable[str]) -> None:
         """Forget the series of models that have left the table."""
         models = set(models)
         for model in self._models - models:
-            for metric in (self.requests, self.upstream_errors):
-                metric.remove_by_labels({"model": model})
-            for family in (
-                self.request_seconds,
-                self.held,
-                self.hold_seconds,
-                self.spills,
-                self.wakes,
-                self.routable_replicas,
-            ):
+            for family in self._per_model:
                 family.remove_by_labels({"model": model})
         self._models = models
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        made = Counter(f"octavo_gateway_{name}", about, ["model", *labels], registry=self.registry)
+        self._per_model.append(made)
+        return made
+
+    def _gauge(self, name: str, about: str) -> Gauge:
+        made = Gauge(f"octavo_gateway_{name}", about, ["model"], registry=self.registry)
+        self._per_model.append(made)
+        return made
+
+    def _histogram(self, name: str, about: str) -> Histogram:
+        made = Histogram(f"octavo_gateway_{name}", about, ["model"], registry=self.registry, buckets=SECONDS)
+        self._per_model.append(made)
+        return made
+
+    def _total(self, name: str, about: str) -> Gauge:
+        return Gauge(f"octavo_gateway_{name}", about, registry=self.registry)

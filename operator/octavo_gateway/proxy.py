@@ -20,14 +20,17 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 
 from . import headers
 from .admission import Hold, retry_after_s
 from .endpoints import Model, Replica
 from .errors import GatewayError, ModelNotFound, ResponseNotFound, Unavailable, UpstreamFailed
+from .keys import Gate, Key
 from .metrics import UNKNOWN_MODEL, Metrics
 from .reply import ClientGone, Reply
 from .request_body import BodyBudget, BodyReader, InboundBody
@@ -51,6 +54,8 @@ class Call:
     model_key: str
     outbound: UpstreamRequest
     reply: Reply
+    key: Key | None = None
+    """Whose key let it in; None where the model is open."""
     affinity: str | None = None
     pinned: Replica | None = None
     """The one replica that can answer, because it stores what the request is about."""
@@ -70,6 +75,7 @@ class Proxy:
     def __init__(
         self,
         router: Router,
+        gate: Gate,
         metrics: Metrics,
         session: aiohttp.ClientSession,
         *,
@@ -78,6 +84,7 @@ class Proxy:
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._router = router
+        self._gate = gate
         self._metrics = metrics
         self._session = session
         self._max_request_bytes = max_request_bytes
@@ -163,10 +170,14 @@ class Proxy:
                     self._router.leave(call.hold)
 
     async def _read_call(self, request: web.Request, reply: Reply, reader: BodyReader, counted_as: list[str]) -> Call:
+        authorization = request.headers.get("Authorization", "")
+        self._gate.check_any(self._router.table, authorization)
         body = await reader.read(request)
-        model = self._resolve(body.model)
+        model = self._resolve(body.model, authorization)
         counted_as[0] = model.key
+        key = self._gate.check(model, authorization)
         call = self._new_call(request, reply, body, model)
+        call.key = key
         if body.previous_response_id is not None:
             call.pinned = self._place_of(body.previous_response_id, body, model).replica
         elif body.affinity is not None:
@@ -177,17 +188,18 @@ class Proxy:
         self._check_complete()
         place = find_place(request.match_info["id"], self._router.table)
         counted_as[0] = place.model.key
-        sent = headers.to_upstream(request, reply.request_id)
+        key = self._gate.check(place.model, request.headers.get("Authorization", ""))
+        sent = _headers_to(place.model, request, reply)
         outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=None, method=request.method)
         body = InboundBody(raw=b"", model=place.model.key, stream=False, affinity=None)
-        return Call(body=body, model_key=place.model.key, outbound=outbound, reply=reply, pinned=place.replica)
+        return Call(body=body, model_key=place.model.key, outbound=outbound, reply=reply, key=key, pinned=place.replica)
 
     def _place_of(self, response_id: str, body: InboundBody, model: Model) -> Place:
         place = find_place(response_id, self._router.table)
         if place.model.key != model.key:
             raise ResponseNotFound(
                 f"The response '{response_id}' is not one of the model '{body.model}'; "
-                f"'{place.model.served_names[0]}' gave it."
+                f"'{place.model.shown_name}' gave it."
             )
         return place
 
@@ -298,20 +310,21 @@ class Proxy:
             await call.reply.heartbeat()
         await self._router.wait_for_change(min(RECHECK_S, hold.wait_s(now, heartbeats=call.body.stream)))
 
-    def _resolve(self, name: str) -> Model:
+    def _resolve(self, name: str, authorization: str) -> Model:
         table = self._router.table
         model = table.resolve(name)
         if model is not None:
             return model
         self._check_complete()
-        raise ModelNotFound(table.explain_unknown(name), param="model")
+        may_see = partial(self._gate.may_use, authorization=authorization)
+        raise ModelNotFound(table.explain_unknown(name, may_see), param="model")
 
     def _check_complete(self) -> None:
         if not self._router.table.is_complete:
             raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
 
     def _new_call(self, request: web.Request, reply: Reply, body: InboundBody, model: Model) -> Call:
-        sent = headers.to_upstream(request, reply.request_id)
+        sent = _headers_to(model, request, reply)
         if body.stream:
             # A compressed stream could not follow the plain heartbeats of a hold.
             sent.popall("Accept-Encoding", None)
@@ -332,6 +345,14 @@ class Proxy:
             model_key = UNKNOWN_MODEL
         self._metrics.requests.labels(model_key, str(code)).inc()
         self._metrics.request_seconds.labels(model_key).observe(seconds)
+
+
+def _headers_to(model: Model, request: web.Request, reply: Reply) -> CIMultiDict[str]:
+    sent = headers.to_upstream(request, reply.request_id)
+    if model.access.keys_from:
+        # The key was for the gateway; no server needs to see it.
+        sent.popall("Authorization", None)
+    return sent
 
 
 def _shutting_down() -> Unavailable:

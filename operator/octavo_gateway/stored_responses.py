@@ -39,7 +39,7 @@ def find_place(response_id: str, table: RoutingTable) -> Place:
     replica = next((replica for replica in model.replicas if digest(replica.pod) == tag["pod"]), None)
     if replica is None:
         raise ResponseNotFound(
-            f"No response '{shown}': the replica of '{model.served_names[0]}' that stored it is gone, and its stored "
+            f"No response '{shown}': the replica of '{model.shown_name}' that stored it is gone, and its stored "
             "responses with it; send the conversation again as input."
         )
     return Place(model=model, replica=replica)

@@ -108,6 +108,8 @@ def _ready(resource: ModelDeployment, desired: Desired, observed: Observed, find
         )
         message = f"{held}; {resource.namespace}/{resource.name} always routes here"
         return Condition(kind=READY, status=False, reason=reasons.SERVED_NAME_CONFLICT, message=message)
+    if observed.keys_trouble:
+        return Condition(kind=READY, status=False, reason=reasons.KEYS_UNREADABLE, message=observed.keys_trouble)
     if wanted == 0:
         return _zero(resource)
     if is_whole(desired, observed):

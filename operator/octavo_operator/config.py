@@ -39,6 +39,8 @@ class OperatorConfig:
     identity: str = ""
     """Name of this replica in the Lease."""
     lease_name: str = "octavo-operator"
+    key_readers: tuple[str, ...] = ()
+    """Service accounts NAMESPACE:NAME of gateway and operator, named in the remedy of KeysUnreadable."""
     gateway_url: str = ""
     """Base URL of the gateway without /v1; empty where there is none."""
     host: str = ""
@@ -67,6 +69,7 @@ def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:
         namespaces=_items(flags.namespaces),
         own_namespace=own_namespace,
         gateway_namespace=flags.gateway_namespace,
+        key_readers=_items(flags.key_readers),
         identity=env.get("OCTAVO_POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
         lease_name=flags.lease_name,
         gateway_url=flags.gateway_url.rstrip("/").removesuffix("/v1"),
@@ -123,6 +126,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     _text(parser, env, "lease-name", "name of the Lease", default="octavo-operator")
     _text(parser, env, "gateway-url", "base URL of the gateway, for status.endpoint; default: the Service's own URL")
     _text(parser, env, "gateway-namespace", "namespace of the gateway's pods; default: all")
+    _text(parser, env, "key-readers", "service accounts NAMESPACE:NAME that read keys, for the remedy in a condition")
     _text(parser, env, "server-image", "image of the server with GPU support", default=DEFAULT_IMAGE)
     _text(parser, env, "server-image-cpu", "image of the server where gpu.count is 0; default: the other one")
     policies = ("IfNotPresent", "Always", "Never")

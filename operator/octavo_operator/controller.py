@@ -22,6 +22,7 @@ from octavo_operator.autoscaling.scraper import Scraper
 from octavo_operator.config import OperatorConfig
 from octavo_operator.errors import ClusterError
 from octavo_operator.handlers import build_registry, build_settings
+from octavo_operator.key_secrets import KeySecrets
 from octavo_operator.kube.adapter_access import KubeAdapterAccess
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import MODEL_DEPLOYMENT, WATCHED, Kind
@@ -73,6 +74,7 @@ class Controller:
             cache=self._cache,
             probe=StartupProbe(session),
             loads=self._loads,
+            keys=KeySecrets(kube, readers=config.key_readers, clock=time.monotonic),
             adapter_trouble=self._adapter_trouble,
             clock=time.monotonic,
         )

@@ -20,6 +20,7 @@ MAX_QUOTE = 400
 # Ordered: what a person can act on comes before what passes by itself.
 SEVERITY = (
     reasons.NAME_TAKEN,
+    reasons.KEYS_UNREADABLE,
     reasons.QUOTA_EXCEEDED,
     reasons.POD_REFUSED,
     reasons.SECRET_NOT_FOUND,

@@ -9,6 +9,7 @@ from typing import Protocol
 from octavo_operator.api.types import JsonObject
 from octavo_operator.desired.render import key_of
 from octavo_operator.errors import ClusterError
+from octavo_operator.key_secrets import KeySecrets
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.object_cache import ObjectCache, ResourceKey
 from octavo_operator.observed import Node, Observed, Pod, ZeroWish, belongs_to
@@ -40,6 +41,7 @@ class Observer:
         cache: ObjectCache,
         probe: StartupProbe,
         loads: LoadReader,
+        keys: KeySecrets,
         adapter_trouble: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
@@ -48,6 +50,7 @@ class Observer:
         self._cache = cache
         self._probe = probe
         self._loads = loads
+        self._keys = keys
         self._adapter_trouble = adapter_trouble
         self._clock = clock
         self._nodes: tuple[Node, ...] | None = None
@@ -69,6 +72,7 @@ class Observer:
             nodes=await self._list_nodes() if any(pod.waits_for_node for pod in pods) else None,
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),
+            keys_trouble=await self._keys.trouble(resource),
             adapter_trouble=self._adapter_trouble(),
         )
 

@@ -130,6 +130,8 @@ class Observed:
     """None where the operator may not or need not list them."""
     rivals: tuple[Rival, ...] = ()
     zero_wish: ZeroWish | None = None
+    keys_trouble: str = ""
+    """Which Secret of access.keysFrom cannot be read, and the remedy; empty when all is well."""
     adapter_trouble: str = ""
     """Why the autoscaler may not get metrics from us; empty when all is well."""
 

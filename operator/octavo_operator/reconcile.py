@@ -26,6 +26,7 @@ from octavo_operator.errors import (
     SpecInvalidError,
 )
 from octavo_operator.events import make_event
+from octavo_operator.key_secrets import key_secrets
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import EVENT
 from octavo_operator.object_cache import ResourceKey
@@ -40,6 +41,10 @@ LOOK_AGAIN_LOADING_S = 3.0
 """Loading pods tell their progress only when asked."""
 LOOK_AGAIN_WAITING_S = 20.0
 """A Secret or node that comes later makes no event of ours."""
+
+
+LOOK_AGAIN_KEYS_S = 15.0
+"""Nobody may watch Secrets: that of access.keysFrom is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +155,8 @@ def explain(error: OctavoOperatorError) -> Finding:
 def _look_again_s(observed: Observed) -> float | None:
     if observed.startups:
         return LOOK_AGAIN_LOADING_S
+    if key_secrets(observed.resource):
+        return LOOK_AGAIN_KEYS_S
     return LOOK_AGAIN_WAITING_S if any(not pod.is_ready for pod in observed.living_pods) else None
 
 

@@ -41,14 +41,31 @@ def test_no_rule_has_a_star(rendered):
                 assert not any("*" in entry for entry in rule[key])
 
 
-def test_secrets_are_readable_by_one_name_in_the_releases_namespace_alone(rendered):
+def test_secrets_are_readable_by_one_name_or_where_keys_lie(rendered):
     for role in rendered.of("ClusterRole"):
         assert all("secrets" not in rule["resources"] for rule in role["rules"])
-    for role in rendered.of("Role"):
+    for role in (role for role in rendered.of("Role") if role["metadata"]["name"] != "sys-octavo-keys"):
         for rule in (rule for rule in role["rules"] if "secrets" in rule["resources"]):
             assert role["metadata"]["namespace"] == "sys"
             assert rule["resourceNames"] == ["octavo-metrics-adapter"]
             assert rule["verbs"] == ["get", "update"]
+
+
+@pytest.mark.parametrize(("given", "namespaces"), [([], ["sys"]), (["team-a", "team-b"], ["team-a", "team-b"])])
+def test_keys_may_be_got_in_the_named_namespaces_by_gateway_and_operator(render, given, namespaces):
+    rendered = render({"secretNamespaces": given})
+    roles = [role for role in rendered.of("Role") if role["metadata"]["name"] == "sys-octavo-keys"]
+    bindings = [each for each in rendered.of("RoleBinding") if each["metadata"]["name"] == "sys-octavo-keys"]
+
+    assert [role["metadata"]["namespace"] for role in roles] == namespaces
+    assert all(rules(role) == {("", "secrets", frozenset({"get"}))} for role in roles)
+    assert [each["metadata"]["namespace"] for each in bindings] == namespaces
+    for binding in bindings:
+        assert binding["roleRef"]["name"] == "sys-octavo-keys"
+        assert {(each["name"], each["namespace"]) for each in binding["subjects"]} == {
+            ("octavo-gateway", "sys"),
+            ("octavo-operator", "sys"),
+        }
 
 
 def test_the_operator_may_exactly_what_its_kinds_need(render):

@@ -66,6 +66,15 @@ def test_auto_keeps_conversations_together_where_prefixes_are_cached(spec: dict[
     assert (model.strategy, model.service_url) == (strategy, "http://qwen.default.svc:8000")
 
 
+def test_keys_come_from_secrets_of_the_models_namespace() -> None:
+    access = {"keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}]}
+
+    model = read_model(a_deployment(spec={"access": access})).model
+
+    assert model.key_secrets == ("default/a", "default/b")
+    assert read_model(a_deployment()).model.key_secrets == ()
+
+
 @pytest.mark.parametrize(
     ("spec", "needs_wake", "is_off"),
     [

@@ -284,6 +284,22 @@ async def test_a_wake_is_a_scale_patch_bound_to_the_version_that_was_seen() -> N
     assert body == {"metadata": {"resourceVersion": "41"}, "spec": {"replicas": 1}}
 
 
+async def test_a_secret_is_read_by_its_name_alone_and_decoded() -> None:
+    class WithSecret(PlayedTransport):
+        async def request(
+            self, method: str, path: str, query: Mapping[str, str], body: object = None
+        ) -> dict[str, Any]:
+            await super().request(method, path, query, body)
+            return {"kind": "Secret", "data": {"alice": "c2stYWxpY2U="}}
+
+    transport = WithSecret()
+
+    entries = await KubeSource(transport, lambda _: None, Metrics()).read_secret("team", "keys")
+
+    assert entries == {"alice": b"sk-alice"}
+    assert transport.calls == [("GET", "/api/v1/namespaces/team/secrets/keys", {}, None)]
+
+
 async def test_a_burst_of_changes_makes_few_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_source, "PUBLISH_AFTER_S", 0.05)
     transport = PlayedTransport()

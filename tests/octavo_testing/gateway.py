@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,9 +151,10 @@ class WakingSource(StaticSource):
     publish: Callable[[RoutingTable], None]
     woken: list[str] = field(default_factory=list)
     refusal: KubeApiError | None = None
+    secrets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__init__(self.publish)
+        super().__init__(self.publish, secrets=self.secrets)
 
     async def wake(self, model: Model) -> None:
         if self.refusal is not None:
@@ -195,11 +196,13 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def a_gateway(*models: Model, **settings: Any) -> AsyncIterator[Bench]:
+async def a_gateway(
+    *models: Model, secrets: Mapping[str, Mapping[str, bytes]] | None = None, **settings: Any
+) -> AsyncIterator[Bench]:
     sources: list[WakingSource] = []
 
     def make_source(publish: Callable[[RoutingTable], None], _: Metrics) -> WakingSource:
-        sources.append(WakingSource(publish))
+        sources.append(WakingSource(publish, secrets=secrets or {}))
         return sources[0]
 
     config = GatewayConfig(**{"host": "127.0.0.1", "port": 0, "internal_port": 0, **settings})

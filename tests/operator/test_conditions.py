@@ -48,6 +48,17 @@ def test_all_replicas_ready() -> None:
     assert "ScalingActive" not in found
 
 
+def test_a_model_whose_keys_cannot_be_read_serves_nobody_and_says_what_to_do() -> None:
+    desired = a_desired(a_resource(replicas=1))
+    observed = observed_as(desired, pods=pods(desired.revision, ready=1), keys_trouble="run: kubectl …")
+
+    found = conditions(observed, replicas=1)
+
+    assert (found["Ready"].status, found["Ready"].reason) == (False, reasons.KEYS_UNREADABLE)
+    assert found["Ready"].message == "run: kubectl …"
+    assert found["Available"].status is True
+
+
 def test_one_is_told_as_one() -> None:
     desired = a_desired(a_resource(replicas=2))
 

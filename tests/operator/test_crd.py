@@ -59,6 +59,7 @@ EVERYTHING = {
     },
     "drain": {"timeout": "30s"},
     "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m"},
+    "access": {"keysFrom": [{"secretRef": {"name": "team-keys"}}]},
     "placement": {
         "nodeSelector": {"a": "b"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -101,6 +102,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "utilization": ({"engine": {"gpuMemoryUtilization": "1.5"}}, "spec.engine.gpuMemoryUtilization"),
     "strategy": ({"routing": {"strategy": "Random"}}, "spec.routing.strategy"),
     "routing tag": ({"engine": {"extraArgs": ["--routing-tag=a/b/c"]}}, "extraArgs may not set --host"),
+    "keys from nowhere": ({"access": {"keysFrom": [{}]}}, "spec.access.keysFrom[0].secretRef"),
+    "keys by value": ({"access": {"keysFrom": [{"secretRef": {"name": "a"}, "key": "sk"}]}}, "unknown field"),
+    "no name of a Secret": ({"access": {"keysFrom": [{"secretRef": {"name": "A/B"}}]}}, "secretRef.name"),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
     "field of a later version": ({"cache": {"type": "PVC"}}, 'unknown field "spec.cache"'),
 }

@@ -65,6 +65,7 @@ class LocalDeployment:
             strategy=endpoints.resolve_strategy(
                 resource.spec.routing.strategy, prefix_caching=resource.spec.engine.prefix_caching
             ),
+            access=endpoints.Access(keys_from=resource.spec.access.keys_from),
             service_url=self.replicas[0].url if self.replicas else "",
             max_held=resource.spec.routing.max_held_requests,
             hold_timeout_s=resource.spec.routing.hold_timeout_s,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class Manifest:
 
     raw: dict[str, Any]
     resource: ModelDeployment
+    secrets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Entries of the Secrets that access.keysFrom names, by ``NAMESPACE/NAME``."""
 
     @property
     def key(self) -> str:
@@ -29,22 +32,54 @@ class Manifest:
 
 
 def load_manifests(paths: Sequence[str]) -> list[Manifest]:
-    """All documents of all files; ``-`` is standard input."""
+    """All ModelDeployments of all files, each with the Secrets of its keys; ``-`` is standard input."""
     manifests: list[Manifest] = []
     problems: list[str] = []
+    secrets: dict[str, dict[str, bytes]] = {}
     for path in paths:
         for number, document in enumerate(_documents(path), start=1):
             where = f"{path}, document {number}"
+            if isinstance(document, dict) and (document.get("apiVersion"), document.get("kind")) == ("v1", "Secret"):
+                try:
+                    secrets.update([_secret(document)])
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    problems.append(f"{where}: no Secret with metadata.name and text in data or stringData")
+                continue
             try:
                 manifests.append(Manifest(raw=document, resource=parse_model_deployment(document, creating=True)))
             except SpecInvalidError as error:
                 problems += [f"{where}: {problem}" for problem in error.problems]
     problems += _clashes(manifests)
+    problems += _missing_secrets(manifests, secrets)
     if problems:
         raise CliError("\n       ".join(problems))
     if not manifests:
         raise CliError(f"{', '.join(paths)}: no ModelDeployment in there")
-    return manifests
+    return [
+        replace(manifest, secrets={name: secrets[name] for name in _key_secrets(manifest)}) for manifest in manifests
+    ]
+
+
+def _secret(document: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
+    metadata = document["metadata"]
+    entries = {name: base64.b64decode(value, validate=True) for name, value in (document.get("data") or {}).items()}
+    entries |= {name: value.encode() for name, value in (document.get("stringData") or {}).items()}
+    return f"{metadata.get('namespace') or 'default'}/{metadata['name']}", entries
+
+
+def _key_secrets(manifest: Manifest) -> list[str]:
+    resource = manifest.resource
+    return [f"{resource.namespace}/{name}" for name in resource.spec.access.keys_from]
+
+
+def _missing_secrets(manifests: Iterable[Manifest], secrets: Mapping[str, object]) -> list[str]:
+    return [
+        f"{manifest.key}: access.keysFrom names the Secret {name}, which is none of these documents; add one of "
+        "kind Secret with a key in each entry of stringData"
+        for manifest in manifests
+        for name in _key_secrets(manifest)
+        if name not in secrets
+    ]
 
 
 def _documents(path: str) -> Iterable[Any]:

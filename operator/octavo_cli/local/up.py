@@ -85,7 +85,7 @@ async def up(options: UpOptions, console: Console, *, server_command: Sequence[s
     gpus = launch.find_gpus(os.environ)
     stop = _stop_signals()
     folder = RunFolder(state_home(os.environ), pid=os.getpid(), now_s=time.time())
-    session = LocalSession(folder, make_screen(console))
+    session = LocalSession(folder, make_screen(console), loaded)
     config = GatewayConfig(host=options.host, port=options.port, internal_port=options.internal_port)
     try:
         async with (
@@ -112,7 +112,8 @@ async def up(options: UpOptions, console: Console, *, server_command: Sequence[s
 class LocalSession:
     """Owns the deployments of one `octavo up`, tells the gateway and the screen of each change."""
 
-    def __init__(self, folder: RunFolder, screen: Screen) -> None:
+    def __init__(self, folder: RunFolder, screen: Screen, loaded: Sequence[manifests.Manifest]) -> None:
+        self._manifests = loaded
         self.deployments: list[LocalDeployment] = []
         self.screen = screen
         self.gateway: Gateway | None = None
@@ -130,7 +131,8 @@ class LocalSession:
         return any(replica.has_failed for replica in self.replicas)
 
     def make_source(self, publish: Callable[[RoutingTable], None], _: Metrics) -> StaticSource:
-        self._source = StaticSource(publish)
+        secrets = {name: entries for manifest in self._manifests for name, entries in manifest.secrets.items()}
+        self._source = StaticSource(publish, secrets=secrets)
         return self._source
 
     def greet(self, host: str, notes: Sequence[str]) -> None:

@@ -79,6 +79,14 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may use the model through the gateway."""
+
+    keys_from: tuple[str, ...] = ()
+    """Names of Secrets whose entries are API keys; empty is open to all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[JsonObject, ...] = ()
@@ -100,6 +108,7 @@ class ModelDeploymentSpec:
     scaling: Scaling | None = None
     drain_timeout_s: int = 120
     routing: Routing = field(default_factory=Routing)
+    access: Access = field(default_factory=Access)
     placement: Placement = field(default_factory=Placement)
     pod_template: JsonObject = field(default_factory=dict)
     suspend: bool = False

@@ -16,6 +16,7 @@ from octavo_operator.api.types import (
     API_VERSION,
     DEFAULT_IDLE_AFTER_S,
     KIND,
+    Access,
     EngineSettings,
     Gpu,
     ModelDeployment,
@@ -43,7 +44,9 @@ RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
 SPREADS = ("Soft", "Hard", "None")
+SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 MAX_REPLICAS = 1000
+MAX_KEY_SOURCES = 16
 
 
 def parse_model_deployment(manifest: Any, *, creating: bool = False) -> ModelDeployment:
@@ -93,6 +96,7 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
         scaling=_scaling(spec.child("scaling")) if spec.has("scaling") else spec.take("scaling"),
         drain_timeout_s=_drain_timeout_s(spec.child("drain")),
         routing=_routing(spec.child("routing")),
+        access=_access(spec.child("access")),
         placement=_placement(spec.child("placement")),
         pod_template=_pod_template(spec),
         suspend=spec.boolean("suspend", default=False),
@@ -215,6 +219,32 @@ def _routing(raw: ObjectReader) -> Routing:
     )
     raw.finish()
     return result
+
+
+def _access(raw: ObjectReader) -> Access:
+    result = Access(keys_from=_keys_from(raw))
+    raw.finish()
+    return result
+
+
+def _keys_from(raw: ObjectReader) -> tuple[str, ...]:
+    sources = raw.take("keysFrom")
+    if sources is None:
+        return ()
+    if not _is_list_of_objects(sources) or len(sources) > MAX_KEY_SOURCES:
+        raw.complain("keysFrom", f"must be a list of at most {MAX_KEY_SOURCES} objects, each with secretRef")
+        return ()
+    names = []
+    for number, source in enumerate(sources):
+        reader = ObjectReader(source, f"{raw.path}.keysFrom[{number}]", raw.problems)
+        secret = reader.child("secretRef")
+        name = secret.string("name", pattern=SECRET_NAME, remedy="is no name of a Secret")
+        if not secret.has("name"):
+            secret.complain("name", "is required: the name of a Secret in the same namespace")
+        secret.finish()
+        reader.finish()
+        names.append(name)
+    return tuple(names)
 
 
 def _placement(raw: ObjectReader) -> Placement:

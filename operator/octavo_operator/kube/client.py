@@ -30,6 +30,7 @@ USER_AGENT = "octavo-operator"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 JSON = "application/json"
+METADATA_ONLY = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,19 @@ class KubeClient:
                 return None
             raise
 
+    async def is_readable(self, path: str) -> bool:
+        """Whether an object is there and may be read, without reading it: its metadata alone is sent.
+
+        Raises ClusterError where it may not be read, or nobody knows.
+        """
+        try:
+            await self.request("GET", path, accept=METADATA_ONLY)
+        except ClusterError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
     async def list_kind(self, kind: Kind, namespace: str, selector: str) -> Listing:
         """All pages; items carry kind and apiVersion, which lists leave out."""
         listing = await self.list_path(kind.path(namespace), selector)
@@ -159,11 +173,18 @@ class KubeClient:
                 raise
 
     async def request(
-        self, method: str, path: str, *, query: JsonObject | None = None, body: Any = None, content_type: str = JSON
+        self,
+        method: str,
+        path: str,
+        *,
+        query: JsonObject | None = None,
+        body: Any = None,
+        content_type: str = JSON,
+        accept: str = JSON,
     ) -> dict[str, Any]:
         """One exchange; raises ClusterError for everything but 2xx."""
         url = f"{self._api.configuration.host}{path}{'?' + urlencode(query) if query else ''}"
-        headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": USER_AGENT}
+        headers = {"Content-Type": content_type, "Accept": accept, "User-Agent": USER_AGENT}
         try:
             await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
             response = await self._api.call_api(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,36 @@ def test_a_name_or_served_name_twice_is_refused(tmp_path: Path) -> None:
 
     assert "default/a is there twice" in str(refused.value)
     assert "'a' is claimed by default/a and by default/b" in str(refused.value)
+
+
+A_SECRET: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "keys"},
+    "stringData": {"alice": "sk-1"},
+    "data": {"bob": "c2stMg=="},
+}
+
+
+def test_keys_come_from_secrets_among_the_documents(tmp_path: Path) -> None:
+    guarded = a_manifest("a", access={"keysFrom": [{"secretRef": {"name": "keys"}}]})
+    path = write_manifests(tmp_path / "m.yaml", guarded, A_SECRET, a_manifest("b"))
+
+    first, second = load_manifests([str(path)])
+
+    assert first.secrets == {"default/keys": {"alice": b"sk-1", "bob": b"sk-2"}}
+    assert second.secrets == {}
+
+
+def test_a_secret_that_is_missing_or_unreadable_is_told(tmp_path: Path) -> None:
+    guarded = a_manifest("a", access={"keysFrom": [{"secretRef": {"name": "keys"}}]})
+    missing = write_manifests(tmp_path / "missing.yaml", guarded)
+    broken = write_manifests(tmp_path / "broken.yaml", guarded, {**A_SECRET, "data": {"bob": "!"}})
+
+    with pytest.raises(CliError, match="names the Secret default/keys, which is none of these documents"):
+        load_manifests([str(missing)])
+    with pytest.raises(CliError, match="document 2: no Secret with"):
+        load_manifests([str(broken)])
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,23 @@ async def test_servers_are_reachable_from_this_machine_only_and_see_no_gpu(tmp_p
     assert answer["env"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
+async def test_keys_of_a_secret_among_the_documents_guard_the_model(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_text("ok")
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"alice": "sk-1"}}
+    guarded = a_manifest(access={"keysFrom": [{"secretRef": {"name": "keys"}}]})
+    path = write_manifests(tmp_path / "m.yaml", guarded, secret)
+    async with running_up(WITH_FAKE_SERVER, tmp_path, str(path), "--mount", f"/models={tmp_path}") as up:
+        await up.until_ready("tiny")
+        async with aiohttp.ClientSession() as client:
+            statuses = []
+            for headers in ({}, {"Authorization": "Bearer sk-1"}):
+                async with client.get(f"{up.url}/v1/models/tiny", headers=headers) as answer:
+                    statuses.append(answer.status)
+        await up.end()
+
+    assert statuses == [401, 200]
+
+
 async def test_a_suspended_model_starts_nothing_and_says_so(tmp_path: Path) -> None:
     async with a_fake_up(tmp_path, suspend=True) as up:
         await up.until_said("Suspended")

@@ -42,6 +42,7 @@ def test_every_field_is_read() -> None:
         replicas=2,
         drain={"timeout": "1m"},
         routing={"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s"},
+        access={"keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}]},
         placement={
             "nodeSelector": {"gpu": "yes"},
             "tolerations": [{"operator": "Exists"}],
@@ -67,6 +68,7 @@ def test_every_field_is_read() -> None:
         5,
         30,
     )
+    assert spec.access.keys_from == ("a", "b")
     assert spec.placement.topology_spread == "Hard"
     assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
 
@@ -110,6 +112,8 @@ INVALID = {
     "unknown scheme": ({"model": "s3://bucket/x"}, "spec.model: 's3://bucket/x' must be hf://"),
     "path with dots": ({"model": "file:///a/../b"}, "spec.model: must not contain '..'"),
     "model is a number": ({"model": 5}, "spec.model: must be a string, not a number"),
+    "keys without a Secret": ({"access": {"keysFrom": [{}]}}, "spec.access.keysFrom[0].secretRef.name: is required"),
+    "keys by value": ({"access": {"keysFrom": ["sk-1"]}}, "spec.access.keysFrom: must be a list of at most 16 objects"),
     "misspelt field": ({"servedName": ["x"]}, "spec.servedName: unknown field; did you mean 'servedNames'?"),
     "strange field": ({"zzz": 1}, "spec.zzz: unknown field; known are "),
     "secret without name": ({"source": {"secretRef": {}}}, "spec.source.secretRef.name: is required"),

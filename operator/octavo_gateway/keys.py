@@ -1,0 +1,121 @@
+"""Who may use a model: API keys from Secrets, kept only as digests.
+
+Pure. A digest is keyed with a secret that this process made for itself, so that the time of a look-up tells of the
+digest and nothing of a key. An entry of a Secret is one key; its name is the key's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .endpoints import Model, RoutingTable
+from .errors import Forbidden, Unauthorized, Unavailable
+
+MAX_KEYS_PER_SECRET = 10_000
+"""A Secret holds at most 1 MiB; more entries than this are not read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One client's key, as it is known by name."""
+
+    secret: str
+    """``NAMESPACE/NAME``."""
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.secret}/{self.name}"
+
+
+class Keyring:
+    """Owns the digests of all keys by Secret; ``keep_only`` bounds it to the Secrets that models name."""
+
+    def __init__(self, pepper: bytes) -> None:
+        self._pepper = pepper
+        self._digests: dict[str, dict[bytes, Key]] = {}
+
+    def put(self, secret: str, entries: Mapping[str, bytes]) -> None:
+        """Take in a Secret's entries; white space around a key, such as a file's last line end, is not part of it."""
+        digests: dict[bytes, Key] = {}
+        for name in sorted(entries)[:MAX_KEYS_PER_SECRET]:
+            value = entries[name].strip()
+            if value:
+                digests.setdefault(self._digest(value), Key(secret=secret, name=name))
+        self._digests[secret] = digests
+
+    def forget(self, secret: str) -> None:
+        """The Secret cannot be read: none of its keys is honoured any more."""
+        self._digests.pop(secret, None)
+
+    def keep_only(self, secrets: Iterable[str]) -> None:
+        wanted = frozenset(secrets)
+        self._digests = {name: digests for name, digests in self._digests.items() if name in wanted}
+
+    def is_read(self, secret: str) -> bool:
+        return secret in self._digests
+
+    def find(self, token: str, secrets: Iterable[str]) -> Key | None:
+        digest = self._digest(token.encode("utf-8", "surrogateescape"))
+        found = (self._digests.get(secret, {}).get(digest) for secret in secrets)
+        return next((key for key in found if key is not None), None)
+
+    def knows(self, token: str) -> bool:
+        """Whether it is a key for any model."""
+        return self.find(token, self._digests) is not None
+
+    def _digest(self, value: bytes) -> bytes:
+        return hmac.digest(self._pepper, value, hashlib.sha256)
+
+
+class Gate:
+    """Decides who gets to a model; a model without ``keysFrom`` is open to all."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    def check(self, model: Model, authorization: str) -> Key | None:
+        """The key that lets the request in, None for an open model; raises Unauthorized, Forbidden or Unavailable."""
+        if not model.key_secrets:
+            return None
+        token = bearer_token(authorization)
+        key = self._keyring.find(token, model.key_secrets) if token else None
+        if key is not None:
+            return key
+        if token and self._keyring.knows(token):
+            raise Forbidden(f"Your key may not use the model '{model.shown_name}'.")
+        if token and not all(map(self._keyring.is_read, model.key_secrets)):
+            raise Unavailable(
+                f"The keys of the model '{model.shown_name}' cannot be read at present; its ModelDeployment says why.",
+                code="keys_unreadable",
+            )
+        raise _unauthorized(token)
+
+    def check_any(self, table: RoutingTable, authorization: str) -> None:
+        """Refuse, before its body is read, a request that no model would take."""
+        if not table.is_complete or not table.models or table.has_open_models:
+            return
+        token = bearer_token(authorization)
+        is_certain = all(map(self._keyring.is_read, table.key_secrets))
+        if not token or (is_certain and not self._keyring.knows(token)):
+            raise _unauthorized(token)
+
+    def may_use(self, model: Model, authorization: str) -> bool:
+        if not model.key_secrets:
+            return True
+        token = bearer_token(authorization)
+        return bool(token) and self._keyring.find(token, model.key_secrets) is not None
+
+
+def bearer_token(authorization: str) -> str:
+    """The token of an ``Authorization`` header; empty where it has none."""
+    scheme, _, token = authorization.strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _unauthorized(token: str) -> Unauthorized:
+    if not token:
+        return Unauthorized("This needs an API key; send the header 'Authorization: Bearer KEY'.")
+    return Unauthorized("The API key is not valid here.")
