@@ -15,14 +15,12 @@ import os
 import platform
 import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.errors import ConfigError, EngineStuckError, OctavoError, StartupError
 from octavo_server.flags import FlagParser, add_config_file, add_flags, build, read_settings, settings_of
 from octavo_server.logs import set_up_logging
-from octavo_server.sources.uri import SUPPORTED
 from octavo_server.termination import write_termination_log
 
 if TYPE_CHECKING:
@@ -210,35 +208,9 @@ def run_batch_parser() -> FlagParser:
 
 def download(argv: Sequence[str]) -> int:
     """`octavo download URI --to DIR`: a model's files onto this machine, checked."""
-    parser = FlagParser(
-        prog="octavo download", description="Fetch a model's files, go on where that was cut off, check them."
-    )
-    parser.add_argument("uri", nargs="?", metavar="URI", help=f"what to fetch: {SUPPORTED}")
-    parser.add_argument("--to", metavar="DIR", help="the folder to put the files into")
-    parser.add_argument(
-        "--allow-patterns",
-        nargs="+",
-        metavar="PATTERN",
-        default=None,
-        help="which files, such as '*.safetensors' (default: all that serving reads)",
-    )
-    parser.add_argument(
-        "--progress",
-        choices=("bar", "json", "none"),
-        default="bar",
-        help="bar on stderr; json: a line a second on stdout, as /startup has it; none (default: bar)",
-    )
-    values = parser.parse_strictly(argv)
-    if not values.uri or not values.to:
-        raise ConfigError("URI and --to are needed: octavo download hf://ORG/NAME --to DIR")
-    from octavo_server.progress import Bar, JsonLines
-    from octavo_server.sources.download import download as fetch
+    from octavo_server.download_command import download as run
 
-    set_up_logging("warning")
-    shown = Bar("bytes", is_bytes=True, is_shown=values.progress == "bar")
-    with JsonLines(sys.stdout) if values.progress == "json" else shown as progress:
-        path = fetch(values.uri, Path(values.to).expanduser(), values.allow_patterns, progress.show)
-    print(path)
+    print(run(argv))
     return 0
 
 

@@ -68,6 +68,17 @@ def setting(
     return field(default=default, metadata={"min": minimum, "max": maximum, "parse": parse})
 
 
+def read_checksum(text: str) -> str:
+    """Takes sha256:HEX alone.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise ConfigError(f"{text[:100]!r} is no checksum; write sha256: and 64 digits or letters a to f")
+    return text
+
+
 def human_int(text: str) -> int:
     """Reads 8192, 32k (32 000), 32K (32 768), 1.5M and the like, as vLLM does: small letters are powers of 1000."""
     scale = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 0)
@@ -132,11 +143,23 @@ class EngineConfig:
     """What the engine is built from: the model, its memory and its limits."""
 
     model: str
-    """A local folder with config.json and safetensors files, a GGUF file, or a name on the Hugging Face hub: ORG/NAME or
-    ORG/NAME/FILE.gguf."""
+    """A local folder with config.json and safetensors files, a GGUF file, a name on the Hugging Face hub (ORG/NAME or
+    ORG/NAME/FILE.gguf), or where else it is fetched from: https://, s3://, gs:// or oci://."""
 
     revision: str | None = setting(None)
     """Branch, tag or commit of a model on the hub. None: its main branch."""
+
+    download_dir: str | None = setting(None)
+    """Folder that models are fetched into, one below it for each. None: the hub's own cache, and ~/.cache/octavo/models
+    for all else."""
+
+    weight_files: tuple[str, ...] = setting(())
+    """Patterns of the weight files to fetch, such as 'model-*.safetensors'; configuration and tokenizer always come.
+    Default: *.safetensors, or *.gguf where there are none."""
+
+    model_checksum: str | None = setting(None, parse=read_checksum)
+    """sha256:HEX that the model must have: of its one file; of an artifact's manifest; of several files what `sha256sum
+    FILES | sha256sum` prints, names in order. None: whatever comes is served."""
 
     tokenizer: str | None = setting(None)
     """Where the tokenizer and the chat template come from: a local folder, a GGUF file, or a name on the Hugging Face

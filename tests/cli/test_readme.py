@@ -94,10 +94,10 @@ def of_the_offline_batch(command: str) -> None:
 
 def of_the_download(command: str) -> None:
     """tests/server/sources/test_download.py runs it; here, that the source can be read."""
-    from octavo_server.sources.uri import HubModel, parse_source
+    from octavo_server.sources.uri import parse_source
 
     assert command.split()[3] == "--to"
-    assert isinstance(parse_source(command.split()[2]), HubModel)
+    assert not isinstance(parse_source(command.split()[2]), Path)
     is_run_by("tests/server/sources/test_download.py", '"download", ', '"--to"')
 
 
@@ -144,6 +144,11 @@ def pip(command: str) -> None:
     assert set(named) <= set(extras)
 
 
+def of_checksums(command: str) -> None:
+    """tests/server/sources/test_download.py compares with what the program prints."""
+    is_run_by("tests/server/sources/test_download.py", '["sha256sum", *sorted(')
+
+
 CHECKS: dict[str, Callable[[str], None]] = {
     r"\./scripts/(demo|test)( tests/\w+)?": a_script,
     r"octavo (up|ps|chat)\b.*": of_local_mode,
@@ -151,6 +156,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     r"octavo serve .*": of_the_server,
     r"octavo run-batch .*": of_the_offline_batch,
     r"octavo download .*": of_the_download,
+    r"LC_ALL=C; cd models/qwen && sha256sum .*": of_checksums,
     r"octavo bench (serve|throughput) .*": of_the_bench,
     r"python -m benchmarks\.\w+.*": of_the_benchmarks,
     r"python -m e2e\.cluster \w+": of_the_cluster,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -12,6 +13,9 @@ from octavo_server.api.json_schema import boolean, integer, number, record, text
 from octavo_server.api.state import STATE
 from octavo_server.engine.async_engine import EngineState
 from octavo_server.metrics import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from octavo_server.engine.startup import StartupProgress
 
 
 async def health(http: web.Request) -> web.Response:
@@ -34,16 +38,18 @@ async def ready(http: web.Request) -> web.Response:
 
 async def startup(http: web.Request) -> web.Response:
     """How far the start has come; always 200."""
-    progress = http.app[STATE].engine.progress
-    return web.json_response(
-        {
-            "stage": progress.stage,
-            "bytes": progress.bytes,
-            "total_bytes": progress.total_bytes,
-            "stage_seconds": progress.stage_seconds,
-            "message": progress.message,
-        }
-    )
+    return web.json_response(startup_answer(http.app[STATE].engine.progress))
+
+
+def startup_answer(progress: StartupProgress) -> dict[str, object]:
+    """What `/startup` says; a download that runs by itself says the same."""
+    return {
+        "stage": progress.stage,
+        "bytes": progress.bytes,
+        "total_bytes": progress.total_bytes,
+        "stage_seconds": progress.stage_seconds,
+        "message": progress.message,
+    }
 
 
 async def load(http: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""`octavo download`: a model's files into a folder, checked against what the source says they are.
+"""A model's files into a folder, from wherever its name says, checked against what the source says they are.
 
 A file that is there and right is not fetched again; one that is wrong is removed and named.
 """
@@ -7,63 +7,111 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo_server.errors import StartupError
-from octavo_server.sources.hub import TEXT_FILES, WEIGHT_FILES, fetch_model, list_files
-from octavo_server.sources.uri import HubModel, parse_source
+from octavo_server.sources import checksum as checksums
+from octavo_server.sources.disk import DiskStore
+from octavo_server.sources.fetch import fetch_files
+from octavo_server.sources.folder import sha256_of
+from octavo_server.sources.hub import fetch_model, list_files
+from octavo_server.sources.store import CHUNK_BYTES, TEXT_FILES, WEIGHT_FILES
+from octavo_server.sources.uri import Artifact, BucketModel, HubModel, WebModel, parse_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from octavo_server.sources.hub import HubFile, OnBytes
+    from octavo_server.sources.hub import HubFile
+    from octavo_server.sources.store import OnBytes, Store
+    from octavo_server.sources.uri import Source
 
-READ_BYTES = 2**20
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which files, and what they must be."""
+
+    patterns: tuple[str, ...] | None = None
+    """Names of the files; None: what serving reads."""
+    checksum: str = ""
+    """As `checksum.py` defines it; empty: whatever comes."""
+    verify: bool = True
+    """Read again what is already there."""
+    endpoint: str | None = None
+    """Of the hub; None: as `HF_ENDPOINT` says."""
 
 
-def download(
-    uri: str, to: Path, patterns: Sequence[str] | None, on_bytes: OnBytes, *, endpoint: str | None = None
-) -> Path:
-    """Fetches what `uri` names into `to`; gives the folder, or the .gguf file.
-
-    Args:
-        uri: as `parse_source` reads it.
-        to: made where it is missing.
-        patterns: names of the files; None: what serving reads.
-        on_bytes: told (bytes, bytes in all) from several threads.
-        endpoint: of the hub; None: as `HF_ENDPOINT` says.
+def download(uri: str, to: Path, wanted: Wanted, on_bytes: OnBytes) -> Path:
+    """Fetches what `uri` names into `to`, which is made where it is missing; gives the folder, or the .gguf file.
 
     Raises:
         StartupError: with the reason that the control plane shows.
     """
-    source = parse_source(uri)
+    return download_source(parse_source(uri), to, wanted, on_bytes)
+
+
+def download_source(source: Source, to: Path, wanted: Wanted, on_bytes: OnBytes) -> Path:
+    """As `download`, of a name that was read already."""
     try:
         to.mkdir(parents=True, exist_ok=True)
         if isinstance(source, HubModel):
-            return _from_hub(source, to, patterns, on_bytes, endpoint)
-        return _from_disk(source.expanduser(), to, patterns, on_bytes)
+            return _from_hub(source, to, wanted, on_bytes)
+        return _from_store(source, to, wanted, on_bytes)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StartupError("DownloadStalled", f"cannot write to {to}: {reason}; make room, and run it again") from error
 
 
-def _from_hub(
-    source: HubModel, to: Path, patterns: Sequence[str] | None, on_bytes: OnBytes, endpoint: str | None
-) -> Path:
+def _from_store(source: WebModel | BucketModel | Artifact | Path, to: Path, wanted: Wanted, on_bytes: OnBytes) -> Path:
+    with closing(_open(source)) as store:
+        fetched = fetch_files(store, to, wanted.patterns, on_bytes, verify=wanted.verify)
+        if wanted.checksum:
+            checksums.check(wanted.checksum, store.digest or checksums.checksum_of(fetched.digests), store.title)
+    names = list(fetched.digests)
+    return to / names[0] if len(names) == 1 and names[0].lower().endswith(".gguf") else to
+
+
+def _open(source: WebModel | BucketModel | Artifact | Path) -> Store:
+    """Each imports its library when it is needed."""
+    match source:
+        case WebModel():
+            from octavo_server.sources.web import WebStore
+
+            return WebStore(source, os.environ)
+        case BucketModel():
+            from octavo_server.sources.bucket import BucketStore
+
+            return BucketStore(source, os.environ)
+        case Artifact():
+            from octavo_server.sources.registry import RegistryStore
+
+            return RegistryStore(source, os.environ)
+        case Path():
+            return DiskStore(source.expanduser())
+
+
+def _from_hub(source: HubModel, to: Path, wanted: Wanted, on_bytes: OnBytes) -> Path:
     # One commit for the list and for the files, whatever is pushed meanwhile.
-    commit, files = list_files(source, endpoint=endpoint)
-    wanted = list(patterns or TEXT_FILES + WEIGHT_FILES)
-    path = fetch_model(replace(source, revision=commit), on_bytes=on_bytes, files=wanted, to=to, endpoint=endpoint)
-    chosen = [file for file in files if (file.name == source.file if source.file else _matches(file.name, wanted))]
+    commit, files = list_files(source, endpoint=wanted.endpoint)
+    patterns = wanted.patterns or TEXT_FILES + WEIGHT_FILES
+    pinned = replace(source, revision=commit)
+    path = fetch_model(pinned, on_bytes=on_bytes, files=patterns, to=to, endpoint=wanted.endpoint)
+    chosen = [file for file in files if (file.name == source.file if source.file else _matches(file.name, patterns))]
     if not chosen:
-        raise StartupError("ModelNotFound", f"{source.repository} has no file that matches {', '.join(wanted)}")
-    for file in chosen:
+        raise StartupError("ModelNotFound", f"{source.repository} has no file that matches {', '.join(patterns)}")
+    for file in chosen if wanted.verify else ():
         _check(to / file.name, file)
+    if wanted.checksum:
+        check_files(source.repository, to, [file.name for file in chosen], wanted.checksum)
     return path
+
+
+def check_files(title: str, folder: Path, names: Sequence[str], expected: str) -> None:
+    """Raises StartupError where the files of the folder have not the checksum."""
+    checksums.check(expected, checksums.checksum_of({name: sha256_of(folder / name) for name in names}), title)
 
 
 def _check(path: Path, file: HubFile) -> None:
@@ -73,66 +121,12 @@ def _check(path: Path, file: HubFile) -> None:
     else:
         # What git calls a blob.
         digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    for data in _read(path):
-        digest.update(data)
+    with path.open("rb") as content:
+        while data := content.read(CHUNK_BYTES):
+            digest.update(data)
     if digest.hexdigest() != (file.sha256 or file.blob_id):
         path.unlink()
-        raise StartupError("ModelInvalid", f"{path} was damaged on its way and is removed; run the command again")
-
-
-def _from_disk(source: Path, to: Path, patterns: Sequence[str] | None, on_bytes: OnBytes) -> Path:
-    if source.is_file():
-        _copy([(source, to / source.name)], on_bytes)
-        return to / source.name
-    if not source.is_dir():
-        raise StartupError("ModelNotFound", f"{source} does not exist")
-    wanted = list(patterns or (*TEXT_FILES, *WEIGHT_FILES, "*.gguf"))
-    names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
-    pairs = [(source / name, to / name) for name in names if _matches(str(name), wanted)]
-    if not pairs:
-        raise StartupError("ModelNotFound", f"{source} has no file that matches {', '.join(wanted)}")
-    _copy(pairs, on_bytes)
-    return to
-
-
-def _copy(pairs: Sequence[tuple[Path, Path]], on_bytes: OnBytes) -> None:
-    missing = [(source, target) for source, target in pairs if not _is_same(source, target)]
-    total, done = sum(source.stat().st_size for source, _ in missing), 0
-    on_bytes(0, total)
-    for source, target in missing:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        try:
-            with part.open("wb") as file:
-                for data in _read(source):
-                    file.write(data)
-                    done += len(data)
-                    on_bytes(done, total)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.copystat(source, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _is_same(source: Path, target: Path) -> bool:
-    if not target.is_file() or source.stat().st_size != target.stat().st_size:
-        return False
-    return source.samefile(target) or _sha256(source) == _sha256(target)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for data in _read(path):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while data := file.read(READ_BYTES):
-            yield data
+        raise StartupError("ChecksumMismatch", f"{path} was damaged on its way and is removed; run the command again")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

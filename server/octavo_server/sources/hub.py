@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import StartupError
+from octavo_server.sources.folder import check_room
+from octavo_server.sources.store import TEXT_FILES, WEIGHT_FILES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from octavo_server.sources.store import OnBytes
     from octavo_server.sources.uri import HubModel
-
-    OnBytes = Callable[[int, int], None]
-
-TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
-"""Configuration and tokenizer."""
-WEIGHT_FILES = ("*.safetensors",)
 
 
 def fetch_model(
@@ -61,6 +58,7 @@ def fetch_model(
         if file and plan is not None and not plan:
             raise StartupError("ModelNotFound", f"{repository} on the hub has no file {file}")
         total = sum(item.file_size or 0 for item in plan or () if item.will_download)
+        check_room(total, _folder_for(to), repository)
         folder = Path(snapshot_download(**arguments, tqdm_class=_byte_counter(total, on_bytes)))
     except LocalEntryNotFoundError as error:
         raise StartupError(
@@ -103,6 +101,14 @@ def list_files(model: HubModel, *, endpoint: str | None = None) -> tuple[str, li
         for item in info.siblings or ()
     ]
     return info.sha or "", files
+
+
+def _folder_for(to: Path | None) -> Path:
+    """An existing folder on the disk that the files will be on."""
+    from huggingface_hub import constants
+
+    folder = to or Path(constants.HF_HUB_CACHE)
+    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
 
 
 def _plan(arguments: dict[str, Any]) -> Sequence[Any] | None:
