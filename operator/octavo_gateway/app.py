@@ -28,7 +28,7 @@ from .key_poller import KeyPoller
 from .keys import Gate, Keyring
 from .load_poller import LoadPoller
 from .metrics import Metrics
-from .proxy import Proxy
+from .proxy import Limits, Proxy
 from .router import Router
 from .upstream import new_session
 from .waker import Waker
@@ -209,8 +209,12 @@ async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: r
             gate,
             metrics,
             session,
-            max_request_bytes=config.max_request_bytes,
-            max_buffered_bytes=config.max_buffered_bytes,
+            limits=Limits(
+                max_request_bytes=config.max_request_bytes,
+                max_buffered_bytes=config.max_buffered_bytes,
+                first_byte_timeout_s=config.first_byte_timeout_s,
+                request_timeout_s=config.request_timeout_s,
+            ),
         )
         gateway = Gateway(
             Parts(router=router, proxy=proxy, waker=waker, gate=gate, key_poller=key_poller, metrics=metrics)

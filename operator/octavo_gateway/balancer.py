@@ -13,8 +13,9 @@ import hashlib
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from .circuit import Circuit, ejected
 from .endpoints import Model, Replica, Strategy
 
 FAILURE_PAUSE_S = 2.0
@@ -49,6 +50,7 @@ class _State:
     in_flight: int = 0
     in_flight_at_reading: int = 0
     out_until: float = 0.0
+    circuit: Circuit = field(default_factory=Circuit)
 
     @property
     def score(self) -> float:
@@ -81,17 +83,24 @@ class Balancer:
         return self._better_of_two(candidates)
 
     def routable(self, model: Model, *, now: float) -> list[Replica]:
-        return [replica for replica in model.replicas if replica.is_routable and self._is_in(replica.url, now)]
+        ready = [replica for replica in model.replicas if replica.is_routable]
+        out = self._ejected(ready, now)
+        return [replica for replica in ready if replica.url not in out and self._is_in(replica.url, now)]
 
     @contextmanager
-    def in_use(self, url: str) -> Iterator[None]:
-        """Count one request as in flight on a replica."""
+    def in_use(self, url: str, *, now: float = 0.0) -> Iterator[None]:
+        """Count one request as in flight on a replica; the first one after an ejection is its probe."""
         state = self._state(url)
         state.in_flight += 1
+        is_probe = state.circuit.is_half_open(now)
+        if is_probe:
+            state.circuit.is_probing = True
         try:
             yield
         finally:
             state.in_flight -= 1
+            if is_probe:
+                state.circuit.is_probing = False
 
     def report_load(self, url: str, load: Load) -> None:
         state = self._state(url)
@@ -101,6 +110,14 @@ class Balancer:
 
     def report_failure(self, url: str, *, now: float) -> None:
         self._state(url).out_until = now + FAILURE_PAUSE_S
+
+    def report_answer(self, url: str) -> None:
+        """It answered a request, whatever it said."""
+        self._state(url).circuit.record_answer()
+
+    def report_sick(self, url: str, *, now: float) -> float | None:
+        """It failed at a request before its first byte; the seconds of its ejection, where that was once too often."""
+        return self._state(url).circuit.record_failure(now)
 
     def in_flight(self, url: str) -> int:
         return self._states[url].in_flight if url in self._states else 0
@@ -116,6 +133,14 @@ class Balancer:
         keys = {model.key for model in models}
         self._last_turn = {key: pod for key, pod in self._last_turn.items() if key in keys}
         self._states = {url: state for url, state in self._states.items() if url in urls}
+
+    def _ejected(self, ready: Sequence[Replica], now: float) -> frozenset[str]:
+        circuits = {
+            replica.url: self._states[replica.url].circuit
+            for replica in ready
+            if replica.url in self._states and self._states[replica.url].circuit.ejected_until is not None
+        }
+        return ejected(circuits, num_replicas=len(ready), now=now) if circuits else frozenset()
 
     def _is_in(self, url: str, now: float) -> bool:
         state = self._states.get(url)

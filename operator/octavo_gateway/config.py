@@ -27,6 +27,13 @@ class GatewayConfig:
     max_request_bytes: int = _option(64 * 2**20, "largest request body in bytes; the default is the server's own")
     max_buffered_bytes: int = _option(256 * 2**20, "largest sum of request bodies in memory at once, in bytes")
     connect_timeout_s: float = _option(5.0, "seconds for a TCP connection to a replica; then another one is tried")
+    first_byte_timeout_s: float = _option(
+        600.0,
+        "seconds within which a replica must begin to answer, then 504; an unstreamed answer begins when it is complete; 0 means no limit",
+    )
+    request_timeout_s: float = _option(
+        3600.0, "seconds that a request may take in all, holding included, then 504; 0 means no limit"
+    )
     drain_delay_s: float = _option(
         3.0, "seconds after SIGTERM during which new requests are still taken, until load balancers have noticed"
     )

@@ -7,7 +7,8 @@ GatewayError
 ├── ModelNotFound          404
 ├── ResponseNotFound       404: what stored it is gone, or never was
 ├── Unavailable            503 + Retry-After: nothing can serve this now
-└── UpstreamFailed         502: a replica broke before its first byte, twice
+├── UpstreamFailed         502: a replica broke before its first byte, twice
+└── TimedOut               504: a replica did not begin to answer, or the answer took too long
 CannotListen               a port is taken or not allowed; the process ends with it
 KubeApiError               the API server refused or could not be understood (never shown to clients)
 """
@@ -94,6 +95,12 @@ class UpstreamFailed(GatewayError):
     status = 502
     type = "server_error"
     code = "upstream_failed"
+
+
+class TimedOut(GatewayError):
+    status = 504
+    type = "server_error"
+    code = "timeout"
 
 
 class CannotListen(Exception):

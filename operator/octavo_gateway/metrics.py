@@ -33,6 +33,7 @@ class Metrics:
             "prefix_spills",
             "Requests that did not go where their prefix is cached, because that replica was over its bound.",
         )
+        self.ejections = self._counter("ejections", "Times that a replica was left alone after failures in a row.")
         self.wakes = self._counter("wakes", "Times that a model was scaled from 0 to 1.")
         self.routable_replicas = self._gauge("routable_replicas", "Replicas that may take requests.")
         self.unreadable_secrets = self._total(

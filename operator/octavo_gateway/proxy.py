@@ -9,6 +9,7 @@ request without exactly one end. Attempts on another replica:
 | sent, then cut before the first byte  | once more elsewhere (a request that crashes engines must not tour them), then 502 |
 | 503 (loading or draining)             | another replica, or hold |
 | 429 (queue full)                      | once elsewhere, then passed on |
+| no byte within the limit              | 504 |
 | anything else                         | passed on |
 """
 
@@ -18,55 +19,42 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
 
 from . import headers
-from .admission import Hold, retry_after_s
+from .admission import retry_after_s
+from .call import Call, CallReader, ReadCall, Record
 from .endpoints import Model, Replica
-from .errors import GatewayError, ModelNotFound, ResponseNotFound, Unavailable, UpstreamFailed
-from .keys import Gate, Key
+from .errors import GatewayError, ModelNotFound, TimedOut, Unavailable, UpstreamFailed
+from .keys import Gate
 from .metrics import UNKNOWN_MODEL, Metrics
 from .reply import ClientGone, Reply
-from .request_body import BodyBudget, BodyReader, InboundBody
+from .request_body import BodyBudget, BodyReader
 from .router import Router
-from .stored_responses import Place, find_place
-from .upstream import AttemptFailed, UpstreamRequest, send
+from .upstream import AttemptFailed, send
 
 logger = logging.getLogger(__name__)
 
 RECHECK_S = 0.5
 """A held request looks again this often even if nothing was announced: a failed replica's pause ends by the clock."""
 MAX_DISCONNECTS = 2
+GIVE_UP_WITHIN_S = 5.0
+"""Seconds to tell a client that its time is over, before its connection is cut."""
 CLIENT_CLOSED_REQUEST = 499
 
 
-@dataclass(slots=True, kw_only=True)
-class Call:
-    """A request on its way through the gateway."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of requests; bytes and seconds."""
 
-    body: InboundBody
-    model_key: str
-    outbound: UpstreamRequest
-    reply: Reply
-    key: Key | None = None
-    """Whose key let it in; None where the model is open."""
-    affinity: str | None = None
-    pinned: Replica | None = None
-    """The one replica that can answer, because it stores what the request is about."""
-    hold: Hold | None = None
-    disconnects: int = 0
-    refused_by: set[str] = field(default_factory=set)
-    was_refused: bool = False
-
-
-MakeCall = Callable[[web.Request, Reply, BodyReader, list[str]], Awaitable[Call]]
-"""Reads a request; the list's one entry becomes the key of the model that it is counted for."""
+    max_request_bytes: int
+    max_buffered_bytes: int
+    first_byte_timeout_s: float
+    request_timeout_s: float
 
 
 class Proxy:
@@ -79,16 +67,15 @@ class Proxy:
         metrics: Metrics,
         session: aiohttp.ClientSession,
         *,
-        max_request_bytes: int,
-        max_buffered_bytes: int,
+        limits: Limits,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._router = router
-        self._gate = gate
+        self._calls = CallReader(router, gate)
         self._metrics = metrics
         self._session = session
-        self._max_request_bytes = max_request_bytes
-        self._budget = BodyBudget(max_buffered_bytes)
+        self._limits = limits
+        self._budget = BodyBudget(limits.max_buffered_bytes)
         self._new_id = new_id
         self._running: set[asyncio.Task[object]] = set()
         self._is_stopping = False
@@ -104,24 +91,29 @@ class Proxy:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Handles a POST whose body names the model."""
-        return await self._run(request, self._read_call)
+        return await self._run(request, self._calls.read)
 
     async def handle_stored(self, request: web.Request) -> web.StreamResponse:
         """Handles what is asked about a stored response, whose id says where it lies."""
-        return await self._run(request, self._find_call)
+        return await self._run(request, self._calls.find)
 
-    async def _run(self, request: web.Request, make_call: MakeCall) -> web.StreamResponse:
+    async def _run(self, request: web.Request, read_call: ReadCall) -> web.StreamResponse:
         """Answer, count, time."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         self._metrics.in_flight.inc()
         started = time.monotonic()
-        request_id = headers.request_id_of(request, self._new_id)
-        reply = Reply(request, request_id, close=self.is_draining)
-        counted_as = [UNKNOWN_MODEL]
+        record = Record(request_id=headers.request_id_of(request, self._new_id))
+        reply = Reply(request, record.request_id, close=self.is_draining)
+        limit = asyncio.timeout(self._limits.request_timeout_s or None)
         try:
-            return await self._answer(request, reply, make_call, counted_as)
+            async with limit:
+                return await self._answer(request, reply, read_call, record)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return await self._give_up(reply)
         except asyncio.CancelledError:
             if self._is_stopping:
                 return await reply.fail(_shutting_down())
@@ -137,7 +129,7 @@ class Proxy:
         finally:
             self._running.discard(task)
             self._metrics.in_flight.dec()
-            self._count(counted_as[0], reply.code, time.monotonic() - started, request_id)
+            self._count(record, reply.code, time.monotonic() - started)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing runs; False where the time was up first."""
@@ -156,12 +148,12 @@ class Proxy:
             await asyncio.wait(running, timeout=grace_s)
 
     async def _answer(
-        self, request: web.Request, reply: Reply, make_call: MakeCall, counted_as: list[str]
+        self, request: web.Request, reply: Reply, read_call: ReadCall, record: Record
     ) -> web.StreamResponse:
-        with BodyReader(self._budget, self._max_request_bytes) as reader:
+        with BodyReader(self._budget, self._limits.max_request_bytes) as reader:
             call: Call | None = None
             try:
-                call = await make_call(request, reply, reader, counted_as)
+                call = await read_call(request, reply, reader, record)
                 return await self._serve(call)
             except GatewayError as error:
                 return await reply.fail(error)
@@ -169,44 +161,10 @@ class Proxy:
                 if call is not None and call.hold is not None:
                     self._router.leave(call.hold)
 
-    async def _read_call(self, request: web.Request, reply: Reply, reader: BodyReader, counted_as: list[str]) -> Call:
-        authorization = request.headers.get("Authorization", "")
-        self._gate.check_any(self._router.table, authorization)
-        body = await reader.read(request)
-        model = self._resolve(body.model, authorization)
-        counted_as[0] = model.key
-        key = self._gate.check(model, authorization)
-        call = self._new_call(request, reply, body, model)
-        call.key = key
-        if body.previous_response_id is not None:
-            call.pinned = self._place_of(body.previous_response_id, body, model).replica
-        elif body.affinity is not None:
-            call.affinity = f"{model.prefix_name(body.model)}/{body.affinity}"
-        return call
-
-    async def _find_call(self, request: web.Request, reply: Reply, reader: BodyReader, counted_as: list[str]) -> Call:
-        self._check_complete()
-        place = find_place(request.match_info["id"], self._router.table)
-        counted_as[0] = place.model.key
-        key = self._gate.check(place.model, request.headers.get("Authorization", ""))
-        sent = _headers_to(place.model, request, reply)
-        outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=None, method=request.method)
-        body = InboundBody(raw=b"", model=place.model.key, stream=False, affinity=None)
-        return Call(body=body, model_key=place.model.key, outbound=outbound, reply=reply, key=key, pinned=place.replica)
-
-    def _place_of(self, response_id: str, body: InboundBody, model: Model) -> Place:
-        place = find_place(response_id, self._router.table)
-        if place.model.key != model.key:
-            raise ResponseNotFound(
-                f"The response '{response_id}' is not one of the model '{body.model}'; "
-                f"'{place.model.shown_name}' gave it."
-            )
-        return place
-
     async def _serve(self, call: Call) -> web.StreamResponse:
         while True:
             replica = call.pinned or await self._find_replica(call)
-            with self._router.balancer.in_use(replica.url):
+            with self._router.balancer.in_use(replica.url, now=self._router.clock()):
                 response = await self._attempt(call, replica)
                 if response is None:
                     continue
@@ -222,9 +180,20 @@ class Proxy:
     async def _attempt(self, call: Call, replica: Replica) -> aiohttp.ClientResponse | None:
         """The response to pass on, or None where the next replica should be tried."""
         try:
-            response = await send(self._session, replica.url, call.outbound)
+            response = await send(
+                self._session,
+                replica.url,
+                call.outbound,
+                first_byte_timeout_s=self._limits.first_byte_timeout_s,
+            )
         except AttemptFailed as failure:
             self._note_failure(call, replica, failure.reason)
+            self._note_sick(call, replica)
+            if failure.reason == "timeout":
+                raise TimedOut(
+                    f"The replica did not begin to answer within {self._limits.first_byte_timeout_s:g} s; "
+                    "ask for less, or for a stream."
+                ) from failure
             if call.pinned is not None:
                 raise Unavailable(
                     "The replica that stores this response does not answer; ask again.",
@@ -238,6 +207,7 @@ class Proxy:
                     "the request itself may be what breaks them."
                 ) from failure
             return None
+        self._note_answer(call, replica, response.status)
         if call.pinned is not None:
             return response
         if response.status == 503:
@@ -310,28 +280,6 @@ class Proxy:
             await call.reply.heartbeat()
         await self._router.wait_for_change(min(RECHECK_S, hold.wait_s(now, heartbeats=call.body.stream)))
 
-    def _resolve(self, name: str, authorization: str) -> Model:
-        table = self._router.table
-        model = table.resolve(name)
-        if model is not None:
-            return model
-        self._check_complete()
-        may_see = partial(self._gate.may_use, authorization=authorization)
-        raise ModelNotFound(table.explain_unknown(name, may_see), param="model")
-
-    def _check_complete(self) -> None:
-        if not self._router.table.is_complete:
-            raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
-
-    def _new_call(self, request: web.Request, reply: Reply, body: InboundBody, model: Model) -> Call:
-        sent = _headers_to(model, request, reply)
-        if body.stream:
-            # A compressed stream could not follow the plain heartbeats of a hold.
-            sent.popall("Accept-Encoding", None)
-        sent_body = body.for_server(model.name_at_server(body.model))
-        outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=sent_body)
-        return Call(body=body, model_key=model.key, outbound=outbound, reply=reply)
-
     def _note_failure(self, call: Call, replica: Replica, reason: str) -> None:
         self._router.balancer.report_failure(replica.url, now=self._router.clock())
         self._metrics.upstream_errors.labels(call.model_key, reason).inc()
@@ -339,20 +287,42 @@ class Proxy:
             "attempt on a replica failed", extra={"model": call.model_key, "pod": replica.pod, "why": reason}
         )
 
-    def _count(self, model_key: str, code: int, seconds: float, request_id: str) -> None:
-        logger.debug("request done", extra={"model": model_key, "code": code, "request_id": request_id})
+    def _note_answer(self, call: Call, replica: Replica, status: int) -> None:
+        """A 503 is a replica's word that it loads or drains; any other 5xx is taken for a sign of sickness."""
+        if status >= 500 and status != 503:
+            self._note_sick(call, replica)
+        else:
+            self._router.balancer.report_answer(replica.url)
+
+    def _note_sick(self, call: Call, replica: Replica) -> None:
+        seconds = self._router.balancer.report_sick(replica.url, now=self._router.clock())
+        if seconds is not None:
+            self._metrics.ejections.labels(call.model_key).inc()
+            logger.warning(
+                "a replica failed too often in a row and is left alone",
+                extra={"model": call.model_key, "pod": replica.pod, "seconds": seconds},
+            )
+
+    async def _give_up(self, reply: Reply) -> web.StreamResponse:
+        """The request's time is over; a client that does not read must not keep it longer."""
+        error = TimedOut(
+            f"The request took longer than {self._limits.request_timeout_s:g} s, the gateway's limit; "
+            "ask for less, or in several requests."
+        )
+        try:
+            async with asyncio.timeout(GIVE_UP_WITHIN_S):
+                return await reply.fail(error)
+        except (TimeoutError, asyncio.CancelledError):
+            # Where a write was interrupted while the client does not read, aiohttp cancels the next one at once.
+            return reply.cut()
+
+    def _count(self, record: Record, code: int, seconds: float) -> None:
+        model_key = record.model_key
+        logger.debug("request done", extra={"model": model_key, "code": code, "request_id": record.request_id})
         if model_key != UNKNOWN_MODEL and model_key not in self._router.table.models:
             model_key = UNKNOWN_MODEL
         self._metrics.requests.labels(model_key, str(code)).inc()
         self._metrics.request_seconds.labels(model_key).observe(seconds)
-
-
-def _headers_to(model: Model, request: web.Request, reply: Reply) -> CIMultiDict[str]:
-    sent = headers.to_upstream(request, reply.request_id)
-    if model.access.keys_from:
-        # The key was for the gateway; no server needs to see it.
-        sent.popall("Authorization", None)
-    return sent
 
 
 def _shutting_down() -> Unavailable:

@@ -70,10 +70,15 @@ class Reply:
             self._decorate(response)
             return response
         if not self.is_event_stream:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            return self._response
+            return self.cut()
         return await self._end_with_event(error.body())
+
+    def cut(self) -> web.StreamResponse:
+        """Close the connection in the middle of what was begun."""
+        assert self._response is not None
+        if self._request.transport is not None:
+            self._request.transport.abort()
+        return self._response
 
     async def _pass_on_as_event(self, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
         """An upstream's error, or its unstreamed answer, once the status 200 of an event stream has gone out."""

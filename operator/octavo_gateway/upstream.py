@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from dataclasses import dataclass
 
@@ -45,20 +46,24 @@ def new_session(connect_timeout_s: float) -> aiohttp.ClientSession:
     )
 
 
-async def send(session: aiohttp.ClientSession, base_url: str, request: UpstreamRequest) -> aiohttp.ClientResponse:
+async def send(
+    session: aiohttp.ClientSession, base_url: str, request: UpstreamRequest, *, first_byte_timeout_s: float
+) -> aiohttp.ClientResponse:
     """The response once its head is there."""
+    limit = asyncio.timeout(first_byte_timeout_s or None)
     try:
-        return await session.request(
-            request.method,
-            URL(base_url + request.path_qs, encoded=True),
-            data=request.body,
-            headers=request.headers,
-            allow_redirects=False,
-        )
+        async with limit:
+            return await session.request(
+                request.method,
+                URL(base_url + request.path_qs, encoded=True),
+                data=request.body,
+                headers=request.headers,
+                allow_redirects=False,
+            )
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         raise AttemptFailed("connect", was_sent=False) from error
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        raise AttemptFailed("disconnected", was_sent=True) from error
+        raise AttemptFailed("timeout" if limit.expired() else "disconnected", was_sent=True) from error
 
 
 def _socket(address: AddrInfoType) -> socket.socket:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo_gateway.balancer import FAILURE_PAUSE_S, Balancer, Load
+from octavo_gateway.circuit import EJECT_AFTER, FIRST_EJECTION_S
 from octavo_gateway.endpoints import Model, Strategy
 from octavo_testing.gateway import a_model, a_replica
 
@@ -161,6 +162,63 @@ def test_a_busy_home_within_the_bound_keeps_its_conversation() -> None:
     balancer = a_balancer(**{name: 0.9 if name == home else 0.7 for name in "abcd"})
 
     assert set(chosen(balancer, model, times=20, affinity="hot")) == {home}
+
+
+def sicken(balancer: Balancer, *names: str, now: float = 0.0) -> None:
+    for name in names:
+        for _ in range(EJECT_AFTER):
+            balancer.report_sick(f"http://{name}:8000", now=now)
+
+
+def left(balancer: Balancer, model: Model, *, now: float) -> str:
+    return "".join(replica.pod for replica in balancer.routable(model, now=now))
+
+
+def test_a_replica_that_fails_again_and_again_is_left_alone_though_its_load_answers() -> None:
+    balancer, model = a_balancer(), a_model_of("a", "b")
+    sicken(balancer, "a")
+    balancer.report_load("http://a:8000", Load(pressure=0.0, running=0, waiting=0))
+
+    assert left(balancer, model, now=FIRST_EJECTION_S - 0.1) == "b"
+    assert left(balancer, model, now=FIRST_EJECTION_S) == "ab"
+
+
+@pytest.mark.parametrize(("names", "least"), [("a", 1), ("ab", 1), ("abc", 2), ("abcd", 2), ("abcde", 3)])
+def test_at_most_half_of_the_replicas_are_left_alone(names: str, least: int) -> None:
+    balancer, model = a_balancer(), a_model_of(*names)
+    sicken(balancer, *names)
+
+    assert len(left(balancer, model, now=1.0)) == least
+
+
+def test_of_too_many_sick_ones_those_come_back_that_would_anyway_come_back_first() -> None:
+    balancer, model = a_balancer(), a_model_of("a", "b")
+    sicken(balancer, "a", now=1.0)
+    sicken(balancer, "b", now=0.0)
+
+    assert left(balancer, model, now=2.0) == "b"
+
+
+def test_one_request_at_a_time_tries_whether_it_is_well_again() -> None:
+    balancer, model = a_balancer(), a_model_of("a", "b")
+    sicken(balancer, "a")
+    now = FIRST_EJECTION_S
+
+    with balancer.in_use("http://a:8000", now=now):
+        assert left(balancer, model, now=now) == "b"
+        balancer.report_answer("http://a:8000")
+        assert left(balancer, model, now=now) == "ab"
+    assert left(balancer, model, now=now) == "ab"
+
+
+def test_a_probe_without_an_answer_leaves_the_next_one_to_try() -> None:
+    """The client of the probe went away: nothing was learnt."""
+    balancer, model = a_balancer(), a_model_of("a", "b")
+    sicken(balancer, "a")
+    with balancer.in_use("http://a:8000", now=FIRST_EJECTION_S):
+        pass
+
+    assert left(balancer, model, now=FIRST_EJECTION_S) == "ab"
 
 
 def test_a_spill_is_told_and_a_home_is_not() -> None:

@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from octavo_gateway import request_body
+from octavo_gateway import call, request_body
 from octavo_gateway.endpoints import RoutingTable
-from octavo_gateway.proxy import Proxy
 from octavo_testing.gateway import CHAT, a_gateway, a_model, an_upstream, answering, streaming, until
 
 
@@ -334,7 +333,7 @@ async def test_a_fault_of_the_gateway_is_a_500_that_is_counted_as_one(
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(Proxy, "_new_call", broken)
+    monkeypatch.setattr(call, "_headers_to", broken)
     async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
         answer = await bench.ask()
         counted = await bench.metric('octavo_gateway_requests_total{code="500",model="default/m"}')

@@ -1,0 +1,127 @@
+"""A request on its way: what is read of it, who sent it, which model it is for, and where it must or should go."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from . import headers
+from .admission import Hold
+from .endpoints import Model, Replica
+from .errors import ModelNotFound, ResponseNotFound, Unavailable
+from .keys import Gate, Key
+from .metrics import UNKNOWN_MODEL
+from .reply import Reply
+from .request_body import BodyReader, InboundBody
+from .router import Router
+from .stored_responses import Place, find_place
+from .upstream import UpstreamRequest
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What is known of a request by now, however far it came; read when it has ended."""
+
+    request_id: str
+    model_key: str = UNKNOWN_MODEL
+    key: Key | None = None
+    """Whose key let it in; None where the model is open."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A request that may be sent."""
+
+    record: Record
+    body: InboundBody
+    outbound: UpstreamRequest
+    reply: Reply
+    affinity: str | None = None
+    pinned: Replica | None = None
+    """The one replica that can answer, because it stores what the request is about."""
+    hold: Hold | None = None
+    disconnects: int = 0
+    refused_by: set[str] = field(default_factory=set)
+    was_refused: bool = False
+
+    @property
+    def model_key(self) -> str:
+        return self.record.model_key
+
+
+ReadCall = Callable[[web.Request, Reply, BodyReader, Record], Awaitable[Call]]
+"""Reads a request and notes in the record what it finds; raises GatewayError for one that cannot be sent."""
+
+
+class CallReader:
+    """Turns requests into calls by the routing table and the keys of the moment."""
+
+    def __init__(self, router: Router, gate: Gate) -> None:
+        self._router = router
+        self._gate = gate
+
+    async def read(self, request: web.Request, reply: Reply, reader: BodyReader, record: Record) -> Call:
+        """A POST whose body names the model."""
+        authorization = request.headers.get("Authorization", "")
+        self._gate.check_any(self._router.table, authorization)
+        body = await reader.read(request)
+        model = self._resolve(body.model, authorization)
+        record.model_key = model.key
+        record.key = self._gate.check(model, authorization)
+        sent = _headers_to(model, request, record.request_id)
+        if body.stream:
+            # A compressed stream could not follow the plain heartbeats of a hold.
+            sent.popall("Accept-Encoding", None)
+        sent_body = body.for_server(model.name_at_server(body.model))
+        outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=sent_body)
+        call = Call(record=record, body=body, outbound=outbound, reply=reply)
+        if body.previous_response_id is not None:
+            call.pinned = self._place_of(body.previous_response_id, body, model).replica
+        elif body.affinity is not None:
+            call.affinity = f"{model.prefix_name(body.model)}/{body.affinity}"
+        return call
+
+    async def find(self, request: web.Request, reply: Reply, _: BodyReader, record: Record) -> Call:
+        """What is asked about a stored response, whose id says where it lies."""
+        self._check_complete()
+        place = find_place(request.match_info["id"], self._router.table)
+        record.model_key = place.model.key
+        record.key = self._gate.check(place.model, request.headers.get("Authorization", ""))
+        sent = _headers_to(place.model, request, record.request_id)
+        outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=None, method=request.method)
+        body = InboundBody(raw=b"", model=place.model.key, stream=False, affinity=None)
+        return Call(record=record, body=body, outbound=outbound, reply=reply, pinned=place.replica)
+
+    def _place_of(self, response_id: str, body: InboundBody, model: Model) -> Place:
+        place = find_place(response_id, self._router.table)
+        if place.model.key != model.key:
+            raise ResponseNotFound(
+                f"The response '{response_id}' is not one of the model '{body.model}'; "
+                f"'{place.model.shown_name}' gave it."
+            )
+        return place
+
+    def _resolve(self, name: str, authorization: str) -> Model:
+        table = self._router.table
+        model = table.resolve(name)
+        if model is not None:
+            return model
+        self._check_complete()
+        may_see = partial(self._gate.may_use, authorization=authorization)
+        raise ModelNotFound(table.explain_unknown(name, may_see), param="model")
+
+    def _check_complete(self) -> None:
+        if not self._router.table.is_complete:
+            raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
+
+
+def _headers_to(model: Model, request: web.Request, request_id: str) -> CIMultiDict[str]:
+    sent = headers.to_upstream(request, request_id)
+    if model.access.keys_from:
+        # The key was for the gateway; no server needs to see it.
+        sent.popall("Authorization", None)
+    return sent
