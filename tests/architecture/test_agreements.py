@@ -15,11 +15,12 @@ from octavo_gateway.stored_responses import Place, find_place
 from octavo_operator.api import reasons
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling import gateway_held, scraper
-from octavo_operator.desired import engine_args, names
+from octavo_operator.desired import credentials, engine_args, names
 from octavo_server import cli
 from octavo_server.api.responses_store import routing_digests
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.flags import settings_of
+from octavo_server.sources import uri
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,6 +73,7 @@ def test_the_operator_knows_every_reason_that_a_server_gives() -> None:
 def test_every_rendered_argument_is_a_flag_of_octavo_serve() -> None:
     spec = {
         "model": "hf://org/name@main",
+        "source": {"checksum": "sha256:" + "a" * 64, "allow": ["*.safetensors"]},
         "servedNames": ["a", "b"],
         "engine": {
             "maxModelLen": 4096,
@@ -87,7 +89,7 @@ def test_every_rendered_argument_is_a_flag_of_octavo_serve() -> None:
     rendered = engine_args.render_server_args(parse_model_deployment(manifest).spec, "m")
 
     used = {argument.split("=")[0] for argument in rendered if argument.startswith("--")}
-    assert {"--max-model-len", "--max-num-seqs", "--dtype", "--revision", "--served-model-name"} <= used
+    assert {"--max-model-len", "--revision", "--served-model-name", "--model-checksum", "--weight-files"} <= used
     assert used - {"--no-enable-prefix-caching"} <= flags
     assert "--enable-prefix-caching" in flags or "--no-enable-prefix-caching" in flags
 
@@ -99,6 +101,32 @@ def test_a_gateway_finds_the_replica_by_the_id_that_a_server_gave() -> None:
     given = f"resp_0123456789abcdef01234567_{routing_digests('team/qwen/qwen-6c9-x')}"
 
     assert find_place(given, table_of([model])) == Place(model=model, replica=replica)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("hf://org/name/a/b.gguf@v1", uri.HubModel),
+        ("https://host/a/m.gguf?sig=x", uri.WebModel),
+        ("https://host/", uri.WebModel),
+        ("s3://bucket/m", uri.BucketModel),
+        ("gs://bucket/m/", uri.BucketModel),
+        ("oci://registry:5000/org/m:v1", uri.Artifact),
+    ],
+)
+def test_what_the_resource_takes_the_server_can_read(model: str, kind: type) -> None:
+    manifest = {"apiVersion": "octavo.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"}}
+
+    spec = parse_model_deployment({**manifest, "spec": {"model": model}}).spec
+
+    assert isinstance(uri.parse_source(engine_args.parse_source(spec.model).location), kind)
+
+
+def test_the_server_reads_the_credentials_that_the_operator_gives() -> None:
+    texts = "".join(path.read_text() for path in (ROOT / "server" / "octavo_server" / "sources").glob("*.py"))
+    given = {*credentials.TOKEN_VARIABLE.values(), *credentials.NEEDED["gs"], *credentials.NEEDED["oci"]}
+
+    assert [name for name in given if name not in texts] == []
 
 
 def test_the_chart_carries_the_crd_itself() -> None:

@@ -38,8 +38,12 @@ def clean(apiserver: ApiServer) -> Iterator[ApiServer]:
 
 
 EVERYTHING = {
-    "model": "pvc://claim/path",
-    "source": {"secretRef": {"name": "hf"}},
+    "model": "hf://org/name/q4/a.gguf@v1",
+    "source": {
+        "secretRef": {"name": "hf", "key": "token"},
+        "checksum": "sha256:" + "a" * 64,
+        "allow": ["model-*.safetensors"],
+    },
     "servedNames": ["a", "org/b:c"],
     "resources": {"gpu": {"count": 0, "resourceName": "amd.com/gpu"}, "cpu": 2, "memory": "1Gi", "sharedMemory": "1Gi"},
     "engine": {
@@ -73,13 +77,46 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "https://host/m.gguf?X-Amz-Signature=a%2Fb",
+        "https://host:8443/models/qwen/",
+        "s3://bucket/models/qwen/",
+        "gs://bucket.example.com/a.gguf",
+        "oci://registry:5000/org/model:v1",
+        "oci://registry.io/model@sha256:" + "a" * 64,
+        "file:///m/a.gguf",
+        "pvc://claim",
+    ],
+)
+def test_every_source_is_taken(clean: ApiServer, model: str) -> None:
+    assert create(clean, manifest("one", model=model)).status == 201
+    assert parse_model_deployment(manifest("one", model=model)).spec.model == model
+
+
 def test_one_field_and_every_field_are_taken(clean: ApiServer) -> None:
     assert create(clean, manifest("one")).status == 201
     assert create(clean, manifest("all", **EVERYTHING)).status == 201
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown scheme": ({"model": "s3://bucket/x"}, "other sources are not served"),
+    "unknown scheme": ({"model": "az://bucket/x"}, "model must be hf://"),
+    "neither file nor folder": ({"model": "https://host/model"}, "model must be hf://"),
+    "a password in the address": ({"model": "https://me:pw@host/m.gguf"}, "model must be hf://"),
+    "no path in the bucket": ({"model": "s3://bucket"}, "model must be hf://"),
+    "no artifact": ({"model": "oci://registry"}, "model must be hf://"),
+    "a Secret for a mounted model": (
+        {"model": "pvc://claim", "source": {"secretRef": {"name": "x"}}},
+        "for models that are fetched",
+    ),
+    "a choice in a mounted model": ({"model": "file:///m", "source": {"allow": ["*"]}}, "for models that are fetched"),
+    "a key where names say it": (
+        {"model": "s3://bucket/x", "source": {"secretRef": {"name": "x", "key": "token"}}},
+        "secretRef.key is for hf:// and https://",
+    ),
+    "checksum": ({"source": {"checksum": "md5:1"}}, "spec.source.checksum"),
+    "pattern": ({"source": {"allow": ["a b"]}}, "spec.source.allow[0]"),
     "path with dots": ({"model": "file:///a/../b"}, "must not contain '..'"),
     "both counts": ({"replicas": 1, "scaling": {"maxReplicas": 2}}, "replicas and scaling exclude each other"),
     "min over max": ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "minReplicas is greater than maxReplicas"),

@@ -103,8 +103,8 @@ def notes(resource: ModelDeployment, gpus: Sequence[str]) -> list[str]:
         said.append("placement does not apply here; there is one machine")
     if spec.pod_template:
         said.append("podTemplate does not apply here; there is no pod")
-    if spec.secret_ref is not None:
-        said.append("source.secretRef is not read here; HF_TOKEN of this shell is used")
+    if spec.source.secret_ref is not None:
+        said.append("source.secretRef is not read here; the variables of this shell are used, such as HF_TOKEN")
     return said
 
 

@@ -23,10 +23,21 @@ JsonObject = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretRef:
-    """The Secret whose entry `key` is the token for the model's source."""
+    """The Secret with the credentials for the model's source; `key` is the entry with the token, where it is one."""
 
     name: str
     key: str = "token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """How the model is fetched."""
+
+    secret_ref: SecretRef | None = None
+    checksum: str = ""
+    """sha256:HEX that the model must have; "" takes whatever comes."""
+    allow: tuple[str, ...] = ()
+    """Patterns of the weight files to fetch; empty means all that serving reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +110,7 @@ class Placement:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDeploymentSpec:
     model: str
-    secret_ref: SecretRef | None = None
+    source: Source = field(default_factory=Source)
     served_names: tuple[str, ...] = ()
     """Empty means metadata.name; see `ModelDeployment.served_names`."""
     resources: Resources = field(default_factory=Resources)

@@ -12,6 +12,7 @@ from typing import Any
 
 from octavo_operator.api.quantity import parse_duration_s, parse_quantity
 from octavo_operator.api.reader import ObjectReader, Problem
+from octavo_operator.api.source import parse_model, parse_source
 from octavo_operator.api.types import (
     API_VERSION,
     DEFAULT_IDLE_AFTER_S,
@@ -25,17 +26,10 @@ from octavo_operator.api.types import (
     Resources,
     Routing,
     Scaling,
-    SecretRef,
 )
 from octavo_operator.errors import SpecInvalidError
 
 NAME = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
-MODEL = (
-    r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._/-]*)?"
-    r"|file:///\S+"
-    r"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/\S*)?"
-)
-MODEL_REMEDY = "must be hf://ORG/NAME[@REVISION], file:///PATH or pvc://CLAIM[/PATH]; other sources are not served"
 SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 RESOURCE_NAME = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
@@ -86,9 +80,10 @@ def parse_model_deployment(manifest: Any, *, creating: bool = False) -> ModelDep
 
 def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
     spec = ObjectReader(raw, "spec", problems)
+    model = parse_model(spec)
     result = ModelDeploymentSpec(
-        model=_model(spec),
-        secret_ref=_secret_ref(spec.child("source")),
+        model=model,
+        source=parse_source(spec.child("source"), model),
         served_names=_served_names(spec),
         resources=_resources(spec.child("resources")),
         engine=_engine(spec.child("engine")),
@@ -103,25 +98,6 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
     )
     spec.finish()
     return result
-
-
-def _model(spec: ObjectReader) -> str:
-    model = spec.string("model", pattern=MODEL, remedy=MODEL_REMEDY)
-    if not spec.has("model"):
-        spec.complain("model", "is required, such as hf://Qwen/Qwen2.5-7B-Instruct")
-    elif ".." in model.split("/"):
-        spec.complain("model", "must not contain '..'")
-    return model
-
-
-def _secret_ref(source: ObjectReader) -> SecretRef | None:
-    raw = source.child("secretRef")
-    name, key = raw.string("name"), raw.string("key", default="token")
-    if source.has("secretRef") and not name:
-        raw.complain("name", "is required: the name of a Secret in the same namespace")
-    raw.finish()
-    source.finish()
-    return SecretRef(name=name, key=key) if name else None
 
 
 def _served_names(spec: ObjectReader) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ class ModelSource:
 
     scheme: str
     location: str
-    """hf: ORG/NAME; file: absolute path; pvc: absolute path inside the container."""
+    """What `octavo serve` takes. hf: ORG/NAME[/FILE.gguf]; file: absolute path; pvc: absolute path inside the container;
+    others: the whole URI."""
     revision: str = ""
     claim: str = ""
 
@@ -33,7 +34,7 @@ def parse_source(model: str) -> ModelSource:
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
         return ModelSource(scheme=scheme, location=f"{PVC_MOUNT_PATH}/{path}".rstrip("/"), claim=claim)
-    return ModelSource(scheme=scheme, location=rest)
+    return ModelSource(scheme=scheme, location=rest if scheme == "file" else model)
 
 
 def render_server_args(spec: ModelDeploymentSpec, name: str, *, port: int = SERVER_PORT) -> list[str]:
@@ -42,6 +43,9 @@ def render_server_args(spec: ModelDeploymentSpec, name: str, *, port: int = SERV
     args = [source.location, f"--port={port}", "--served-model-name", *(spec.served_names or (name,))]
     if source.revision:
         args.append(f"--revision={source.revision}")
+    args += [f"--weight-files={pattern}" for pattern in spec.source.allow]
+    if spec.source.checksum:
+        args.append(f"--model-checksum={spec.source.checksum}")
     args += _engine_flags(spec)
     args.append(f"--shutdown-timeout={spec.drain_timeout_s}")
     return [*args, *engine.extra_args]

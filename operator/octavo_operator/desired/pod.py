@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo_operator.api.types import ModelDeployment
 from octavo_operator.desired import names
+from octavo_operator.desired.credentials import credential_env
 from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, parse_source, render_server_args
 from octavo_operator.desired.merge import strategic_merge
 
@@ -121,11 +122,7 @@ def _env(resource: ModelDeployment) -> list[dict[str, Any]]:
         # Ids of stored responses end in digests of it, by which the gateway finds this pod again.
         {"name": "OCTAVO_ROUTING_TAG", "value": f"{resource.namespace}/{resource.name}/$(OCTAVO_POD_NAME)"},
     ]
-    secret = resource.spec.secret_ref
-    if secret is not None:
-        reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
-        env.append({"name": "HF_TOKEN", "valueFrom": reference})
-    return env
+    return env + credential_env(resource.spec.source.secret_ref, resource.spec.model)
 
 
 def _resources(resource: ModelDeployment) -> dict[str, Any]:

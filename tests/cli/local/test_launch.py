@@ -116,6 +116,7 @@ def test_how_many_replicas_run_here(spec: dict[str, Any], replicas: int) -> None
 
 def test_everything_of_a_manifest_that_does_not_apply_is_said() -> None:
     resource = a_resource(
+        model="hf://org/name",
         resources={"gpu": {"count": 0}, "memory": "1Gi"},
         scaling={"maxReplicas": 2},
         placement={"topologySpread": "Hard"},

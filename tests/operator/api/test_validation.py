@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.api.types import Scaling, SecretRef
+from octavo_operator.api.types import Scaling, SecretRef, Source
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.errors import SpecInvalidError
 from octavo_testing.control_plane import a_manifest, a_resource
+
+CHECKSUM = "sha256:" + "a" * 64
 
 
 def test_one_field_is_enough() -> None:
@@ -23,7 +25,7 @@ def test_one_field_is_enough() -> None:
 
 def test_every_field_is_read() -> None:
     resource = a_resource(
-        source={"secretRef": {"name": "hf", "key": "t"}},
+        source={"secretRef": {"name": "hf", "key": "t"}, "checksum": CHECKSUM, "allow": ["a.*"]},
         servedNames=["a", "b"],
         resources={
             "gpu": {"count": 0, "resourceName": "amd.com/gpu"},
@@ -56,7 +58,7 @@ def test_every_field_is_read() -> None:
     )
 
     spec = resource.spec
-    assert spec.secret_ref == SecretRef(name="hf", key="t")
+    assert spec.source == Source(secret_ref=SecretRef(name="hf", key="t"), checksum=CHECKSUM, allow=("a.*",))
     assert spec.served_names == ("a", "b")
     assert (spec.resources.cpu, spec.resources.memory, spec.resources.shared_memory) == ("2", "1Gi", "2Gi")
     assert spec.resources.gpu.resource_name == "amd.com/gpu"
@@ -109,7 +111,7 @@ def test_person_may_not_give_both() -> None:
 
 INVALID = {
     "no model": ({"model": None}, "spec.model: is required"),
-    "unknown scheme": ({"model": "s3://bucket/x"}, "spec.model: 's3://bucket/x' must be hf://"),
+    "unknown scheme": ({"model": "az://bucket/x"}, "spec.model: 'az://bucket/x' must be hf://"),
     "path with dots": ({"model": "file:///a/../b"}, "spec.model: must not contain '..'"),
     "model is a number": ({"model": 5}, "spec.model: must be a string, not a number"),
     "keys without a Secret": ({"access": {"keysFrom": [{}]}}, "spec.access.keysFrom[0].secretRef.name: is required"),
@@ -117,6 +119,17 @@ INVALID = {
     "misspelt field": ({"servedName": ["x"]}, "spec.servedName: unknown field; did you mean 'servedNames'?"),
     "strange field": ({"zzz": 1}, "spec.zzz: unknown field; known are "),
     "secret without name": ({"source": {"secretRef": {}}}, "spec.source.secretRef.name: is required"),
+    "secret for what is mounted": (
+        {"model": "file:///m", "source": {"secretRef": {"name": "x"}}},
+        "spec.source.secretRef: is for models that are fetched; file:// is mounted",
+    ),
+    "choice in what is mounted": ({"model": "pvc://c", "source": {"allow": ["*"]}}, "pvc:// is mounted"),
+    "key where names say it": (
+        {"model": "gs://bucket/x", "source": {"secretRef": {"name": "x", "key": "t"}}},
+        "spec.source.secretRef.key: is for hf:// and https://",
+    ),
+    "checksum": ({"source": {"checksum": "abc"}}, "spec.source.checksum: 'abc' must be sha256: and 64 digits"),
+    "pattern": ({"source": {"allow": ["a b"]}}, "spec.source.allow: 'a b' is no pattern"),
     "names twice": ({"servedNames": ["a", "a"]}, "spec.servedNames: holds a name twice"),
     "bad served name": ({"servedNames": ["a b"]}, "spec.servedNames: 'a b' must begin"),
     "too many names": ({"servedNames": [f"n{i}" for i in range(17)]}, "has 17 items, at most 16"),

@@ -9,6 +9,8 @@ import pytest
 from octavo_operator.desired.engine_args import ModelSource, parse_source, render_server_args
 from octavo_testing.control_plane import a_resource
 
+DIGEST = "sha256:" + "a" * 64
+
 
 def args(**spec: Any) -> list[str]:
     return render_server_args(a_resource(**spec).spec, "qwen")
@@ -49,6 +51,16 @@ def test_every_setting_of_the_engine_becomes_a_flag() -> None:
     ]
 
 
+def test_the_server_gets_what_the_model_must_be_and_which_of_its_files() -> None:
+    rendered = args(source={"checksum": DIGEST, "allow": ["a-*.safetensors", "b.safetensors"]})
+
+    assert [arg for arg in rendered if "weight" in arg or "checksum" in arg] == [
+        "--weight-files=a-*.safetensors",
+        "--weight-files=b.safetensors",
+        f"--model-checksum={DIGEST}",
+    ]
+
+
 def test_local_mode_chooses_the_port() -> None:
     assert "--port=9001" in render_server_args(a_resource().spec, "qwen", port=9001)
 
@@ -58,6 +70,10 @@ def test_local_mode_chooses_the_port() -> None:
     [
         ("hf://org/name", ModelSource(scheme="hf", location="org/name")),
         ("hf://org/name@main", ModelSource(scheme="hf", location="org/name", revision="main")),
+        ("hf://org/name/q4/a.gguf@v1", ModelSource(scheme="hf", location="org/name/q4/a.gguf", revision="v1")),
+        ("s3://bucket/a", ModelSource(scheme="s3", location="s3://bucket/a")),
+        ("https://host/a@b/", ModelSource(scheme="https", location="https://host/a@b/")),
+        (f"oci://r/m@{DIGEST}", ModelSource(scheme="oci", location=f"oci://r/m@{DIGEST}")),
         ("file:///models/a@b.gguf", ModelSource(scheme="file", location="/models/a@b.gguf")),
         ("pvc://claim/a/b", ModelSource(scheme="pvc", location="/mnt/model/a/b", claim="claim")),
         ("pvc://claim", ModelSource(scheme="pvc", location="/mnt/model", claim="claim")),

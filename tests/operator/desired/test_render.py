@@ -123,6 +123,26 @@ def test_token_comes_from_the_secret_without_the_operator_reading_it() -> None:
     env = {entry["name"]: entry for entry in server(source={"secretRef": {"name": "hf"}})["env"]}
 
     assert env["HF_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
+    assert env["HF_ENDPOINT"]["valueFrom"]["secretKeyRef"]["optional"] is True
+
+
+@pytest.mark.parametrize(
+    ("model", "needed"),
+    [
+        ("hf://org/name", {"HF_TOKEN"}),
+        ("https://host/m.gguf", {"HTTPS_BEARER_TOKEN"}),
+        ("s3://bucket/m", {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}),
+        ("gs://bucket/m", {"GOOGLE_APPLICATION_CREDENTIALS_JSON"}),
+        ("oci://registry/m", {"OCI_USERNAME", "OCI_PASSWORD"}),
+    ],
+)
+def test_the_entries_that_a_source_needs_are_not_optional(model: str, needed: set[str]) -> None:
+    """A kubelet says of those alone that the Secret is missing."""
+    plain, signed = server(model=model)["env"], server(model=model, source={"secretRef": {"name": "s"}})["env"]
+
+    added = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in signed if entry not in plain}
+    assert {name for name, reference in added.items() if not reference.get("optional")} == needed
+    assert {reference["name"] for reference in added.values()} == {"s"}
 
 
 def test_pod_knows_the_tag_by_which_a_gateway_finds_what_it_stores() -> None:
