@@ -39,6 +39,7 @@ COMMANDS = {
     "generate": _server("generate", "complete prompts without a server"),
     "run-batch": _server("run-batch", "answer a file of requests without a server"),
     "download": _server("download", "fetch a model's files"),
+    "plan": _server("plan", "say how much memory a model takes and how much fits"),
     "bench": _server("bench", "measure throughput and latency"),
     "collect-env": _server("collect-env", "print what a bug report needs"),
     "gateway run": Command(module="octavo_gateway.__main__", help="run the gateway of a cluster", extra="gateway"),

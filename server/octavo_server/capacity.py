@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from octavo_server.errors import ConfigError, StartupError
 
+LOGIT_COPIES = 3
+"""Float32 copies of the logits of all rows at once: the product, what log-probabilities are told of, what is drawn from."""
 CPU_KV_LIMIT_BYTES = 4 * 2**30
 CPU_KV_SHARE = 0.4
 """Of the memory beside the weights; the rest is for activations, the tokenizer, the server and its neighbours."""
@@ -27,11 +29,22 @@ class KVShape:
     bytes_per_element: int
     block_size: int
     """Tokens in a block."""
+    lanes: int = 1
+    """Whole vectors that a backend keeps: K is filled up to so many tokens a block, V to so many elements a head."""
+    has_values: bool = True
+    """False where V is computed from what stands for K, as from the latent of multi-head latent attention."""
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block: keys and values of all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.bytes_per_element * self.block_size
+        keys = _filled_up(self.block_size, self.lanes) * self.head_dim
+        values = self.block_size * _filled_up(self.head_dim, self.lanes) if self.has_values else 0
+        return self.num_layers * self.num_kv_heads * (keys + values) * self.bytes_per_element
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token, its share of what fills a block up included."""
+        return -(-self.block_bytes // self.block_size)
 
     def bytes_for(self, num_sequences: int, tokens_each: int) -> int:
         """Bytes of a cache that holds so many sequences of that many tokens at once."""
@@ -70,8 +83,11 @@ def plan_kv_cache(
     context_length: int,
     asked_max_model_len: int | None = None,
     num_blocks_override: int | None = None,
+    is_share_of_gpu: bool = False,
 ) -> KVPlan:
     """Blocks for a budget, and the context length: what was asked, or by default what the model and the blocks allow.
+
+    `is_share_of_gpu`: the budget is what --gpu-memory-utilization leaves.
 
     Raises:
         StartupError: KVCacheTooSmall, where what was asked for does not fit.
@@ -80,12 +96,76 @@ def plan_kv_cache(
     capacity = max(0, num_blocks - 1) * shape.block_size
     asked = 1 if asked_max_model_len is None else asked_max_model_len
     if asked > capacity:
-        raise StartupError("KVCacheTooSmall", _too_small(shape, asked, capacity, num_blocks, num_blocks_override))
+        need = shape.bytes_for(1, asked)
+        more = f"raise --kv-cache-memory-bytes to {need:,} bytes"
+        if num_blocks_override is not None:
+            more = f"raise --num-gpu-blocks-override to {need // shape.block_bytes:,} blocks"
+        elif is_share_of_gpu:
+            more = "raise --gpu-memory-utilization or take a larger GPU"
+        raise StartupError("KVCacheTooSmall", _too_small(shape, asked, num_blocks, more))
     return KVPlan(
         shape=shape,
         num_blocks=num_blocks,
         max_model_len=min(context_length, capacity) if asked_max_model_len is None else asked_max_model_len,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWidths:
+    """Elements of one token at the points of a step, on one device."""
+
+    hidden: int
+    qkv: int
+    """Query, key and value of all heads."""
+    attention: int
+    """What attention hands on."""
+    kv: int
+    """Key and value alone."""
+    inner: int
+    """The MLP's inner width, once; of experts, that of all which one token visits."""
+    vocab: int
+
+
+def activation_bytes(
+    widths: StepWidths, *, backend: str, num_tokens: int, num_rows: int, context: int, itemsize: int
+) -> int:
+    """Peak of the largest step beside weights and cache.
+
+    Layers run one after another and what they leave is freed, so one layer counts, at the point where most is alive:
+    in the MLP, or in attention. Logits come after the layers, when those are gone.
+
+    Args:
+        widths: of one token.
+        backend: "torch", "numba" or "triton".
+        num_tokens: computed in the step.
+        num_rows: of which a token is sampled.
+        context: tokens of the longest sequence.
+        itemsize: bytes of an element.
+    """
+    logits = num_rows * widths.vocab * 4 * LOGIT_COPIES
+    if backend == "numba":
+        return max(num_tokens * _compiled_token_bytes(widths), logits)
+    if backend == "triton":
+        in_attention = num_tokens * (2 * widths.hidden + widths.qkv + 2 * widths.attention)
+        in_mlp = num_tokens * (2 * widths.hidden + 3 * widths.inner)
+        # Torch's allocator on a GPU keeps what the layers left, in pieces that logits need not fit into.
+        return max(in_attention, in_mlp) * itemsize + logits
+    # Torch's attention has its output in its own order and in ours, and one sequence's keys and values side by side; its
+    # operations on 16 bits make four copies in float32, which are eight of these elements.
+    upcast = 8 if itemsize < 4 else 0
+    in_attention = num_tokens * (2 * widths.hidden + widths.qkv + widths.attention * (upcast or 4))
+    in_mlp = num_tokens * (2 * widths.hidden + widths.inner * (2 + (upcast or 1)))
+    # A chunk of a long prompt brings a mask of all that it sees, made from a second one.
+    mask = num_tokens * context
+    return max(
+        max(in_attention + context * widths.kv, in_mlp) * itemsize + mask * itemsize, 2 * mask * itemsize, logits
+    )
+
+
+def _compiled_token_bytes(widths: StepWidths) -> int:
+    """Scratch of the compiled step: float32, and int8 codes with their scales, a quarter of the codes' bytes."""
+    codes = (widths.hidden + widths.attention + widths.inner) * 5 // 4
+    return 4 * (4 * widths.hidden + widths.qkv + widths.attention) + codes
 
 
 def default_cpu_kv_bytes(
@@ -117,18 +197,18 @@ def usable_memory_bytes(*, meminfo: str, cgroup_limits: Iterable[str]) -> int:
     return sizes["MemAvailable"]
 
 
-def _too_small(shape: KVShape, asked: int, capacity: int, num_blocks: int, override: int | None) -> str:
-    flag, unit = (
-        ("--num-gpu-blocks-override", "blocks") if override is not None else ("--kv-cache-memory-bytes", "bytes")
-    )
-    need = shape.bytes_for(1, asked)
+def _too_small(shape: KVShape, asked: int, num_blocks: int, more: str) -> str:
+    capacity = max(0, num_blocks - 1) * shape.block_size
     have = max(0, num_blocks) * shape.block_bytes
-    least = need if override is None else need // shape.block_bytes
     shorter = f"lower --max-model-len to {capacity:,} or " if capacity else ""
     return (
-        f"a context of {asked:,} tokens needs {_mib(need)} of KV cache, there are {_mib(have)}, room for {capacity:,} "
-        f"tokens; {shorter}raise {flag} to {least:,} {unit}"
+        f"a context of {asked:,} tokens needs {_mib(shape.bytes_for(1, asked))} of KV cache, there are {_mib(have)}, room "
+        f"for {capacity:,} tokens; {shorter}{more}"
     )
+
+
+def _filled_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def _mib(num_bytes: int) -> str:

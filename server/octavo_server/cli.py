@@ -1,4 +1,4 @@
-"""The server's commands: `serve`, `generate`, `run-batch`, `download`, `bench`, `collect-env`. `octavo` hands them over.
+"""The server's commands: `serve`, `generate`, `run-batch`, `download`, `plan`, `bench`, `collect-env`. `octavo` hands them over.
 
 Everything a person can do wrong ends here as one line on stderr and an exit status: 2 for a setting that cannot be
 used, 1 for anything else. Nothing heavy is imported before a command needs it.
@@ -214,6 +214,13 @@ def download(argv: Sequence[str]) -> int:
     return 0
 
 
+def plan(argv: Sequence[str]) -> int:
+    """`octavo plan MODEL`: how much memory a model takes, and how much fits."""
+    from octavo_server.plan.command import main as plan_main
+
+    return plan_main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """`octavo bench serve|throughput`."""
     from octavo_server.bench.cli import main as bench_main
@@ -246,6 +253,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(run=generate, help="answer prompts without a server"),
     "run-batch": Command(run=run_batch, help="answer a file of requests without a server"),
     "download": Command(run=download, help="fetch a model's files"),
+    "plan": Command(run=plan, help="say how much memory a model takes and how much fits, without its weights"),
     "bench": Command(run=bench, help="measure a server (serve) or the engine alone (throughput)"),
     "collect-env": Command(run=collect_env, help="print what a bug report needs"),
 }

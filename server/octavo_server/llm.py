@@ -37,6 +37,7 @@ from octavo_server.llm_vectors import (
     embedding_output,
     scoring_outputs,
 )
+from octavo_server.plan.table import table
 from octavo_server.tokenizer.script_tokenizer import ScriptTokenizer
 
 if TYPE_CHECKING:
@@ -71,8 +72,13 @@ class LLM:
         self.config = config
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
+        self._memory = loaded.memory
         self._served = loaded.served
         self._num_requests = 0
+
+    def get_memory_table(self) -> str:
+        """What the model takes of this machine's memory and how much fits, as `octavo plan` prints it."""
+        return "" if self._memory is None else table(self._memory)
 
     def get_tokenizer(self) -> ScriptTokenizer:
         """The model's tokenizer, with the methods that scripts know from transformers."""

@@ -135,7 +135,7 @@ def test_the_chart_carries_the_crd_itself() -> None:
     assert (ROOT / "charts" / "octavo" / "files" / "crd.yaml").read_bytes() == source
 
 
-@pytest.mark.parametrize("command", ["serve", "generate", "run-batch", "download", "bench"])
+@pytest.mark.parametrize("command", ["serve", "generate", "run-batch", "download", "plan", "bench"])
 def test_the_composition_root_offers_what_the_server_has(command: str) -> None:
     from octavo_cli.__main__ import COMMANDS
 

@@ -64,6 +64,14 @@ def that_prints(command: str) -> None:
     assert (ran.returncode, bool(ran.stdout)) == (0, True), ran.stderr
 
 
+def of_the_plan(command: str) -> None:
+    """tests/server/plan/test_command.py runs it; here, that the flags are known and the GPU is in the table."""
+    from octavo_server.plan.command import plan_parser
+    from octavo_server.plan.gpus import find_gpu
+
+    find_gpu(plan_parser().parse_strictly(command.split()[2:]).gpu)
+
+
 def of_the_bench(command: str) -> None:
     """tests/server/bench runs both against a server and a model; here, that the flags are known."""
     from octavo_server.bench.cli import serve_parser, throughput_parser
@@ -157,6 +165,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     r"octavo run-batch .*": of_the_offline_batch,
     r"octavo download .*": of_the_download,
     r"LC_ALL=C; cd models/qwen && sha256sum .*": of_checksums,
+    r"octavo plan .*": of_the_plan,
     r"octavo bench (serve|throughput) .*": of_the_bench,
     r"python -m benchmarks\.\w+.*": of_the_benchmarks,
     r"python -m e2e\.cluster \w+": of_the_cluster,

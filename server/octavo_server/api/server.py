@@ -22,7 +22,9 @@ from octavo_server.api.tracing import Tracing
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 from octavo_server.engine.placement import make_host
 from octavo_server.errors import ConfigError, EngineStuckError, StartupError
+from octavo_server.machine import resident_bytes
 from octavo_server.metrics import ServerMetrics
+from octavo_server.plan.table import size
 from octavo_server.sources.uri import HubModel, parse_source
 
 if TYPE_CHECKING:
@@ -156,7 +158,13 @@ async def _announce_ready(state: ServerState) -> None:
         for stage, seconds in state.engine.progress.stage_seconds.items():
             state.metrics.record_startup(stage, seconds)
         total = sum(state.engine.progress.stage_seconds.values())
-        logger.info("ready after %.1f s, serving %s", total, ", ".join(state.model_names))
+        names = ", ".join(state.model_names)
+        logger.info(
+            "ready after %.1f s, serving %s, idle memory of the serving process %s",
+            total,
+            names,
+            size(resident_bytes()),
+        )
         if not state.draining:
             formats = state.formats
             logger.info("tool calls are read as %s, reasoning as %s", formats.tools_name, formats.reasoning_name)

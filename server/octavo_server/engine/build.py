@@ -12,22 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo_server.capacity import KVPlan, KVShape, default_cpu_kv_bytes, plan_kv_cache, usable_memory_bytes
 from octavo_server.engine.engine import Engine, Vocabulary
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.served_model import ServedModel
 from octavo_server.engine.waiting_queue import SchedulingPolicy
 from octavo_server.errors import ConfigError, StartupError
+from octavo_server.machine import read_text, resident_bytes
+from octavo_server.plan.layout import choose_layout, rotary_bytes
+from octavo_server.plan.memory import Measured, MemoryPlan, plan_memory
+from octavo_server.plan.model_shape import served_shape
+from octavo_server.plan.table import size, table
+from octavo_server.plan.this_machine import this_device
 from octavo_server.sources.locate import locate_model, locate_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    from octavo_server.capacity import KVPlan
     from octavo_server.config import EngineConfig, ResolvedLimits
     from octavo_server.engine.startup import StartupProgress
     from octavo_server.models.config import GenerationDefaults, ModelConfig, VectorSizes
     from octavo_server.models.loader import LoadedModel
+    from octavo_server.plan.gpus import Device
     from octavo_server.structured_output.compiler import GrammarCompiler
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
@@ -39,7 +46,6 @@ OMP_SPINS = 2000
 """Turns of a waiting OpenMP thread before it sleeps: some 50 µs, longer than from one operation to the next. libgomp's own
 300,000 keep a core from whoever shares it: with one of two cores taken, a decode step is four to five times slower."""
 # Of cgroup v2, then of v1.
-_CGROUP_MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_CPU_FILES = (
     "/sys/fs/cgroup/cpu.max",
     "/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
@@ -56,6 +62,8 @@ class LoadedEngine:
     defaults: GenerationDefaults
     """Sampling values for what a request leaves out."""
     vectors: VectorSizes
+    memory: MemoryPlan | None = None
+    """What it takes of the device; None of an engine without a model."""
 
     @property
     def served(self) -> ServedModel:
@@ -100,22 +108,26 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     progress.locate(location)
     model_config = load_model_config(location)
     device = resolve_device(config.device)
-    limits = config.resolve(
-        context_length=model_config.max_positions, device=device, device_memory_bytes=_device_memory_bytes(device)
-    )
     # Before loading, which takes the weights from what the machine has available, but not from a cgroup's limit.
-    host_memory = _host_memory_bytes() if device == "cpu" and config.kv_cache_memory_bytes is None else 0
+    machine = this_device(device, is_memory_needed=config.kv_cache_memory_bytes is None)
+    limits = config.resolve(
+        context_length=model_config.max_positions, device=device, device_memory_bytes=machine.memory_bytes
+    )
     progress.enter("loading_weights")
     model = _load_model(location, config, device, progress)
     text = load_text_side(config, location)
     if config.tokenizer is not None:
         # A model's own may have a few tokens more, which nobody sends.
         _check_vocabulary(text.tokenizer, model_config)
-    plan = _plan_kv_cache(config, limits, model, device, host_memory)
+    memory = _plan_memory(config, model, machine)
+    if memory.kv is None:
+        raise StartupError("KVCacheTooSmall", memory.problem)
     progress.enter("warming_up")
-    engine = _make_engine(config, limits, plan, model, text, keeps_records=keeps_records)
-    _log_plan(plan, model, device)
-    return LoadedEngine(engine=engine, tokenizer=text.tokenizer, defaults=text.defaults, vectors=text.vectors)
+    engine = _make_engine(config, limits, memory.kv, model, text, keeps_records=keeps_records)
+    _log_memory(memory, model)
+    return LoadedEngine(
+        engine=engine, tokenizer=text.tokenizer, defaults=text.defaults, vectors=text.vectors, memory=memory
+    )
 
 
 def load_text_side(config: EngineConfig, location: Path) -> TextSide:
@@ -168,7 +180,7 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
 
     if device == "cpu":
         # More threads than the cgroup's quota are throttled together, and each operation waits for the slowest.
-        quota = cpu_quota([_read(name) for name in _CGROUP_CPU_FILES])
+        quota = cpu_quota([read_text(name) for name in _CGROUP_CPU_FILES])
         torch.set_num_threads(min(torch.get_num_threads(), quota or torch.get_num_threads()))
     try:
         model = load_model(
@@ -200,45 +212,17 @@ def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
         )
 
 
-def _plan_kv_cache(
-    config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, device: str, host_memory: int
-) -> KVPlan:
-    shape = KVShape(
-        num_layers=model.config.num_layers,
-        num_kv_heads=model.config.num_kv_heads,
-        head_dim=model.config.head_dim,
-        bytes_per_element=model.kv_dtype.itemsize,
-        block_size=config.block_size,
-    )
-    return plan_kv_cache(
-        shape=shape,
-        budget_bytes=config.kv_cache_memory_bytes
-        or _kv_budget_bytes(config, limits, model, shape, device, host_memory),
-        context_length=limits.max_model_len,
-        asked_max_model_len=config.max_model_len,
-        num_blocks_override=config.num_gpu_blocks_override,
-    )
+def _plan_memory(config: EngineConfig, model: LoadedModel, machine: Device) -> MemoryPlan:
+    shape = served_shape(model.config)
+    layout = choose_layout(config, stored_dtype=model.config.dtype, kind=machine.kind)
+    measured = Measured(weight_bytes=model.num_weight_bytes)
+    if machine.kind == "gpu":
+        import torch
 
-
-def _kv_budget_bytes(
-    config: EngineConfig, limits: ResolvedLimits, model: LoadedModel, shape: KVShape, device: str, host_memory: int
-) -> int:
-    """What the cache may take where nobody said; `host_memory` is what there was before the weights came."""
-    if device == "cpu":
-        return default_cpu_kv_bytes(
-            shape=shape,
-            max_num_seqs=limits.max_num_seqs,
-            max_model_len=limits.max_model_len,
-            memory_bytes=host_memory,
-            weight_bytes=model.num_weight_bytes,
-        )
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    activations = limits.max_num_batched_tokens * (4 * model.config.hidden_size + 2 * model.config.intermediate_size)
-    logits = limits.max_num_seqs * model.config.vocab_size * 4 * 3
-    reserved = activations * model.dtype.itemsize + logits + int((1 - config.gpu_memory_utilization) * total)
-    return max(0, free - reserved)
+        free, total = torch.cuda.mem_get_info()
+        loaded = model.num_weight_bytes + rotary_bytes(shape)
+        measured = Measured(weight_bytes=model.num_weight_bytes, overhead_bytes=max(0, total - free - loaded))
+    return plan_memory(shape, layout, machine, config, measured)
 
 
 def _make_engine(
@@ -281,17 +265,13 @@ def _make_engine(
     )
 
 
-def _log_plan(plan: KVPlan, model: LoadedModel, device: str) -> None:
+def _log_memory(memory: MemoryPlan, model: LoadedModel) -> None:
+    kernels = getattr(model.backend, "description", model.backend.name)
     logger.info(
-        "%s on %s with %s kernels in %s: weights %.1f MiB, KV cache %.1f MiB for %d tokens, context %d tokens",
-        model.config.architecture,
-        device,
-        getattr(model.backend, "description", model.backend.name),
-        str(model.dtype).removeprefix("torch."),
-        model.num_weight_bytes / 2**20,
-        plan.total_bytes / 2**20,
-        plan.capacity_tokens,
-        plan.max_model_len,
+        "memory, with %s kernels:\n%s\nidle memory of the engine's process: %s",
+        kernels,
+        table(memory),
+        size(resident_bytes()),
     )
 
 
@@ -303,14 +283,6 @@ def _chat_template(given: str | None) -> str | None:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read --chat-template {given}: {error}") from error
-
-
-def _device_memory_bytes(device: str) -> int:
-    if device == "cpu":
-        return 0
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def cpu_quota(limits: list[str]) -> int | None:
@@ -325,13 +297,3 @@ def cpu_quota(limits: list[str]) -> int | None:
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         return None
     return max(1, int(parts[0]) // int(parts[1]))
-
-
-def _host_memory_bytes() -> int:
-    limits = [text for name in _CGROUP_MEMORY_FILES if (text := _read(name))]
-    return usable_memory_bytes(meminfo=_read("/proc/meminfo"), cgroup_limits=limits)
-
-
-def _read(name: str) -> str:
-    path = Path(name)
-    return path.read_text(encoding="ascii").strip() if path.is_file() else ""

@@ -15,6 +15,7 @@ from octavo_kernels.backend import QuantizedBackend
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, quantize, stack
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import rope_table
+from octavo_server.models.expected_shapes import EMBEDDING, HEAD, expected_shapes
 
 if TYPE_CHECKING:
     from octavo_kernels.backend import KernelBackend, LinearHandle
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
 # Buffers that older checkpoints carry and that follow from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 
@@ -82,13 +81,13 @@ def load_decoder_weights(
     on_progress(0, total)
     # Dequantising leaves the interpreter's lock, so two threads read about twice as fast as one.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="weights") as pool:
-        embedding_job = pool.submit(reader.tensor, _EMBEDDING, (config.vocab_size, config.hidden_size))
+        embedding_job = pool.submit(reader.tensor, EMBEDDING, (config.vocab_size, config.hidden_size))
         layers = []
         for layer in pool.map(lambda index: _layer(reader, config, index), range(config.num_layers)):
             layers.append(layer)
             on_progress(reader.num_read, total)
         embedding = embedding_job.result()
-    head = reader.head(_EMBEDDING if config.tie_word_embeddings else _HEAD, embedding)
+    head = reader.head(EMBEDDING if config.tie_word_embeddings else HEAD, embedding)
     final_norm = reader.tensor("model.norm.weight", (config.hidden_size,))
     _warn_of_extra(config, source, reader)
     cos_sin = rope_table(config.rope, config.head_dim, config.max_positions, source.rope_divisors())
@@ -101,35 +100,6 @@ def load_decoder_weights(
         cos_sin=cos_sin.to(backend.device),
         num_bytes=reader.num_kept_bytes,
     )
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of `config` must hold."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
-    if not config.tie_word_embeddings:
-        shapes[_HEAD] = (config.vocab_size, hidden)
-    projections = {
-        "self_attn.q_proj": (q_size, hidden, config.qkv_bias),
-        "self_attn.k_proj": (kv_size, hidden, config.qkv_bias),
-        "self_attn.v_proj": (kv_size, hidden, config.qkv_bias),
-        "self_attn.o_proj": (hidden, q_size, config.o_bias),
-        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
-        "mlp.up_proj": (inner, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, inner, config.mlp_bias),
-    }
-    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-    if config.family.qk_norm:
-        norms |= {"self_attn.q_norm": config.head_dim, "self_attn.k_norm": config.head_dim}
-    for index in range(config.num_layers):
-        prefix = f"model.layers.{index}"
-        shapes |= {f"{prefix}.{name}.weight": (size,) for name, size in norms.items()}
-        for name, (out_size, in_size, has_bias) in projections.items():
-            shapes[f"{prefix}.{name}.weight"] = (out_size, in_size)
-            if has_bias:
-                shapes[f"{prefix}.{name}.bias"] = (out_size,)
-    return shapes
 
 
 class _Reader:
@@ -171,14 +141,14 @@ class _Reader:
         if self.bits is not None and embedding.shape[1] % GROUP == 0:
             return self._quantized([name], 8, None)
         return self.backend.prepare_linear(
-            embedding if name == _EMBEDDING else self.tensor(name, tuple(embedding.shape))
+            embedding if name == EMBEDDING else self.tensor(name, tuple(embedding.shape))
         )
 
     def _quantized(self, names: list[str], bits: int, bias: torch.Tensor | None) -> LinearHandle:
         if not isinstance(self.backend, QuantizedBackend):
             raise TypeError(f"the {self.backend.name} backend takes no quantised weights")
         weight = stack([self._codes(name, bits) for name in names])
-        self._record([name for name in names if name != _EMBEDDING], weight.num_bytes)
+        self._record([name for name in names if name != EMBEDDING], weight.num_bytes)
         return self.backend.prepare_quantized_linear(weight, bias)
 
     def _codes(self, name: str, bits: int) -> QuantizedWeight:
@@ -222,7 +192,7 @@ def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
 
 def _warn_of_extra(config: ModelConfig, source: WeightSource, reader: _Reader) -> None:
     # A tied checkpoint may hold its head under both names.
-    known = expected_shapes(config).keys() | {_HEAD}
+    known = expected_shapes(config).keys() | {HEAD}
     extra = sorted(name for name in source.names if name not in known and not name.endswith(_IGNORED_SUFFIXES))
     if extra:
         logger.warning(

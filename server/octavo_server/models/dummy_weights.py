@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_server.models.decoder_weights import expected_shapes
+from octavo_server.models.expected_shapes import expected_shapes
 
 if TYPE_CHECKING:
     from octavo_kernels.quantized_weight import QuantizedWeight

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from octavo_server.errors import StartupError
 from octavo_server.models.gguf_file import read_gguf
-from octavo_server.quantization.gguf_types import GGUF_TYPES, dequantize_rows, read_codes, type_name
+from octavo_server.quantization.gguf_types import GGUF_TYPES, code_bits, dequantize_rows, read_codes, type_name
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,11 @@ class GGUFWeights:
 
     def read_codes(self, name: str) -> QuantizedWeight | None:
         return read_codes(self._rows_in_order(name), self._file.tensors[self._stored_name[name]].type_code)
+
+    def stored_bits(self) -> dict[str, int]:
+        """Of each matrix that `read_codes` gives."""
+        bits = {name: code_bits(self._file.tensors[stored].type_code) for name, stored in self._stored_name.items()}
+        return {name: found for name, found in bits.items() if found is not None}
 
     def rope_divisors(self) -> tuple[float, ...] | None:
         tensor = self._file.tensors.get(_ROPE_DIVISORS)

@@ -16,6 +16,7 @@ from octavo_server.models.config import ModelConfig, read_model_config
 from octavo_server.models.decoder import Decoder
 from octavo_server.models.decoder_weights import load_decoder_weights
 from octavo_server.models.dummy_weights import DummyWeights
+from octavo_server.models.loaded_dtype import resolve_dtype_name
 from octavo_server.models.location import resolve_location
 from octavo_server.models.weights import open_weights
 
@@ -87,7 +88,7 @@ def load_model(
     resolved = resolve_location(location)
     config = read_model_config(resolved)
     _tell_limits(config)
-    torch_dtype = resolve_dtype(dtype, config, device)
+    torch_dtype = _DTYPES[resolve_dtype_name(dtype, config.dtype, is_cpu=device.startswith("cpu"))]
     source = _open(resolved, config, load_format)
     bits = _BITS[quantization]
     backend = _select_backend(device, torch_dtype, bits)
@@ -107,25 +108,6 @@ def _tell_limits(config: ModelConfig) -> None:
             "dynamic rotary scaling is not served: the context is limited to the length that the model was trained on",
             extra={"max_positions": config.max_positions, "factor": config.rope.factor},
         )
-
-
-def resolve_dtype(dtype: str, config: ModelConfig, device: str) -> torch.dtype:
-    """The dtype that weights and activations are computed in.
-
-    "auto" is the checkpoint's own on a GPU, and float32 on a CPU: without bfloat16 units in the processor a bfloat16
-    matrix product is up to 2.4 times slower there, and float16 is slower still.
-
-    Raises:
-        StartupError: SpecInvalid, for a name that is none of these.
-    """
-    if dtype == "auto":
-        if device.startswith("cpu"):
-            return torch.float32
-        # float32 checkpoints are for training; a GPU serves them in half the memory.
-        return torch.bfloat16 if config.dtype == "float32" else _DTYPES[config.dtype]
-    if dtype not in _DTYPES:
-        raise StartupError("SpecInvalid", f"dtype {dtype!r} is not supported; use auto, {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
 
 
 def _open(location: ModelLocation, config: ModelConfig, load_format: str) -> WeightSource:

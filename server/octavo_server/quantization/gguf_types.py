@@ -40,6 +40,14 @@ GGUF_TYPES: dict[int, GGUFType] = {
 }
 
 
+_CODE_BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+
+
+def code_bits(code: int) -> int | None:
+    """Bits of a type whose blocks are kept as they are; None for any other."""
+    return _CODE_BITS.get(GGUF_TYPES[code].name) if code in GGUF_TYPES else None
+
+
 def type_name(code: int) -> str:
     """Name of any ggml type, of those that we do not read too."""
     if code in GGUF_TYPES:
@@ -78,8 +86,8 @@ def read_codes(blocks: NDArray[np.uint8], code: int) -> QuantizedWeight | None:
 
     from octavo_kernels.quantized_weight import QuantizedWeight
 
-    kind = GGUF_TYPES[code]
-    if kind.name not in ("Q4_0", "Q4_1", "Q8_0"):
+    kind, bits = GGUF_TYPES[code], code_bits(code)
+    if bits is None:
         return None
     # raw: [rows, groups, bytes of a block]
     raw = blocks.reshape(blocks.shape[0], -1, kind.block_bytes)
@@ -96,7 +104,7 @@ def read_codes(blocks: NDArray[np.uint8], code: int) -> QuantizedWeight | None:
         codes = np.concatenate((packed & 15, packed >> 4), axis=-1)
         minima = stored[0] if stored else scales * -8
     return QuantizedWeight(
-        bits=8 if kind.name == "Q8_0" else 4,
+        bits=bits,
         codes=torch.from_numpy(codes.reshape(blocks.shape[0], -1)),
         scales=torch.from_numpy(scales),
         minima=torch.from_numpy(minima),

@@ -95,7 +95,7 @@ def ready(model: Path, *argv: str, log: Path | None = None) -> Iterator[tuple[Pr
         str(model), "--host", "127.0.0.1", "--port", "0", "--served-model-name", NAME, *blocks, *argv, log=log
     ) as process:
         port = process.until(r"listening on 127\.0\.0\.1:(\d+)")[1]
-        process.until("ready after")
+        process.until(r"ready after .* idle memory of the serving process [\d.,]+ [MG]iB")
         yield process, f"http://127.0.0.1:{port}"
 
 

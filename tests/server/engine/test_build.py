@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from octavo_server import machine
 from octavo_server.config import EngineConfig
 from octavo_server.engine import build
 from octavo_server.engine.build import build_engine, cpu_quota
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import ConfigError, StartupError
+from octavo_server.plan.command import plan_model
+from octavo_server.plan.table import table
 
 
 @pytest.mark.parametrize(
@@ -120,12 +124,32 @@ def test_weights_are_taken_from_the_machines_memory_once(tiny_model: Path, monke
 
     load_model = build._load_model
     monkeypatch.setattr(build, "_load_model", load)
-    monkeypatch.setattr(build, "_read", lambda name: f"MemAvailable: {available // 1024} kB" * name.endswith("meminfo"))
+    monkeypatch.setattr(
+        machine, "read_text", lambda name: f"MemAvailable: {available // 1024} kB" * name.endswith("meminfo")
+    )
 
     snapshot = build_engine(EngineConfig(model=str(tiny_model)), StartupProgress()).engine.snapshot()
 
     # 2 layers of keys and values, 2 heads of 16 float32 each, 16 tokens a block; one block is the null block.
-    assert snapshot.num_blocks == int(0.4 * (memory - weights)) // (2 * 2 * 2 * 16 * 4 * 16) - 1
+    angles = 512 * 16 * 4
+    assert snapshot.num_blocks == int(0.4 * (memory - weights - angles)) // (2 * 2 * 2 * 16 * 4 * 16) - 1
+
+
+def test_the_start_logs_the_table_that_a_plan_prints(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = EngineConfig(model=str(tiny_model), num_gpu_blocks_override=50)
+
+    with caplog.at_level("INFO", logger="octavo_server.engine.build"):
+        loaded = build_engine(config, StartupProgress())
+
+    # But for the memory that the machine has available, which changes.
+    planned, logged = table(plan_model(config, gpu="cpu").memory), caplog.messages[-1]
+    same = [line for line in planned.splitlines() if "%" not in line and " on CPU (" not in line]
+    assert len(same) > 5
+    assert all(line in logged for line in same), logged
+    assert "with torch kernels" in logged
+    assert re.search(r"idle memory of the engine's process: [\d.,]+ [MG]iB", logged)
+    assert loaded.memory is not None
+    assert table(loaded.memory) in logged
 
 
 def test_a_gpu_that_is_not_there_is_refused(tiny_model: Path) -> None:

@@ -22,12 +22,13 @@ from octavo_server.engine.engine_process import EngineProcess
 from octavo_server.engine.frames import FrameReader, encode_frame
 from octavo_server.engine.messages import Abort, Died, Progressed, Ready, Stepped, Stop
 from octavo_server.engine.outputs import SampledToken
-from octavo_server.engine.placement import make_host, may_have_gpu
+from octavo_server.engine.placement import make_host
 from octavo_server.engine.records import EngineRecords
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
 from octavo_server.engine.request_stream import RequestStream
 from octavo_server.engine.worker import SocketChannel
 from octavo_server.errors import EngineStuckError, InvalidRequestError, StartupError
+from octavo_server.machine import may_have_gpu
 from octavo_server.metrics import EngineSnapshot
 from octavo_server.structured_output.params import StructuredOutputsParams
 from octavo_testing.remote_engine import RemoteEngine, remote_engine

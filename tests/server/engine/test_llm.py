@@ -24,6 +24,13 @@ def test_settings_are_the_flags_names_and_texts_are_read_as_flags(llm: LLM) -> N
     assert (llm.config.max_model_len, llm.engine.limits.max_sequence_tokens) == (256, 256)
 
 
+def test_the_memory_table_is_that_of_the_start(llm: LLM) -> None:
+    lines = llm.get_memory_table().splitlines()
+
+    assert lines[0].startswith("LlamaForCausalLM, ")
+    assert any(line.startswith("KV cache ") for line in lines)
+
+
 def test_an_unknown_setting_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown setting max_modl_len; did you mean max_model_len"):
         LLM("m", max_modl_len=5)

@@ -1,0 +1,160 @@
+"""How bytes lie: which type weights, activations and cache have, and what they then take. Pure arithmetic.
+
+The one place that says in advance what `models/loader.py` and the backends do; tests hold it to what they allocate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from octavo_server.capacity import KVShape, StepWidths
+from octavo_server.models.loaded_dtype import resolve_dtype_name
+
+if TYPE_CHECKING:
+    from octavo_server.config import EngineConfig
+    from octavo_server.plan.model_shape import ModelShape, Parameter
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
+GROUP = 32
+"""Inputs that share a scale and a minimum of 2 bytes each; a matrix of another width stays exact."""
+LANES = 16
+"""Output rows a tile of quantised weights, and elements a vector of the compiled kernels' cache."""
+HEAD_BITS = 8
+"""The least that an output head is rounded to."""
+_FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+"""Matrices that become one; it has the most bits of its parts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Types and backend of one start."""
+
+    backend: Literal["torch", "numba", "triton"]
+    dtype: str
+    kv_dtype: str
+    bits: int | None
+    """Of linear layers; None: the dtype."""
+    block_size: int
+    ways: int = 1
+    """Devices that share the model."""
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def quantization(self) -> str:
+        return "none" if self.bits is None else f"int{self.bits}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSizes:
+    """Bytes on one device."""
+
+    total_bytes: int
+    step_bytes: int
+    """That every step reads: all but the embedding, of which it reads a row a token, and the experts."""
+    expert_bytes: int
+
+
+def choose_layout(config: EngineConfig, *, stored_dtype: str, kind: Literal["cpu", "gpu"], ways: int = 1) -> Layout:
+    """What the engine chooses on a device of that kind."""
+    bits = QUANTIZATION_BITS[config.quantization]
+    dtype = resolve_dtype_name(config.dtype, stored_dtype, is_cpu=kind == "cpu")
+    backend: Literal["torch", "numba", "triton"] = "triton" if kind == "gpu" else "torch" if bits is None else "numba"
+    return Layout(
+        backend=backend,
+        dtype=dtype,
+        kv_dtype="float16" if backend == "numba" else dtype,
+        bits=bits,
+        block_size=config.block_size,
+        ways=ways,
+    )
+
+
+def weight_sizes(model: ModelShape, layout: Layout) -> WeightSizes:
+    """Parameters as they are kept; a tied head is counted once where it is the embedding itself."""
+    bits = _bits_by_name(model, layout)
+    total = step = experts = 0
+    for parameter in model.parameters:
+        shape = parameter.share(model, layout.ways)
+        size = parameter.copies * _bytes(shape, bits.get(parameter.name), layout)
+        total += size
+        if parameter.is_expert:
+            experts += size
+        elif not parameter.is_embedding:
+            step += size
+        elif model.is_tied:
+            # In few bits it is a second matrix beside the embedding, which stays exact.
+            is_second = layout.bits is not None and shape[1] % GROUP == 0
+            head = _bytes(shape, _head_bits(parameter), layout) if is_second else size
+            step += head
+            total += head if is_second else 0
+    return WeightSizes(total_bytes=total, step_bytes=step, expert_bytes=experts)
+
+
+def rotary_bytes(model: ModelShape) -> int:
+    """Of the tables of angles, float32, made for the longest context."""
+    return model.max_positions * model.rotary * 4
+
+
+def kv_shape(model: ModelShape, layout: Layout) -> KVShape:
+    """The cache on one device."""
+    return KVShape(
+        num_layers=model.num_layers,
+        num_kv_heads=model.kv_heads_of(layout.ways),
+        head_dim=model.head_dim,
+        bytes_per_element=ITEM_BYTES[layout.kv_dtype],
+        block_size=layout.block_size,
+        lanes=LANES if layout.backend == "numba" else 1,
+        has_values=model.has_values,
+    )
+
+
+def step_widths(model: ModelShape, layout: Layout) -> StepWidths:
+    """Of one token on one device; logits of the whole vocabulary come together on each."""
+    planes = 2 if model.has_values else 1
+    return StepWidths(
+        hidden=model.hidden,
+        qkv=-(-model.qkv // layout.ways),
+        attention=-(-model.attention // layout.ways),
+        kv=planes * model.kv_heads_of(layout.ways) * model.head_dim,
+        inner=-(-model.inner // layout.ways),
+        vocab=model.vocab_size,
+    )
+
+
+def _bits_by_name(model: ModelShape, layout: Layout) -> dict[str, int]:
+    """Of each matrix that is kept in few bits."""
+    if layout.bits is None:
+        return {}
+    found = {}
+    most: dict[str, int] = {}
+    for parameter in model.parameters:
+        if not parameter.is_linear:
+            continue
+        bits = _head_bits(parameter) if parameter.is_head else parameter.stored_bits or layout.bits
+        fused = _fused(parameter)
+        most[fused] = max(bits, most.get(fused, 0))
+        found[parameter.name] = fused
+    return {name: most[fused] for name, fused in found.items()}
+
+
+def _fused(parameter: Parameter) -> str:
+    parent = parameter.name.rsplit(".", 2)[0]
+    return f"{parent}.{_FUSED.get(parameter.module, parameter.module)}"
+
+
+def _head_bits(parameter: Parameter) -> int:
+    return parameter.stored_bits or HEAD_BITS
+
+
+def _bytes(shape: tuple[int, ...], bits: int | None, layout: Layout) -> int:
+    rows, *rest = shape
+    if bits is None or rest[0] % GROUP:
+        return rows * (rest[0] if rest else 1) * layout.item_bytes
+    # Codes, scales and minima, and a bias of float32 whether the model has one or not.
+    rows = -(-rows // LANES) * LANES
+    return rows * rest[0] * bits // 8 + rows * rest[0] // GROUP * 4 + rows * 4

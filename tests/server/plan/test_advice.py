@@ -1,0 +1,119 @@
+"""What is told where something does not fit is true: each remedy is taken, and it fits; one less does not."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from octavo_server.config import EngineConfig
+from octavo_server.errors import ConfigError
+from octavo_server.plan.advice import Answer, Question, answer
+from octavo_server.plan.gpus import GIB, GPUS, Device, find_gpu
+from octavo_server.plan.source import parse_shape
+from octavo_testing.model_shapes import DEEPSEEK_V3, LLAMA_8B, MIXTRAL_8X7B, QWEN3_06B
+
+
+def a_question(values: dict[str, Any], device: Device, ways: int = 1, **settings: Any) -> Question:
+    return Question(
+        model=parse_shape(values, source="x"), device=device, config=EngineConfig(model="x", **settings), ways=ways
+    )
+
+
+def cpu(gib: float) -> Device:
+    return Device(name="CPU", kind="cpu", memory_bytes=int(gib * GIB))
+
+
+def changed(question: Question, remedy: str) -> Question:
+    """The question with the flag of `remedy`."""
+    flag, value = re.match(r"(--\S+) ([\w-]+)", remedy).groups()  # type: ignore[union-attr]
+    if flag == "--gpu":
+        return replace(question, device=find_gpu(value))
+    if flag == "--tensor-parallel-size":
+        return replace(question, ways=int(value))
+    name = flag.removeprefix("--").replace("-", "_")
+    return replace(question, config=replace(question.config, **{name: int(value) if value.isdigit() else value}))
+
+
+def remedy_of(found: Answer, flag: str) -> str:
+    return next(remedy for remedy in found.remedies if remedy.startswith(flag + " "))
+
+
+QUESTIONS = {
+    "context": a_question(LLAMA_8B, GPUS["L4"], max_model_len=100_000),
+    "weights on a gpu": a_question(MIXTRAL_8X7B, GPUS["H100"]),
+    "weights on many": a_question(DEEPSEEK_V3, GPUS["H200"], ways=8),
+    "weights on a cpu": a_question(LLAMA_8B, cpu(20)),
+    "context on a cpu": a_question(QWEN3_06B, cpu(6), max_model_len=40_960),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_remedy_makes_it_fit(name: str) -> None:
+    question = QUESTIONS[name]
+
+    found = answer(question)
+
+    assert not found.fits
+    assert found.remedies
+    for remedy in found.remedies:
+        assert answer(changed(question, remedy)).fits, remedy
+
+
+@pytest.mark.parametrize("name", ["context", "context on a cpu"])
+def test_the_largest_context_is_the_largest(name: str) -> None:
+    question = QUESTIONS[name]
+    best = int(remedy_of(answer(question), "--max-model-len").split()[1].strip(","))
+
+    assert not answer(replace(question, config=replace(question.config, max_model_len=best + 1))).fits
+
+
+def test_the_fewest_gpus_are_the_fewest_that_heads_can_be_dealt_to() -> None:
+    question = QUESTIONS["weights on many"]
+    fewest = int(remedy_of(answer(question), "--tensor-parallel-size").split()[1].strip(","))
+
+    fewer = [n for n in range(1, fewest) if question.model.can_split(n)]
+    assert fewest == 16
+    assert not any(answer(replace(question, ways=n)).fits for n in fewer)
+
+
+def test_the_smallest_gpu_is_the_smallest() -> None:
+    question = QUESTIONS["weights on a gpu"]
+    name = remedy_of(answer(question), "--gpu").split()[1].strip(",")
+
+    smaller = [gpu for gpu in GPUS.values() if gpu.memory_bytes < GPUS[name].memory_bytes]
+    assert not any(answer(replace(question, device=gpu)).fits for gpu in smaller)
+
+
+def test_the_problem_has_both_numbers() -> None:
+    found = answer(QUESTIONS["weights on a gpu"])
+
+    assert re.search(r"take 89\.40 GiB without any KV cache, H100 has 79\.18 GiB, 71\.26 GiB of it by", found.problem)
+
+
+def test_a_cache_that_was_asked_for_may_be_more_than_there_is() -> None:
+    found = answer(a_question(LLAMA_8B, GPUS["L4"], kv_cache_memory_bytes=20 * GIB))
+
+    assert not found.fits
+    assert "lower --kv-cache-memory-bytes" in found.problem
+
+
+def test_what_fits_needs_no_remedy() -> None:
+    found = answer(a_question(LLAMA_8B, GPUS["H200"]))
+
+    assert (found.fits, found.problem, found.remedies, found.notes) == (True, "", (), ())
+
+
+def test_what_this_version_does_not_serve_is_noted() -> None:
+    found = answer(a_question(DEEPSEEK_V3, GPUS["B200"], ways=8, quantization="int4"))
+
+    assert any("DeepseekV3ForCausalLM is planned, and not served" in note for note in found.notes)
+    assert any("--tensor-parallel-size 8" in note for note in found.notes)
+    assert any("--quantization is served on a CPU alone" in note for note in found.notes)
+
+
+def test_several_cpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a CPU is one device"):
+        answer(a_question(LLAMA_8B, cpu(64), ways=2))
