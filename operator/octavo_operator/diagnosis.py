@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from octavo_operator.api import reasons
 from octavo_operator.api.types import JsonObject
 from octavo_operator.observed import Node, Pod, Startup, refusal_of
+from octavo_operator.units import bytes_text, seconds_text
 
 MAX_QUOTE = 400
 """Characters of somebody else's message that a condition repeats."""
+
+STALLED_S = 60.0
+"""A download that has got nothing for so long is called stalled; the server itself gives up later."""
 
 # Ordered: what a person can act on comes before what passes by itself.
 SEVERITY = (
@@ -207,6 +211,9 @@ def _loading(pod: Pod, startup: Startup | None) -> Finding:
         return Finding(reason=reasons.STARTING, sentence=f"pod {pod.name} is being made{where}")
     if startup is None:
         return Finding(reason=reasons.STARTING, sentence=f"pod {pod.name} starts{where}")
+    if startup.is_downloading and startup.idle_s >= STALLED_S:
+        what = f"pod {pod.name} gets nothing for {seconds_text(startup.idle_s)}{_progress(startup)}{where}"
+        return Finding(reason=reasons.DOWNLOAD_STALLED, sentence=f"{what}; check the network and the model's source")
     if startup.stage in _STAGES:
         reason, doing = _STAGES[startup.stage]
         return Finding(reason=reason, sentence=f"pod {pod.name} {doing}{_progress(startup)}{where}")
@@ -221,9 +228,8 @@ def _loading(pod: Pod, startup: Startup | None) -> Finding:
 def _progress(startup: Startup) -> str:
     if not startup.total_bytes or startup.stage not in ("downloading", "loading_weights"):
         return ""
-    if startup.total_bytes < 1e9:
-        return f", {startup.done_bytes / 1e6:.0f} of {startup.total_bytes / 1e6:.0f} MB"
-    return f", {startup.done_bytes / 1e9:.1f} of {startup.total_bytes / 1e9:.1f} GB"
+    left = f", {seconds_text(startup.left_s)} left" if startup.left_s else ""
+    return f", {bytes_text(startup.done_bytes, startup.total_bytes, ' of ')}{left}"
 
 
 def quote(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable
 
 import aiohttp
@@ -22,8 +23,8 @@ from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import POD
 from octavo_operator.metrics_adapter.store import MetricsStore, ServerPod, mean_pressure
 from octavo_operator.object_cache import ObjectCache, ResourceKey
-from octavo_operator.observed import Pod, ZeroWish
-from octavo_operator.status import pressure_text
+from octavo_operator.observed import Capacity, Pod, ZeroWish
+from octavo_operator.status import capacity_json, pressure_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,20 @@ class Loads:
     def pressure(self, key: ResourceKey) -> float | None:
         return mean_pressure(self._pods(key), self._store, self._now())
 
+    def capacity(self, key: ResourceKey) -> Capacity | None:
+        """Of a replica: the least room and the best speed that a serving pod tells; None where none tells any."""
+        now = self._now()
+        loads = [self._store.fresh(pod.uid, now) for pod in self._pods(key) if pod.is_serving]
+        told = [load for load in loads if load is not None and load.kv_tokens]
+        if not told:
+            return None
+        speeds = (load.tokens_per_second for load in told if math.isfinite(load.tokens_per_second))
+        return Capacity(
+            kv_tokens=min(load.kv_tokens for load in told),
+            max_num_seqs=min(load.max_num_seqs for load in told),
+            tokens_per_second=max((0.0, *speeds)),
+        )
+
     def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
         raw, snapshot = self._cache.resource(key), self._held.snapshot
         activity = self._tracker.activity("/".join(key))
@@ -85,7 +100,7 @@ class Loads:
             if _may_sleep(raw):
                 keys.append("/".join(key))
                 self._observe(key, raw)
-            if self._pressure_changed(key, raw) or self.zero_wish(key) is not None:
+            if self._pressure_changed(key, raw) or self._capacity_changed(key, raw) or self.zero_wish(key) is not None:
                 self._enqueue(key)
         self._tracker.retain(keys)
 
@@ -131,6 +146,10 @@ class Loads:
         pressure = self.pressure(key)
         told = (raw.get("status") or {}).get("scaling", {}).get("pressure")
         return bool(told != (None if pressure is None else pressure_text(pressure)))
+
+    def _capacity_changed(self, key: ResourceKey, raw: JsonObject) -> bool:
+        capacity = self.capacity(key)
+        return capacity is not None and capacity_json(capacity) != (raw.get("status") or {}).get("capacity")
 
     def _pods(self, key: ResourceKey) -> Iterable[ServerPod]:
         return (_server_pod(Pod(raw=obj)) for obj in self._cache.owned(key) if obj["kind"] == "Pod")

@@ -12,9 +12,10 @@ from octavo_operator.errors import ClusterError
 from octavo_operator.key_secrets import KeySecrets
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.object_cache import ObjectCache, ResourceKey
-from octavo_operator.observed import Node, Observed, Pod, ZeroWish, belongs_to
+from octavo_operator.observed import Capacity, Node, Observed, Pod, ZeroWish, belongs_to
 from octavo_operator.probe import StartupProbe
 from octavo_operator.served_names import claimed_names, find_rivals
+from octavo_operator.start_report import pod_to_report
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ class LoadReader(Protocol):
 
     def pressure(self, key: ResourceKey) -> float | None:
         """Mean over the ready pods with a fresh load."""
+
+    def capacity(self, key: ResourceKey) -> Capacity | None:
+        """Of a replica, from the same loads."""
 
     def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
         """Whether it may go to zero now."""
@@ -67,8 +71,9 @@ class Observer:
             resource=resource,
             objects={key_of(obj): obj for obj in owned if obj["kind"] != "Pod" and belongs_to(obj, resource)},
             pods=pods,
-            startups=await self._probe.read(pods),
+            startups=await self._probe.read(pods, also=pod_to_report(pods, resource.get("status") or {})),
             pressure=self._loads.pressure(key),
+            capacity=self._loads.capacity(key),
             nodes=await self._list_nodes() if any(pod.waits_for_node for pod in pods) else None,
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),

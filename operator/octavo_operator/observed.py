@@ -21,7 +21,40 @@ class Startup:
     stage: str
     done_bytes: int = 0
     total_bytes: int = 0
+    bytes_per_second: int = 0
+    """Of the last seconds."""
+    idle_s: float = 0.0
+    """Since anything moved."""
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of each stage that has ended."""
     message: str = ""
+
+    @property
+    def is_loading(self) -> bool:
+        return self.stage != "ready"
+
+    @property
+    def is_downloading(self) -> bool:
+        return self.stage == "downloading"
+
+    @property
+    def left_bytes(self) -> int:
+        return max(0, self.total_bytes - self.done_bytes)
+
+    @property
+    def left_s(self) -> int | None:
+        """Seconds that the rest takes as fast as it goes now; None where nothing moves."""
+        return -(-self.left_bytes // self.bytes_per_second) if self.bytes_per_second else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What one replica can take, as the ready ones say."""
+
+    kv_tokens: int
+    max_num_seqs: int
+    tokens_per_second: float
+    """Output of the best ten seconds since the start; 0 before any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +70,11 @@ class Pod:
     @property
     def uid(self) -> str:
         return str(self.raw["metadata"].get("uid", ""))
+
+    @property
+    def created(self) -> str:
+        """RFC 3339; such times of one server sort as text."""
+        return str(self.raw["metadata"].get("creationTimestamp", ""))
 
     @property
     def ip(self) -> str:
@@ -123,9 +161,11 @@ class Observed:
     """Our objects by (kind, name); pods are apart."""
     pods: tuple[Pod, ...] = ()
     startups: Mapping[str, Startup] = field(default_factory=dict)
-    """`/startup` of pods that are not ready, by pod name; absent where the pod did not answer."""
+    """`/startup` by pod name: of pods that are not ready, and once of a new one that is; absent where the pod did not answer."""
     pressure: float | None = None
     """Mean KV pressure of the ready pods; None where it is unknown."""
+    capacity: Capacity | None = None
+    """None where no ready pod has told its load lately."""
     nodes: tuple[Node, ...] | None = None
     """None where the operator may not or need not list them."""
     rivals: tuple[Rival, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,11 +29,11 @@ class StartupProbe:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         return aiohttp.ClientSession(timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
-    async def read(self, pods: Iterable[Pod]) -> dict[str, Startup]:
-        """`/startup` of those that run but are not ready, by pod name."""
-        loading = [pod for pod in pods if _is_loading(pod)]
-        answers = await asyncio.gather(*(self._read(pod) for pod in loading))
-        return {pod.name: answer for pod, answer in zip(loading, answers, strict=True) if answer is not None}
+    async def read(self, pods: Iterable[Pod], also: Pod | None = None) -> dict[str, Startup]:
+        """`/startup` of those that run but are not ready, and of `also`, by pod name."""
+        asked = [pod for pod in pods if _is_loading(pod)] + ([also] if also is not None else [])
+        answers = await asyncio.gather(*(self._read(pod) for pod in asked))
+        return {pod.name: answer for pod, answer in zip(asked, answers, strict=True) if answer is not None}
 
     async def _read(self, pod: Pod) -> Startup | None:
         try:
@@ -43,13 +44,24 @@ class StartupProbe:
 
 def parse_startup(answer: dict[str, Any]) -> Startup:
     """A `/startup` answer; fields of another type count as absent."""
-    done, total = answer.get("bytes"), answer.get("total_bytes")
+    stages = answer.get("stage_seconds")
     return Startup(
         stage=str(answer.get("stage", "")),
-        done_bytes=done if isinstance(done, int) else 0,
-        total_bytes=total if isinstance(total, int) else 0,
+        done_bytes=int(_number(answer.get("bytes"))),
+        total_bytes=int(_number(answer.get("total_bytes"))),
+        bytes_per_second=int(_number(answer.get("bytes_per_second"))),
+        idle_s=_number(answer.get("idle_seconds")),
+        stage_seconds={str(name): _number(seconds) for name, seconds in stages.items()}
+        if isinstance(stages, dict)
+        else {},
         message=str(answer.get("message") or ""),
     )
+
+
+def _number(value: object) -> float:
+    """Finite and not negative; anything else is 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) and value > 0 else 0  # type: ignore[operator, arg-type, return-value]
 
 
 def _is_loading(pod: Pod) -> bool:

@@ -153,7 +153,7 @@ def explain(error: OctavoOperatorError) -> Finding:
 
 
 def _look_again_s(observed: Observed) -> float | None:
-    if observed.startups:
+    if any(startup.is_loading for startup in observed.startups.values()):
         return LOOK_AGAIN_LOADING_S
     if key_secrets(observed.resource):
         return LOOK_AGAIN_KEYS_S

@@ -11,8 +11,10 @@ from octavo_operator.desired import names
 from octavo_operator.desired.render import Desired
 from octavo_operator.desired.service import service_url
 from octavo_operator.diagnosis import Finding
-from octavo_operator.observed import Observed
+from octavo_operator.observed import Capacity, Observed
 from octavo_operator.plan import admitted_revisions
+from octavo_operator.start_report import make_cold_start, make_download
+from octavo_operator.units import two_digits
 
 PRESSURE_STEP = 0.05
 """Finer changes are not worth a write."""
@@ -29,6 +31,11 @@ def make_status(
         "endpoint": f"{gateway_url}/v1" if gateway_url else service_url(resource),
         "servedModels": list(resource.served_names),
         "scaling": {"desired": desired.replicas, **_pressure(observed)},
+        **_given(
+            download=make_download(observed.startups.values()),
+            coldStart=make_cold_start(observed),
+            capacity=make_capacity(observed),
+        ),
         "rollout": {"revision": desired.revision, "admitted": list(admitted_revisions(desired, observed))},
     }
 
@@ -66,6 +73,28 @@ def _common(observed: Observed, conditions: tuple[Condition, ...], *, generation
         "drainingReplicas": sum(pod.is_terminating for pod in observed.pods),
         "selector": names.selector_text(str(observed.resource["metadata"]["name"])),
     }
+
+
+def make_capacity(observed: Observed) -> JsonObject | None:
+    """Of one replica; what was told before where no replica tells it now."""
+    if observed.capacity is not None:
+        return capacity_json(observed.capacity)
+    old: JsonObject | None = observed.status.get("capacity")
+    return old
+
+
+def capacity_json(capacity: Capacity) -> dict[str, int]:
+    """Without a speed as long as none was seen."""
+    speed = two_digits(capacity.tokens_per_second)
+    return {
+        "kvTokensPerReplica": capacity.kv_tokens,
+        "maxConcurrent": capacity.max_num_seqs,
+        **({"tokensPerSecond": speed} if speed else {}),
+    }
+
+
+def _given(**fields: JsonObject | None) -> dict[str, JsonObject]:
+    return {name: value for name, value in fields.items() if value}
 
 
 def _pressure(observed: Observed) -> dict[str, str]:

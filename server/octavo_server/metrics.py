@@ -6,6 +6,7 @@ were told: `completion_tokens` of every ended output, `prompt_tokens` once a req
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from octavo_server.engine.request import FinishReason
+from octavo_server.throughput import Throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -142,8 +144,15 @@ class RequestTimes:
 class ServerMetrics:
     """Owns the registry. `snapshot` is asked at each scrape."""
 
-    def __init__(self, model_name: str, snapshot: Callable[[], EngineSnapshot]) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        snapshot: Callable[[], EngineSnapshot],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        self._clock = clock
+        self._throughput = Throughput(clock())
         self._model = model_name
         self.registry.register(_SnapshotCollector(model_name, snapshot))
         self._make_counters()
@@ -206,6 +215,7 @@ class ServerMetrics:
         for num_tokens in records.accepted_prompt_tokens:
             self._prompt_tokens.inc(num_tokens)
         self._generation_tokens.inc(records.num_output_tokens)
+        self._throughput.add(records.num_output_tokens, self._clock())
         for gap_s in records.token_gaps_s:
             self._itl.observe(gap_s)
         for seconds in records.first_tokens_s:
@@ -231,6 +241,11 @@ class ServerMetrics:
         per_output = times.output_tokens / max(1, len(times.finish_reasons))
         if per_output > 1:
             self._tpot.observe(decode_s / (per_output - 1))
+
+    @property
+    def peak_tokens_per_second(self) -> float:
+        """Output tokens a second in the best ten seconds since the start."""
+        return self._throughput.peak(self._clock())
 
     def record_rejected(self, reason: str) -> None:
         """A request that was refused: invalid, unauthorized, queue_full, loading, draining, dead, too_large."""

@@ -16,9 +16,13 @@ from octavo_operator.api import reasons
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling import gateway_held, scraper
 from octavo_operator.desired import credentials, engine_args, names
+from octavo_operator.observed import Startup
+from octavo_operator.probe import parse_startup
 from octavo_server import cli
+from octavo_server.api import life
 from octavo_server.api.responses_store import routing_digests
 from octavo_server.config import EngineConfig, ServerConfig
+from octavo_server.engine.startup import StartupProgress
 from octavo_server.flags import settings_of
 from octavo_server.sources import uri
 
@@ -68,6 +72,41 @@ def test_the_operator_knows_every_reason_that_a_server_gives() -> None:
 
     assert len(given) > 4
     assert given <= reasons.SERVER_REASONS
+
+
+def test_the_servers_give_every_reason_that_only_they_can_know() -> None:
+    assert _startup_reasons() | {"EngineCrashed", "SpecInvalid"} >= reasons.SERVER_REASONS
+
+
+def test_the_operator_reads_what_startup_says() -> None:
+    now = 0.0
+    progress = StartupProgress(lambda: now)
+    progress.enter("downloading", "from the hub")
+    progress.add_bytes(0, 900)
+    now = 2.0
+    progress.add_bytes(400, 900)
+    now = 4.0
+
+    told = parse_startup(dict(life.startup_answer(progress)))
+
+    assert told == Startup(
+        stage="downloading",
+        done_bytes=400,
+        total_bytes=900,
+        bytes_per_second=100,
+        idle_s=2.0,
+        stage_seconds={"starting": 0.0},
+        message="from the hub",
+    )
+
+
+def test_the_operator_reads_what_load_says() -> None:
+    described = next(each for each in life.ENDPOINTS if each.path == "/load").answers[200].content["application/json"]
+    fields = {name: False if name == "draining" else 7 for name in described["properties"]}
+
+    told = dataclasses.asdict(scraper.parse_load(fields, at=7.0))
+
+    assert told == {**fields, "at": 7.0}
 
 
 def test_every_rendered_argument_is_a_flag_of_octavo_serve() -> None:

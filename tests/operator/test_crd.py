@@ -209,7 +209,7 @@ def test_columns_are_those_that_people_ask_for(apiserver: ApiServer) -> None:
         "Pressure",
         "Age",
     ]
-    assert [name for name, priority in columns if priority] == ["Endpoint", "Revision"]
+    assert [name for name, priority in columns if priority] == ["Endpoint", "Download", "Revision"]
     assert "NonStructuralSchema" not in {each["type"] for each in installed["status"]["conditions"]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ from octavo_operator.kube.client import KubeClient, Listing
 from octavo_operator.loads import Loads
 from octavo_operator.metrics_adapter.store import MetricsStore, PodLoad
 from octavo_operator.object_cache import ObjectCache, ResourceKey
+from octavo_operator.observed import Capacity
+from octavo_operator.status import capacity_json
 from octavo_testing.control_plane import a_manifest, a_pod
 
 QWEN: ResourceKey = ("default", "qwen")
@@ -39,7 +42,9 @@ class World:
         newer["metadata"]["resourceVersion"] = str(int(self.now * 1000))
         self.cache.put(newer)
 
-    def round(self, *, pressure: float = 0.0, requests: int = 0, running: int = 0) -> None:
+    def round(
+        self, *, pressure: float = 0.0, requests: int = 0, running: int = 0, kv_tokens: int = 0, speed: float = 0.0
+    ) -> None:
         self.store.put(
             self.pod.uid,
             PodLoad(
@@ -50,6 +55,9 @@ class World:
                 requests_total=requests,
                 kv_usage=0.0,
                 at=self.now,
+                kv_tokens=kv_tokens,
+                max_num_seqs=256 if kv_tokens else 0,
+                tokens_per_second=speed,
             ),
         )
         self.loads.on_round()
@@ -148,3 +156,26 @@ def test_pods_are_told_to_scraper_and_adapter() -> None:
     (pod,) = World().loads.list_pods()
 
     assert (pod.model, pod.ip, pod.is_serving) == ("qwen", "10.0.0.7", True)
+
+
+def test_capacity_is_what_the_ready_pods_tell_and_a_change_of_it_is_news() -> None:
+    world = World()
+    world.put(a_manifest(status={"scaling": {"pressure": "0"}}))
+    world.round()
+    assert world.loads.capacity(QWEN) is None
+    assert world.enqueued == []
+
+    world.round(kv_tokens=412_000, speed=3149.0)
+
+    told = world.loads.capacity(QWEN)
+    assert told == Capacity(kv_tokens=412_000, max_num_seqs=256, tokens_per_second=3149.0)
+    assert world.enqueued == [QWEN]
+
+    status = {"capacity": capacity_json(told), "scaling": {"pressure": "0"}}
+    assert status["capacity"] == {"kvTokensPerReplica": 412_000, "maxConcurrent": 256, "tokensPerSecond": 3100}
+    world.put(a_manifest(status=status))
+    world.enqueued.clear()
+    world.round(kv_tokens=412_000, speed=3120.0)
+    assert world.enqueued == []
+    world.round(kv_tokens=412_000, speed=math.inf)
+    assert world.loads.capacity(QWEN) == Capacity(kv_tokens=412_000, max_num_seqs=256, tokens_per_second=0.0)

@@ -45,6 +45,13 @@ async def test_only_pods_that_run_and_are_not_ready_are_asked(server: None) -> N
     assert told == {"loading": Startup(stage="downloading", done_bytes=5, total_bytes=9)}
 
 
+async def test_a_ready_pod_is_asked_where_its_start_is_to_be_told(server: None) -> None:
+    pod = at_loopback(a_pod("ready", server=running(), ready=True))
+
+    async with StartupProbe.open_session() as session:
+        assert set(await StartupProbe(session).read([pod], also=pod)) == {"ready"}
+
+
 async def test_pod_that_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "SERVER_PORT", 9)
 
@@ -52,8 +59,16 @@ async def test_pod_that_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPa
         assert await StartupProbe(session).read([at_loopback(a_pod(server=running()))]) == {}
 
 
-@pytest.mark.parametrize("answer", [{}, {"stage": None, "bytes": "x", "total_bytes": None, "message": None}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"stage": None, "bytes": "x", "total_bytes": None, "message": None, "stage_seconds": 5, "idle_seconds": "x"},
+        {"bytes": True, "total_bytes": -1, "bytes_per_second": float("nan"), "stage_seconds": {}},
+    ],
+)
 def test_fields_of_another_type_count_as_absent(answer: dict[str, Any]) -> None:
     parsed = parse_startup(answer)
 
     assert (parsed.done_bytes, parsed.total_bytes, parsed.message) == (0, 0, "")
+    assert (parsed.bytes_per_second, parsed.idle_s, parsed.stage_seconds) == (0, 0, {})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from octavo_operator.diagnosis import Finding
-from octavo_operator.observed import Observed
+from octavo_operator.observed import Capacity, Observed
 from octavo_operator.status import make_failed_status, make_status, pressure_text, status_patch
 from octavo_testing.control_plane import NOW, a_desired, a_manifest, a_pod, a_resource, an_observed, observed_as
 
@@ -53,6 +53,14 @@ def test_served_models_and_pressure_are_told() -> None:
 )
 def test_pressure_is_rounded_to_steps(pressure: float, text: str) -> None:
     assert pressure_text(pressure) == text
+
+
+def test_capacity_outlives_the_replicas_that_told_it() -> None:
+    told = status(an_observed(capacity=Capacity(kv_tokens=1000, max_num_seqs=8, tokens_per_second=0.0)))
+
+    assert told["capacity"] == {"kvTokensPerReplica": 1000, "maxConcurrent": 8}
+    assert status(an_observed(resource=a_manifest(status=told)))["capacity"] == told["capacity"]
+    assert "capacity" not in status(an_observed())
 
 
 def test_failed_step_still_tells_generation_and_counts() -> None:

@@ -105,4 +105,7 @@ def parse_load(answer: dict[str, Any], *, at: float) -> PodLoad:
         requests_total=count(answer, "requests_total"),
         kv_usage=number(answer, "kv_usage"),
         at=at,
+        kv_tokens=count({"kv_tokens": 0, **answer}, "kv_tokens"),
+        max_num_seqs=count({"max_num_seqs": 0, **answer}, "max_num_seqs"),
+        tokens_per_second=number({"tokens_per_second": 0, **answer}, "tokens_per_second"),
     )

@@ -54,6 +54,11 @@ class PodLoad:
     kv_usage: float
     at: float
     """When it was read, Unix seconds."""
+    kv_tokens: int = 0
+    """Tokens that the KV cache has room for; 0 where the server is too old to say so."""
+    max_num_seqs: int = 0
+    tokens_per_second: float = 0.0
+    """Output of the server's best ten seconds."""
 
     @property
     def is_usable(self) -> bool:

@@ -47,6 +47,8 @@ def startup_answer(progress: StartupProgress) -> dict[str, object]:
         "stage": progress.stage,
         "bytes": progress.bytes,
         "total_bytes": progress.total_bytes,
+        "bytes_per_second": round(progress.bytes_per_second()),
+        "idle_seconds": round(progress.idle_s(), 1),
         "stage_seconds": progress.stage_seconds,
         "message": progress.message,
     }
@@ -64,6 +66,9 @@ async def load(http: web.Request) -> web.Response:
             "draining": state.draining,
             "requests_total": state.engine.num_accepted,
             "kv_usage": now.kv_usage,
+            "kv_tokens": now.num_blocks * now.block_size,
+            "max_num_seqs": now.max_num_seqs,
+            "tokens_per_second": round(state.metrics.peak_tokens_per_second, 1),
         }
     )
 
@@ -122,6 +127,8 @@ ENDPOINTS = (
                     "stage": text(),
                     "bytes": integer(0),
                     "total_bytes": integer(0),
+                    "bytes_per_second": integer(0),
+                    "idle_seconds": number(0),
                     "stage_seconds": {"type": "object", "additionalProperties": number(0)},
                     "message": text(),
                 }
@@ -146,6 +153,9 @@ ENDPOINTS = (
                     "draining": boolean(),
                     "requests_total": integer(0),
                     "kv_usage": number(0, 1),
+                    "kv_tokens": integer(0),
+                    "max_num_seqs": integer(0),
+                    "tokens_per_second": number(0),
                 }
             ),
         ),

@@ -132,6 +132,9 @@ async def test_blocks_are_free_after_a_client_went_away(server: Server, stream: 
 
     load = (await server.get("/load")).json
     assert (load["running"], load["waiting"], load["kv_usage"], load["pressure"]) == (0, 0, 0, 0)
+    snapshot = server.state.engine.snapshot
+    assert load["kv_tokens"] == snapshot.num_blocks * snapshot.block_size > 0
+    assert load["max_num_seqs"] == snapshot.max_num_seqs > 0
     assert await server.metric("vllm:request_success_total", finished_reason="abort") == 1
 
 

@@ -1,0 +1,218 @@
+"""Every reason that a person may meet, reached from what the cluster and the servers really say, with its sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from octavo_operator.api import reasons
+from octavo_operator.api.reader import Problem
+from octavo_operator.diagnosis import Finding
+from octavo_operator.errors import ClusterError, SpecInvalidError
+from octavo_operator.observed import Pod, Rival, Startup
+from octavo_operator.reconcile import explain
+from octavo_operator.status import make_failed_status, make_status
+from octavo_testing.control_plane import (
+    NOW,
+    a_deployment,
+    a_desired,
+    a_manifest,
+    a_node,
+    a_pod,
+    a_resource,
+    an_observed,
+    ended,
+    observed_as,
+    running,
+    termination_log,
+    waiting,
+)
+
+GB = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A world in which condition `kind` has the reason, and words of its message."""
+
+    words: str
+    kind: str = "Ready"
+    spec: dict[str, Any] = field(default_factory=dict)
+    pod: dict[str, Any] | None = field(default_factory=dict)
+    startup: Startup | None = None
+    world: dict[str, Any] = field(default_factory=dict)
+    deployment: list[dict[str, Any]] | None = None
+    """Conditions of the Deployment."""
+    failure: Finding | None = None
+
+
+def unschedulable(message: str) -> dict[str, Any]:
+    return {"unschedulable": message}
+
+
+def crashed(reason: str, message: str) -> dict[str, Any]:
+    """A container that ended with last words and waits for its next start."""
+    last = {"lastState": ended(1, termination_log(reason, message)), "restartCount": 3}
+    return {"server": waiting("CrashLoopBackOff", "back-off 40s", **last)}
+
+
+QUOTA = (
+    'pods "qwen-abc-1" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 4, limited: 4'
+)
+LOADING = {"server": running()}
+
+CASES: dict[str, Case] = {
+    "InsufficientGPU": Case(
+        words="0 of 2 replicas ready; pod qwen-abc-1 needs 1 nvidia.com/gpu, 0 of 3 GPU nodes have one free (2 full, 1 cordoned)",
+        spec={"replicas": 2},
+        pod=unschedulable("0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient nvidia.com/gpu."),
+        world={"nodes": (a_node("a", gpus=8), a_node("b", gpus=8), a_node("c", gpus=8, cordoned=True))},
+    ),
+    "NodeSelectorMismatch": Case(
+        words="finds no node that placement allows",
+        pod=unschedulable("0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."),
+    ),
+    "TaintNotTolerated": Case(
+        words="taints that placement does not tolerate",
+        pod=unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint {gpu: true}."),
+    ),
+    "QuotaExceeded": Case(
+        words="exceeded quota: gpus",
+        pod=None,
+        deployment=[{"type": "ReplicaFailure", "status": "True", "message": QUOTA}],
+    ),
+    "VolumeUnbound": Case(
+        words="waits for its volume",
+        pod=unschedulable("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
+    ),
+    "ImagePullFailed": Case(
+        words="cannot pull image registry.test/octavo:1: Back-off pulling",
+        pod={"server": waiting("ImagePullBackOff", 'Back-off pulling image "registry.test/octavo:1"')},
+    ),
+    "SecretNotFound": Case(
+        words='secret "hf" not found',
+        pod={"server": waiting("CreateContainerConfigError", 'secret "hf" not found')},
+    ),
+    "ModelNotFound": Case(words="no model (restart 3)", pod=crashed("ModelNotFound", "the hub has no model")),
+    "ModelAccessDenied": Case(words="set HF_TOKEN", pod=crashed("ModelAccessDenied", "gated; set HF_TOKEN")),
+    "ModelInvalid": Case(words="is damaged", pod=crashed("ModelInvalid", "a.safetensors is damaged")),
+    "ChecksumMismatch": Case(words="not sha256:0", pod=crashed("ChecksumMismatch", "is sha256:1, not sha256:0")),
+    "UnsupportedArchitecture": Case(
+        words="MambaForCausalLM", pod=crashed("UnsupportedArchitecture", "MambaForCausalLM is not served")
+    ),
+    "GPUOutOfMemory": Case(words="needs 15.2 GB", pod=crashed("GPUOutOfMemory", "needs 15.2 GB, 11.0 GB are free")),
+    "KVCacheTooSmall": Case(words="lower maxModelLen", pod=crashed("KVCacheTooSmall", "lower maxModelLen")),
+    "Downloading": Case(
+        words="downloads the model, 3.1 of 14.9 GB, 42 s left on node node0",
+        pod=LOADING,
+        startup=Startup(
+            stage="downloading", done_bytes=3_100_000_000, total_bytes=14_900_000_000, bytes_per_second=281_000_000
+        ),
+    ),
+    "DownloadStalled": Case(
+        words="gets nothing for 75 s, 3.1 of 14.9 GB on node node0; check the network",
+        pod=LOADING,
+        startup=Startup(stage="downloading", done_bytes=3_100_000_000, total_bytes=14_900_000_000, idle_s=75.0),
+    ),
+    "LoadingWeights": Case(
+        words="loads the weights, 3.0 of 15.0 GB",
+        pod=LOADING,
+        startup=Startup(stage="loading_weights", done_bytes=3 * GB, total_bytes=15 * GB),
+    ),
+    "WarmingUp": Case(words="warms up", pod=LOADING, startup=Startup(stage="warming_up")),
+    "HostOutOfMemory": Case(
+        words="raise resources.memory",
+        pod={"server": {"state": ended(137, reason="OOMKilled"), "restartCount": 0}},
+    ),
+    "EngineCrashed": Case(words="exit code 139 (SIGSEGV)", pod={"server": {"state": ended(139), "restartCount": 0}}),
+    "ProbeFailed": Case(words="readiness probe has not passed", pod=LOADING, startup=Startup(stage="ready")),
+    "Draining": Case(
+        words="no replica takes requests; 1 finish what runs",
+        kind="Available",
+        spec={"replicas": 0},
+        pod={"terminating": True, "server": running()},
+    ),
+    "ScaledToZero": Case(
+        words="the next request through the gateway wakes one",
+        spec={"scaling": {"minReplicas": 0, "maxReplicas": 2}, "replicas": 0},
+        pod=None,
+    ),
+    "Suspended": Case(words="suspend is true", kind="Progressing", spec={"suspend": True}),
+    "MetricsUnavailable": Case(
+        words="unable to get metric",
+        kind="ScalingActive",
+        spec={"scaling": {"maxReplicas": 2}, "replicas": 1},
+        pod={"ready": True, "server": running()},
+    ),
+    "ServedNameConflict": Case(
+        words="'qwen' is held by the older other/qwen; default/qwen always routes here",
+        world={"rivals": (Rival(served_name="qwen", namespace="other", name="qwen"),)},
+    ),
+    "KeysUnreadable": Case(words="cannot be read", world={"keys_trouble": "Secret default/team cannot be read"}),
+    "SpecInvalid": Case(
+        words="spec.model: is required",
+        failure=explain(SpecInvalidError((Problem("spec.model", "is required"),))),
+    ),
+    "ClusterError": Case(words="timed out", failure=explain(ClusterError(504, "Timeout", "the API server timed out"))),
+}
+
+
+def conditions_of(case: Case) -> list[dict[str, Any]]:
+    if case.failure is not None:
+        return make_failed_status(an_observed(), case.failure, now=NOW)["conditions"]  # type: ignore[no-any-return]
+    resource = a_resource(**case.spec)
+    desired = a_desired(resource)
+    pods: tuple[Pod, ...] = () if case.pod is None else (a_pod(revision=desired.revision, **case.pod),)
+    startups = {pod.name: case.startup for pod in pods if case.startup is not None}
+    observed = observed_as(desired, pods=pods, startups=startups, **case.world)
+    objects = dict(observed.objects)
+    if case.deployment is not None:
+        made = a_deployment(desired.revision, conditions=case.deployment)
+        objects["Deployment", made["metadata"]["name"]] = made
+    if case.kind == "ScalingActive":
+        broken = {
+            "type": "ScalingActive",
+            "status": "False",
+            "message": "unable to get metric octavo_kv_pressure_ratio",
+        }
+        hpa = objects["HorizontalPodAutoscaler", "qwen"]
+        objects["HorizontalPodAutoscaler", "qwen"] = {**hpa, "status": {"conditions": [broken]}}
+    observed = an_observed(
+        *objects.values(), pods=pods, startups=startups, resource=a_manifest(**case.spec), **case.world
+    )
+    return make_status(resource, desired, observed, gateway_url="", now=NOW)["conditions"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("reason", "case"), CASES.items(), ids=CASES.keys())
+def test_a_state_of_the_world_has_its_reason_and_says_what_to_do(reason: str, case: Case) -> None:
+    told = {condition["type"]: condition for condition in conditions_of(case)}
+
+    assert told[case.kind]["reason"] == reason
+    assert case.words in told[case.kind]["message"]
+
+
+def test_no_reason_that_hinders_serving_is_left_out() -> None:
+    """Those that say that all is well or on its way are in test_conditions.py."""
+    passing = {
+        reasons.ALL_READY,
+        reasons.SOME_READY,
+        reasons.ROLLED_OUT,
+        reasons.ROLLING_OUT,
+        reasons.ALL_SCHEDULED,
+        reasons.SCALER_READY,
+        reasons.SCALER_STARTING,
+        reasons.CREATING,
+        reasons.STARTING,
+    }
+    # Each is the last of its table: "another reason, which the message quotes".
+    others = {
+        reasons.INSUFFICIENT_RESOURCES,
+        reasons.UNSCHEDULABLE,
+        reasons.POD_REFUSED,
+        reasons.NAME_TAKEN,
+    }
+    known = {value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)}
+
+    assert known - passing - others == set(CASES)
