@@ -12,13 +12,16 @@ from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
 from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
-from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, Kind
+from octavo_operator.kube.kinds import BY_NAME, CONTROLLER_REVISION, DEPLOYMENT, MODEL_DEPLOYMENT, Kind
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache, ResourceKey
 from octavo_operator.observed import Observed, controller_of
 from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas
 
 logger = logging.getLogger(__name__)
+
+_HASHED = (DEPLOYMENT, CONTROLLER_REVISION)
+"""Kinds whose names end in a revision's hash, so that somebody else's object hardly bears one."""
 
 
 class NotLeaderError(Exception):
@@ -53,11 +56,12 @@ class Executor:
                     await self._delete(key, operation, observed)
         return changed
 
-    async def write_status(self, key: ResourceKey, patch: JsonObject) -> None:
-        """A merge patch of the status subresource."""
+    async def write_status(self, key: ResourceKey, patch: JsonObject) -> JsonObject:
+        """The ModelDeployment after a merge patch of its status subresource."""
         self._require_leadership()
-        path = MODEL_DEPLOYMENT.path(*key, "status")
-        self._cache.put(await self._kube.merge_patch(path, {"status": patch}))
+        written = await self._kube.merge_patch(MODEL_DEPLOYMENT.path(*key, "status"), {"status": patch})
+        self._cache.put(written)
+        return written
 
     async def _write_replicas(self, key: ResourceKey, operation: WriteReplicas, observed: Observed) -> None:
         """By the scale subresource, as the autoscaler and the gateway do; the watch brings the new resource.
@@ -76,7 +80,7 @@ class Executor:
         if operation.is_new:
             self._require_free(manifest, await self._look(kind, manifest), observed)
         try:
-            applied = await self._kube.apply(kind, manifest, force=not operation.is_new or kind is not DEPLOYMENT)
+            applied = await self._kube.apply(kind, manifest, force=not operation.is_new or kind not in _HASHED)
         except ClusterError as error:
             if error.status == 409 and operation.is_new:
                 raise NameTakenError(
@@ -86,9 +90,9 @@ class Executor:
         return bool(self._cache.put(applied))
 
     async def _look(self, kind: Kind, manifest: JsonObject) -> JsonObject | None:
-        """What bears that name; the cache holds objects with our labels only, and a Deployment's name ends in a hash."""
+        """What bears that name; the cache holds objects with our labels only, and some names end in a hash."""
         metadata = manifest["metadata"]
-        if kind is DEPLOYMENT:
+        if kind in _HASHED:
             return self._cache.find(kind.name, metadata["namespace"], metadata["name"])
         return await self._kube.find(kind, metadata["namespace"], metadata["name"])
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo_operator.api import reasons
+from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired.render import Desired
 from octavo_operator.diagnosis import Finding, diagnose_deployment, diagnose_pod, quote, worst
@@ -42,7 +43,7 @@ def make_conditions(resource: ModelDeployment, desired: Desired, observed: Obser
     findings = _findings(resource, observed, desired.revision)
     conditions = [
         _ready(resource, desired, observed, findings),
-        _available(observed, wanted=desired.replicas),
+        _available(observed, wanted=desired.replicas, rollout=desired.rollout),
         _progressing(resource, desired, observed, findings),
         _scheduled(observed, _findings(resource, observed)),
     ]
@@ -55,7 +56,7 @@ def make_failed_conditions(observed: Observed, failure: Finding) -> tuple[Condit
     """The conditions where a step failed: what runs goes on, and Ready and Progressing name the failure."""
     return (
         Condition(kind=READY, status=False, reason=failure.reason, message=failure.sentence),
-        _available(observed, wanted=1),
+        _available(observed, wanted=1, rollout=RolloutStatus.read(observed.status)),
         Condition(kind=PROGRESSING, status=False, reason=failure.reason, message=failure.sentence),
     )
 
@@ -112,15 +113,18 @@ def _ready(resource: ModelDeployment, desired: Desired, observed: Observed, find
         return Condition(kind=READY, status=False, reason=reasons.KEYS_UNREADABLE, message=observed.keys_trouble)
     if wanted == 0:
         return _zero(resource)
+    refused = desired.rollout.refused
+    if refused is not None:
+        message = f"{refused.message}; {count} of revision {desired.revision}, which was before"
+        return Condition(kind=READY, status=False, reason=refused.reason, message=message)
     if is_whole(desired, observed):
-        draining = _draining(observed)
-        return Condition(kind=READY, status=True, reason=reasons.ALL_READY, message=f"{count}{draining}")
+        draining, pending = _draining(observed), _pending(desired)
+        return Condition(kind=READY, status=True, reason=reasons.ALL_READY, message=f"{count}{draining}{pending}")
     finding = _missing(resource, findings)
     serving = len(observed.ready_pods()) - ready
     still = f"; {serving} of the revision before still serve" if serving else ""
-    stays_at_zero = resource.spec.scaling is None or resource.may_sleep
-    if serving and stays_at_zero and observed.lacks_room(desired.revision):
-        still += "; to swap without free room, scale to 0 and back"
+    if serving and desired.rollout.strategy == "Surge" and observed.lacks_room(desired.revision):
+        still += _way_out(resource)
     return Condition(kind=READY, status=False, reason=finding.reason, message=f"{count}; {finding.sentence}{still}")
 
 
@@ -132,17 +136,31 @@ def _zero(resource: ModelDeployment) -> Condition:
     return Condition(kind=READY, status=False, reason=reasons.SCALED_TO_ZERO, message=message)
 
 
+def _way_out(resource: ModelDeployment) -> str:
+    if resource.spec.rollout.strategy == "Surge":
+        return "; rollout.strategy Surge waits for room, Auto or HoldAndSwap would swap replicas without it"
+    return "; if no room comes, replicas are swapped one by one"
+
+
+def _pending(desired: Desired) -> str:
+    rollout = desired.rollout
+    return f"; revision {rollout.pending} waits: {rollout.why}" if rollout.pending else ""
+
+
 def _draining(observed: Observed) -> str:
     draining = sum(pod.is_terminating for pod in observed.pods)
     return f"; {draining} drain" if draining else ""
 
 
-def _available(observed: Observed, *, wanted: int) -> Condition:
-    ready = len(observed.ready_pods())
+def _available(observed: Observed, *, wanted: int, rollout: RolloutStatus) -> Condition:
+    ready = sum(not rollout.admitted or pod.revision in rollout.admitted for pod in observed.ready_pods())
     if ready:
         message = f"{ready} {'replica takes' if ready == 1 else 'replicas take'} requests"
         return Condition(kind=AVAILABLE, status=True, reason=reasons.SOME_READY, message=message)
     draining = sum(pod.is_terminating for pod in observed.pods)
+    if rollout.held_since is not None:
+        message = f"the gateway holds requests: {rollout.why}"
+        return Condition(kind=AVAILABLE, status=False, reason=reasons.HOLDING_REQUESTS, message=message)
     if draining:
         message = f"no replica takes requests; {draining} finish what runs"
         return Condition(kind=AVAILABLE, status=False, reason=reasons.DRAINING, message=message)
@@ -157,7 +175,13 @@ def _progressing(
     if resource.spec.suspend:
         message = "suspend is true: rollout, scaling and repair rest, running pods stay"
         return Condition(kind=PROGRESSING, status=False, reason=reasons.SUSPENDED, message=message)
+    rollout = desired.rollout
     others = [revision for revision in observed.deployments if revision != desired.revision]
+    if rollout.refused is not None:
+        return Condition(kind=PROGRESSING, status=False, reason=rollout.refused.reason, message=rollout.refused.message)
+    if rollout.pending:
+        message = f"revision {rollout.pending} waits: {rollout.why}"
+        return Condition(kind=PROGRESSING, status=True, reason=reasons.ROLLOUT_PENDING, message=message)
     if not others and is_whole(desired, observed):
         message = f"revision {desired.revision} runs with {desired.replicas} replicas"
         return Condition(kind=PROGRESSING, status=False, reason=reasons.ROLLED_OUT, message=message)
@@ -165,7 +189,8 @@ def _progressing(
     if not others:
         return Condition(kind=PROGRESSING, status=True, reason=finding.reason, message=finding.sentence)
     waits = "" if is_whole(desired, observed) else f"; {finding.sentence}"
-    message = f"revision {desired.revision} replaces {', '.join(others)}{waits}"
+    how = f" by {rollout.strategy}: {rollout.why}" if rollout.strategy and rollout.why else ""
+    message = f"revision {desired.revision} replaces {', '.join(others)}{how}{waits}"
     return Condition(kind=PROGRESSING, status=True, reason=reasons.ROLLING_OUT, message=message)
 
 

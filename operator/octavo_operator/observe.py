@@ -11,6 +11,7 @@ from octavo_operator.desired.render import key_of
 from octavo_operator.errors import ClusterError
 from octavo_operator.key_secrets import KeySecrets
 from octavo_operator.kube.client import KubeClient
+from octavo_operator.kube.kinds import EVENT
 from octavo_operator.object_cache import ObjectCache, ResourceKey
 from octavo_operator.observed import Capacity, Node, Observed, Pod, ZeroWish, belongs_to
 from octavo_operator.probe import StartupProbe
@@ -20,6 +21,8 @@ from octavo_operator.start_report import pod_to_report
 logger = logging.getLogger(__name__)
 
 NODES_FRESH_S = 20.0
+NODE_COMES = ("TriggeredScaleUp", "Nominated")
+"""Reasons of the events in which the cluster autoscaler and Karpenter say that they bring a node for a pod."""
 
 
 class LoadReader(Protocol):
@@ -78,8 +81,24 @@ class Observer:
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),
             keys_trouble=await self._keys.trouble(resource),
+            awaits_node=await self._awaits_node(pods),
             adapter_trouble=self._adapter_trouble(),
         )
+
+    async def _awaits_node(self, pods: tuple[Pod, ...]) -> bool:
+        """Whether an autoscaler of nodes works for a new revision's pod; asked only while there is an older one."""
+        waiting = [pod for pod in pods if pod.waits_for_node and not pod.is_terminating]
+        if len({pod.revision for pod in pods}) < 2:
+            return False
+        for pod in waiting[:1]:
+            query = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": "50"}
+            try:
+                answer = await self._kube.request("GET", EVENT.path(pod.namespace), query=query)
+            except ClusterError as error:
+                logger.debug("events cannot be listed", extra={"error": str(error)})
+                continue
+            return any(event.get("reason") in NODE_COMES for event in answer.get("items") or ())
+        return False
 
     async def _list_nodes(self) -> tuple[Node, ...] | None:
         """None where the operator may not list nodes; asked at most every `NODES_FRESH_S`."""

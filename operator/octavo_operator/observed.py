@@ -12,6 +12,7 @@ from typing import Any
 from octavo_operator.api.types import JsonObject
 from octavo_operator.desired import names
 from octavo_operator.desired.render import ObjectKey
+from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, read_revision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,10 @@ class Pod:
     @property
     def name(self) -> str:
         return str(self.raw["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.raw["metadata"]["namespace"])
 
     @property
     def uid(self) -> str:
@@ -172,6 +177,8 @@ class Observed:
     zero_wish: ZeroWish | None = None
     keys_trouble: str = ""
     """Which Secret of access.keysFrom cannot be read, and the remedy; empty when all is well."""
+    awaits_node: bool = False
+    """A pod has no node, and an autoscaler of nodes has said that it brings one."""
     adapter_trouble: str = ""
     """Why the autoscaler may not get metrics from us; empty when all is well."""
 
@@ -194,9 +201,10 @@ class Observed:
         }
 
     @property
-    def admitted(self) -> tuple[str, ...]:
-        """Revisions that the gateway was told to route to."""
-        return tuple(self.status.get("rollout", {}).get("admitted", ()))
+    def revisions(self) -> dict[str, Revision]:
+        """The templates that are kept, by name."""
+        kept = (read_revision(obj) for (kind, _), obj in self.objects.items() if kind == CONTROLLER_REVISION)
+        return {revision.name: revision for revision in kept if revision is not None}
 
     @property
     def living_pods(self) -> tuple[Pod, ...]:

@@ -1,13 +1,7 @@
 """What to do so that the observed becomes the desired: an ordered list of operations, decided from values alone.
 
-Never decides by what was done last time; an operation that is already fulfilled is not in the plan.
-
-| rollout | the wanted revision's Deployment | every other one |
-|---|---|---|
-| it is not whole yet | wanted count | keeps its pods, at most the wanted count |
-| it is not whole and lacks room | wanted count | keeps its ready pods only, at most the wanted count |
-| all its wanted pods are ready | wanted count | to 0; deleted once its pods are gone |
-| zero replicas wanted | 0 | to 0; deleted once its pods are gone |
+Never decides by what was done last time; an operation that is already fulfilled is not in the plan. How many replicas
+each revision has is decided in `rollout.policy`.
 """
 
 from __future__ import annotations
@@ -86,49 +80,25 @@ def _applies(desired: Desired, observed: Observed) -> Iterator[Apply]:
 
 
 def _retirements(desired: Desired, observed: Observed) -> Iterator[Scale]:
+    """Deployments whose template is not kept any more."""
     for revision, deployment in observed.deployments.items():
-        keeps = _keeps(revision, desired, observed)
-        if revision != desired.revision and replicas_of(deployment) > keeps:
-            yield Scale(deployment=deployment["metadata"]["name"], replicas=keeps)
-
-
-def _keeps(revision: str, desired: Desired, observed: Observed) -> int:
-    """Replicas of a revision that is no longer wanted."""
-    if is_whole(desired, observed):
-        return 0
-    if observed.lacks_room(desired.revision):
-        # A broken or loading pod of a spec that was corrected since must not keep the GPU from the right one.
-        return min(desired.replicas, len(observed.ready_pods(revision)))
-    return desired.replicas
+        if key_of(deployment) in desired.keys:
+            continue
+        replicas = desired.counts.get(revision, 0)
+        if replicas_of(deployment) != replicas:
+            yield Scale(deployment=deployment["metadata"]["name"], replicas=replicas)
 
 
 def _deletions(desired: Desired, observed: Observed) -> Iterator[Delete]:
     for key, found in observed.objects.items():
-        if key in desired.keys or "deletionTimestamp" in found["metadata"]:
+        if key in desired.keys or key in desired.kept or "deletionTimestamp" in found["metadata"]:
             continue
         revision = found["metadata"].get("labels", {}).get(names.REVISION_LABEL)
-        is_retired = replicas_of(found) == 0 and not observed.has_pods(str(revision))
-        if key[0] != "Deployment" or is_retired:
-            yield Delete(key=key)
+        if key[0] == "Deployment" and (replicas_of(found) or observed.has_pods(str(revision))):
+            continue
+        yield Delete(key=key)
 
 
 def is_whole(desired: Desired, observed: Observed) -> bool:
     """Whether the wanted revision alone can carry what is asked for."""
     return len(observed.ready_pods(desired.revision)) >= desired.replicas
-
-
-def admitted_revisions(desired: Desired, observed: Observed) -> tuple[str, ...]:
-    """Revisions that the gateway may route to, the wanted one first.
-
-    The wanted one joins with its first ready pod, or at once where no other serves; the others stay until they are
-    taken to zero.
-    """
-    deployments = observed.deployments
-    others = tuple(
-        revision
-        for revision in observed.admitted
-        if revision != desired.revision and revision in deployments and replicas_of(deployments[revision]) > 0
-    )
-    serves_elsewhere = any(observed.ready_pods(revision) for revision in others)
-    is_admitted = desired.revision in observed.admitted or observed.ready_pods(desired.revision) or not serves_elsewhere
-    return (desired.revision, *others) if is_admitted else others

@@ -1,4 +1,4 @@
-"""A change's life, as a table of contents: observe → validate → render → plan → execute → status.
+"""A change's life, as a table of contents: observe → validate → render → decide the rollout → plan → execute → status.
 
 Level-triggered: nothing is remembered between two reconciles of a resource but what the cluster itself says.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo_operator.api import reasons
@@ -17,6 +17,7 @@ from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.apply import Executor
 from octavo_operator.desired.pod import PodSettings
 from octavo_operator.desired.render import Desired, render
+from octavo_operator.desired.revision import render_revision
 from octavo_operator.diagnosis import Finding, quote
 from octavo_operator.errors import (
     ClusterError,
@@ -33,6 +34,7 @@ from octavo_operator.object_cache import ResourceKey
 from octavo_operator.observe import Observer
 from octavo_operator.observed import Observed
 from octavo_operator.plan import make_plan
+from octavo_operator.rollout.policy import Decision, decide
 from octavo_operator.status import make_failed_status, make_status, status_patch
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,9 @@ class Reconciler:
             return Outcome()
         try:
             resource = parse_model_deployment(observed.resource)
-            desired = render(resource, self._pods)
+            decision = decide(resource, render_revision(resource, self._pods), observed, now=self._now())
+            observed = await self._remember(key, decision, observed)
+            desired = _desired(resource, decision)
             changed = await self._executor.execute(key, make_plan(resource, desired, observed), observed)
         except OctavoOperatorError as error:
             if isinstance(error, ClusterError) and error.status == 409:
@@ -97,7 +101,18 @@ class Reconciler:
             # An invalid spec waits for its edit, or for the next resync: asking again would say the same.
             return Outcome(failure=failure, is_retryable=failure.reason != reasons.SPEC_INVALID)
         await self._write(key, observed, self._status(resource, desired, observed))
-        return Outcome(look_again_s=0.0 if changed else _look_again_s(observed))
+        return Outcome(look_again_s=0.0 if changed else _soonest(_look_again_s(observed), decision.look_again_s))
+
+    async def _remember(self, key: ResourceKey, decision: Decision, observed: Observed) -> Observed:
+        """Writes down what a rollout under way goes by, before anything is done about it."""
+        before = observed.status.get("rollout") or {}
+        patch = status_patch(before, decision.status.as_json())
+        if not before or not patch:
+            return observed
+        said = {"resource": "/".join(key), "revision": decision.status.revision, "why": decision.status.why}
+        logger.info("rollout goes on", extra={**said, "strategy": decision.status.strategy})
+        written = await self._executor.write_status(key, {"rollout": patch})
+        return replace(observed, resource=written)
 
     def _status(self, resource: ModelDeployment, desired: Desired, observed: Observed) -> dict[str, Any]:
         return make_status(resource, desired, observed, gateway_url=self._gateway_url, now=self._stamp())
@@ -150,6 +165,14 @@ def explain(error: OctavoOperatorError) -> Finding:
         case _:
             reason = reasons.CLUSTER_ERROR
     return Finding(reason=reason, sentence=quote(str(error)))
+
+
+def _desired(resource: ModelDeployment, decision: Decision) -> Desired:
+    return render(resource, decision.fleets, counts=decision.counts, kept=decision.kept, rollout=decision.status)
+
+
+def _soonest(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def _look_again_s(observed: Observed) -> float | None:

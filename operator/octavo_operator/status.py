@@ -12,7 +12,6 @@ from octavo_operator.desired.render import Desired
 from octavo_operator.desired.service import service_url
 from octavo_operator.diagnosis import Finding
 from octavo_operator.observed import Capacity, Observed
-from octavo_operator.plan import admitted_revisions
 from octavo_operator.start_report import make_cold_start, make_download
 from octavo_operator.units import two_digits
 
@@ -36,7 +35,7 @@ def make_status(
             coldStart=make_cold_start(observed),
             capacity=make_capacity(observed),
         ),
-        "rollout": {"revision": desired.revision, "admitted": list(admitted_revisions(desired, observed))},
+        "rollout": desired.rollout.as_json(),
     }
 
 

@@ -75,7 +75,7 @@ def test_the_operator_may_exactly_what_its_kinds_need(render):
         (kinds.MODEL_DEPLOYMENT.group, "modeldeployments/status", frozenset({"patch"})),
         (kinds.MODEL_DEPLOYMENT.group, "modeldeployments/scale", frozenset({"patch"})),
         (kinds.MODEL_DEPLOYMENT.group, "modeldeployments/finalizers", frozenset({"update"})),
-        (kinds.EVENT.group, kinds.EVENT.plural, frozenset({"create"})),
+        (kinds.EVENT.group, kinds.EVENT.plural, frozenset({"create", "list"})),
     }
 
     assert rules(render().find("ClusterRole", "sys-octavo-operator")) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from octavo_operator.api.types import ModelDeployment
@@ -11,11 +12,14 @@ from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.desired import names
 from octavo_operator.desired.pod import PodSettings
 from octavo_operator.desired.render import Desired, key_of, render
+from octavo_operator.desired.revision import render_revision
 from octavo_operator.observed import Node, Observed, Pod
+from octavo_operator.rollout.policy import decide
 
 POD_SETTINGS = PodSettings(image="registry.test/octavo:1", image_cpu="registry.test/octavo:1-cpu")
 UID = "11111111-2222-3333-4444-555555555555"
 NOW = "2026-01-02T03:04:05Z"
+AT = datetime.fromisoformat(NOW)
 
 
 def a_manifest(name: str = "qwen", *, status: Mapping[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
@@ -41,8 +45,12 @@ def a_resource(name: str = "qwen", **spec: Any) -> ModelDeployment:
     return parse_model_deployment(a_manifest(name, **spec))
 
 
-def a_desired(resource: ModelDeployment | None = None) -> Desired:
-    return render(resource or a_resource(), POD_SETTINGS)
+def a_desired(resource: ModelDeployment | None = None, observed: Observed | None = None) -> Desired:
+    """What should be there, given what is: as of a new resource where nothing is said."""
+    resource = resource or a_resource()
+    rendered = render_revision(resource, POD_SETTINGS)
+    decision = decide(resource, rendered, observed or Observed(resource=a_manifest()), now=AT)
+    return render(resource, decision.fleets, counts=decision.counts, kept=decision.kept, rollout=decision.status)
 
 
 def a_pod(

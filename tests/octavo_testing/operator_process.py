@@ -21,6 +21,7 @@ OPERATOR_PATH = Path(__file__).parents[2] / "operator"
 RESOURCES = "/apis/octavo.dev/v1alpha1/namespaces/{namespace}/modeldeployments"
 COLLECTIONS = {
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
+    "ControllerRevision": "/apis/apps/v1/namespaces/{namespace}/controllerrevisions",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",

@@ -27,7 +27,9 @@ from octavo_testing.control_plane import (
 
 def conditions(observed: Observed, **spec: Any) -> dict[str, Condition]:
     resource = a_resource(**spec)
-    return {condition.kind: condition for condition in make_conditions(resource, a_desired(resource), observed)}
+    return {
+        condition.kind: condition for condition in make_conditions(resource, a_desired(resource, observed), observed)
+    }
 
 
 def pods(revision: str, *, ready: int, loading: int = 0) -> tuple[Any, ...]:
@@ -120,7 +122,10 @@ def test_rollout_names_both_revisions_and_who_still_serves() -> None:
     found = conditions(observed)
 
     assert (found["Progressing"].status, found["Progressing"].reason) == (True, reasons.ROLLING_OUT)
-    assert found["Progressing"].message == f"revision {desired.revision} replaces old; pod l0 starts on node node0"
+    assert found["Progressing"].message == (
+        f"revision {desired.revision} replaces old by Surge: a replica of the new revision comes up beside those that "
+        "serve; pod l0 starts on node node0"
+    )
     assert found["Ready"].message.endswith("; 1 of the revision before still serve")
 
 
@@ -132,9 +137,9 @@ def test_rollout_that_waits_for_the_room_of_the_serving_revision_says_the_way_ou
     found = conditions(observed)
 
     assert found["Ready"].reason == reasons.INSUFFICIENT_GPU
-    assert found["Ready"].message.endswith("still serve; to swap without free room, scale to 0 and back")
-    with_scaling = conditions(observed, scaling={"minReplicas": 1, "maxReplicas": 2})
-    assert with_scaling["Ready"].message.endswith("still serve"), "the operator would write minReplicas over the 0"
+    assert found["Ready"].message.endswith("still serve; if no room comes, replicas are swapped one by one")
+    by_surge = conditions(observed, rollout={"strategy": "Surge"})
+    assert by_surge["Ready"].message.endswith("Auto or HoldAndSwap would swap replicas without it")
 
 
 def test_stuck_rollout_says_why_in_both_conditions() -> None:
@@ -149,7 +154,7 @@ def test_stuck_rollout_says_why_in_both_conditions() -> None:
     assert found["Ready"].message == (
         "0 of 1 replicas ready; pod new: no such model; 1 of the revision before still serve"
     )
-    assert found["Progressing"].message.endswith("replaces old; pod new: no such model")
+    assert found["Progressing"].message.endswith("those that serve; pod new: no such model")
     assert found["Available"].status is True
 
 

@@ -64,6 +64,7 @@ EVERYTHING = {
     "drain": {"timeout": "30s"},
     "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m"},
     "access": {"keysFrom": [{"secretRef": {"name": "team-keys"}}]},
+    "rollout": {"strategy": "HoldAndSwap", "maxHold": "90s", "operatorUpgrade": "Roll"},
     "placement": {
         "nodeSelector": {"a": "b"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -142,6 +143,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "keys from nowhere": ({"access": {"keysFrom": [{}]}}, "spec.access.keysFrom[0].secretRef"),
     "keys by value": ({"access": {"keysFrom": [{"secretRef": {"name": "a"}, "key": "sk"}]}}, "unknown field"),
     "no name of a Secret": ({"access": {"keysFrom": [{"secretRef": {"name": "A/B"}}]}}, "secretRef.name"),
+    "rollout strategy": ({"rollout": {"strategy": "RollingUpdate"}}, "spec.rollout.strategy"),
+    "hold": ({"rollout": {"maxHold": "soon"}}, "spec.rollout.maxHold"),
+    "upgrade": ({"rollout": {"operatorUpgrade": "Never"}}, "spec.rollout.operatorUpgrade"),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
     "field of a later version": ({"cache": {"type": "PVC"}}, 'unknown field "spec.cache"'),
 }

@@ -190,6 +190,22 @@ def test_new_revision_takes_over_when_it_is_ready(namespace: Namespace) -> None:
     until(lambda: namespace.condition("qwen", "Progressing"), lambda got: got.get("reason") == "RolledOut")
 
 
+def test_template_is_kept_and_kept_again_when_it_was_deleted(namespace: Namespace) -> None:
+    namespace.create("qwen", replicas=1)
+    deployment = namespace.deployment_of("qwen")
+    name = deployment["metadata"]["name"]
+
+    kept = until(lambda: namespace.get("ControllerRevision", name), bool) or {}
+    assert kept["data"]["spec"]["model"] == "hf://org/name"
+    assert kept["data"]["template"]["metadata"]["labels"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert kept["metadata"]["ownerReferences"][0]["controller"]
+    namespace.delete("ControllerRevision", name)
+
+    again = until(lambda: namespace.get("ControllerRevision", name), bool) or {}
+    assert again["data"] == kept["data"]
+    assert namespace.get("Deployment", name) == deployment
+
+
 def test_somebody_elses_service_is_left_alone_and_named(namespace: Namespace) -> None:
     foreign = {"metadata": {"name": "qwen"}, "spec": {"selector": {"app": "mine"}, "ports": [{"port": 80}]}}
     namespace.post("Service", foreign)
@@ -236,6 +252,8 @@ def test_resource_applied_again_waits_for_what_the_deleted_one_had(namespace: Na
 
     namespace.delete("ServiceAccount", "qwen")
     namespace.delete("Service", "qwen")
+    until(lambda: namespace.condition("qwen"), lambda got: got["message"].startswith("ControllerRevision qwen-"))
+    namespace.delete("ControllerRevision", old["metadata"]["name"])
     until(lambda: namespace.condition("qwen"), lambda got: got["message"].startswith("Deployment qwen-"))
     namespace.delete("Deployment", old["metadata"]["name"])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo_operator.observed import ZeroWish
-from octavo_operator.plan import Apply, Delete, Scale, WriteReplicas, admitted_revisions, make_plan
+from octavo_operator.api.types import ModelDeployment
+from octavo_operator.observed import Observed, ZeroWish
+from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas, make_plan
 from octavo_testing.control_plane import (
     a_deployment,
     a_desired,
-    a_manifest,
     a_pod,
     a_resource,
     an_observed,
@@ -23,7 +23,7 @@ def test_everything_is_made_where_nothing_is() -> None:
     plan = make_plan(resource, a_desired(resource), an_observed())
 
     kinds = [operation.manifest["kind"] for operation in plan if isinstance(operation, Apply) and operation.is_new]
-    assert kinds == ["ServiceAccount", "Service", "Deployment"]
+    assert kinds == ["ServiceAccount", "Service", "ControllerRevision", "Deployment"]
 
 
 def test_nothing_is_done_where_all_is_as_it_should_be() -> None:
@@ -95,17 +95,21 @@ def test_number_of_the_autoscaler_is_not_fought_over() -> None:
     desired = a_desired(resource)
 
     assert make_plan(resource, desired, observed_as(desired)) == ()
-    assert desired.objects[2]["spec"]["replicas"] == 3
+    assert desired.objects[3]["spec"]["replicas"] == 3
 
 
-def test_old_revision_keeps_serving_until_the_new_one_is_whole() -> None:
+def test_old_revision_leaves_as_the_new_one_becomes_ready() -> None:
     resource = a_resource(replicas=2)
     desired = a_desired(resource)
-    pods = (a_pod("new-1", revision=desired.revision, ready=True), a_pod("old-1", revision="old", ready=True))
+    old = tuple(a_pod(f"old-{number}", revision="old", ready=True) for number in range(2))
+    new = a_pod("new-1", revision=desired.revision, ready=True)
+    deployments = (*desired.objects, a_deployment("old", replicas=2))
 
-    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old", replicas=2), pods=pods))
+    before = plan_of(resource, an_observed(*deployments, pods=old))
+    after = plan_of(resource, an_observed(*deployments, pods=(*old, new)))
 
-    assert plan == ()
+    assert before == ()
+    assert after == (Scale(deployment="qwen-old", replicas=1),)
 
 
 def test_broken_pod_of_a_corrected_spec_gives_its_gpu_to_the_right_one() -> None:
@@ -116,8 +120,8 @@ def test_broken_pod_of_a_corrected_spec_gives_its_gpu_to_the_right_one() -> None
     broken = a_pod("old-1", revision="old")
     deployments = (*desired.objects, a_deployment("old"))
 
-    with_room = make_plan(resource, desired, an_observed(*deployments, pods=(broken,)))
-    without = make_plan(resource, desired, an_observed(*deployments, pods=(broken, waits)))
+    with_room = plan_of(resource, an_observed(*deployments, pods=(broken,)))
+    without = plan_of(resource, an_observed(*deployments, pods=(broken, waits)))
 
     assert with_room == ()
     assert without == (Scale(deployment="qwen-old", replicas=0),)
@@ -131,7 +135,7 @@ def test_revision_that_serves_keeps_its_gpu_from_one_that_waits() -> None:
 
     observed = an_observed(*desired.objects, a_deployment("old", replicas=2), pods=(serving, broken, waits))
 
-    assert make_plan(resource, desired, observed) == (Scale(deployment="qwen-old", replicas=1),)
+    assert plan_of(resource, observed) == (Scale(deployment="qwen-old", replicas=1),)
 
 
 def test_quota_that_a_broken_revision_uses_up_is_freed() -> None:
@@ -145,7 +149,7 @@ def test_quota_that_a_broken_revision_uses_up_is_freed() -> None:
 
     observed = an_observed(*refused, a_deployment("old"), pods=(a_pod("old-1", revision="old"),))
 
-    assert make_plan(resource, desired, observed) == (Scale(deployment="qwen-old", replicas=0),)
+    assert plan_of(resource, observed) == (Scale(deployment="qwen-old", replicas=0),)
 
 
 def test_old_revision_goes_to_zero_when_the_new_one_is_whole() -> None:
@@ -153,7 +157,7 @@ def test_old_revision_goes_to_zero_when_the_new_one_is_whole() -> None:
     desired = a_desired(resource)
     pods = (a_pod("new-1", revision=desired.revision, ready=True), a_pod("old-1", revision="old", ready=True))
 
-    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old"), pods=pods))
+    plan = plan_of(resource, an_observed(*desired.objects, a_deployment("old"), pods=pods))
 
     assert plan == (Scale(deployment="qwen-old", replicas=0),)
 
@@ -162,7 +166,7 @@ def test_old_revision_shrinks_with_what_is_wanted() -> None:
     resource = a_resource(replicas=1)
     desired = a_desired(resource)
 
-    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old", replicas=4)))
+    plan = plan_of(resource, an_observed(*desired.objects, a_deployment("old", replicas=4)))
 
     assert plan == (Scale(deployment="qwen-old", replicas=1),)
 
@@ -174,8 +178,8 @@ def test_retired_revision_is_deleted_only_when_its_last_pod_has_gone() -> None:
     draining = a_pod("old-1", revision="old", terminating=True)
     retired = a_deployment("old", replicas=0)
 
-    with_drain = make_plan(resource, desired, an_observed(*desired.objects, retired, pods=(new, draining)))
-    without = make_plan(resource, desired, an_observed(*desired.objects, retired, pods=(new,)))
+    with_drain = plan_of(resource, an_observed(*desired.objects, retired, pods=(new, draining)))
+    without = plan_of(resource, an_observed(*desired.objects, retired, pods=(new,)))
 
     assert with_drain == ()
     assert without == (Delete(key=("Deployment", "qwen-old")),)
@@ -185,45 +189,14 @@ def test_all_revisions_go_to_zero_with_the_resource() -> None:
     resource = a_resource(replicas=0)
     desired = a_desired(resource)
 
-    plan = make_plan(resource, desired, an_observed(*desired.objects, a_deployment("old", replicas=2)))
+    plan = plan_of(resource, an_observed(*desired.objects, a_deployment("old", replicas=2)))
 
     assert plan == (Scale(deployment="qwen-old", replicas=0),)
 
 
-def test_first_revision_is_admitted_at_once() -> None:
-    desired = a_desired()
-
-    assert admitted_revisions(desired, observed_as(desired)) == (desired.revision,)
-
-
-def test_new_revision_is_admitted_with_its_first_ready_pod() -> None:
-    desired = a_desired(a_resource(replicas=2))
-    old_pod = a_pod("old-1", revision="old", ready=True)
-    new_pod = a_pod("new-1", revision=desired.revision, ready=True)
-
-    before = _observed_rollout(desired, pods=(old_pod,))
-    after = _observed_rollout(desired, pods=(old_pod, new_pod))
-
-    assert admitted_revisions(desired, before) == ("old",)
-    assert admitted_revisions(desired, after) == (desired.revision, "old")
-
-
-def test_retired_revision_is_no_longer_admitted() -> None:
-    desired = a_desired()
-
-    assert admitted_revisions(desired, _observed_rollout(desired, old_replicas=0)) == (desired.revision,)
-
-
-def test_revision_stays_admitted_while_it_has_no_ready_pod() -> None:
-    desired = a_desired()
-    resource = a_manifest(status={"rollout": {"admitted": [desired.revision]}})
-
-    assert admitted_revisions(desired, an_observed(resource=resource)) == (desired.revision,)
-
-
-def _observed_rollout(desired: Any, *, old_replicas: int = 2, **fields: Any) -> Any:
-    resource = a_manifest(status={"rollout": {"admitted": ["old"]}})
-    return an_observed(*desired.objects, a_deployment("old", replicas=old_replicas), resource=resource, **fields)
+def plan_of(resource: ModelDeployment, observed: Observed) -> tuple[Operation, ...]:
+    """The plan of a resource whose revisions are as observed."""
+    return make_plan(resource, a_desired(resource, observed), observed)
 
 
 def _edited(manifest: Any) -> Any:

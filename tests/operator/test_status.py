@@ -14,7 +14,7 @@ from octavo_testing.control_plane import NOW, a_desired, a_manifest, a_pod, a_re
 
 def status(observed: Observed, *, gateway_url: str = "", **spec: Any) -> dict[str, Any]:
     resource = a_resource(**spec)
-    return make_status(resource, a_desired(resource), observed, gateway_url=gateway_url, now=NOW)
+    return make_status(resource, a_desired(resource, observed), observed, gateway_url=gateway_url, now=NOW)
 
 
 def test_counts_span_the_revisions() -> None:
@@ -32,7 +32,7 @@ def test_counts_span_the_revisions() -> None:
     assert (told["replicas"], told["readyReplicas"], told["updatedReplicas"], told["drainingReplicas"]) == (3, 2, 2, 1)
     assert told["selector"] == "app.kubernetes.io/managed-by=octavo,octavo.dev/modeldeployment=qwen"
     assert told["observedGeneration"] == 3
-    assert told["rollout"] == {"revision": desired.revision, "admitted": [desired.revision]}
+    assert (told["rollout"]["revision"], told["rollout"]["admitted"]) == (desired.revision, [desired.revision])
 
 
 def test_endpoint_is_the_gateways_or_the_services() -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo_operator.api.quantity import parse_duration_s
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -91,6 +93,14 @@ class ObjectReader:
             self.complain(field, f"is {value!r}, must be one of {', '.join(options)}")
             return default
         return value
+
+    def duration_s(self, field: str, *, default: int) -> int:
+        """Seconds of a duration such as 1h30m; "" is the default."""
+        text = self.string(field)
+        seconds = parse_duration_s(text)
+        if seconds is None:
+            self.complain(field, f"{text!r} is no duration, such as 90s, 10m or 1h30m")
+        return default if not text or seconds is None else seconds
 
     def strings(self, field: str, *, most: int) -> tuple[str, ...]:
         value = self.take(field)

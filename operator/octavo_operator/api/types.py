@@ -98,6 +98,17 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """How a new revision replaces the one that serves."""
+
+    strategy: str = "Auto"
+    max_hold_s: int = 300
+    """Longest time without a ready replica in a swap, in seconds; then the revision before comes back."""
+    operator_upgrade: str = "Keep"
+    """Keep: what a newer operator renders differently waits for the next change of the spec. Roll: it rolls out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[JsonObject, ...] = ()
@@ -120,6 +131,7 @@ class ModelDeploymentSpec:
     drain_timeout_s: int = 120
     routing: Routing = field(default_factory=Routing)
     access: Access = field(default_factory=Access)
+    rollout: Rollout = field(default_factory=Rollout)
     placement: Placement = field(default_factory=Placement)
     pod_template: JsonObject = field(default_factory=dict)
     suspend: bool = False
@@ -134,6 +146,8 @@ class ModelDeployment:
     spec: ModelDeploymentSpec
     uid: str = ""
     generation: int = 0
+    given: JsonObject = field(default_factory=dict)
+    """The spec as it came, which a ControllerRevision keeps beside what was rendered from it."""
 
     @property
     def served_names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from octavo_operator.api.quantity import parse_duration_s, parse_quantity
+from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.reader import ObjectReader, Problem
 from octavo_operator.api.source import parse_model, parse_source
 from octavo_operator.api.types import (
@@ -24,6 +24,7 @@ from octavo_operator.api.types import (
     ModelDeploymentSpec,
     Placement,
     Resources,
+    Rollout,
     Routing,
     Scaling,
 )
@@ -37,6 +38,7 @@ PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-
 RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key|routing-tag)(=.*)?"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
+ROLLOUT_STRATEGIES = ("Auto", "Surge", "HoldAndSwap", "Recreate")
 SPREADS = ("Soft", "Hard", "None")
 SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 MAX_REPLICAS = 1000
@@ -75,7 +77,17 @@ def parse_model_deployment(manifest: Any, *, creating: bool = False) -> ModelDep
         uid=metadata.get("uid") or "",
         generation=metadata.get("generation") or 0,
         spec=spec,
+        given=manifest.get("spec") or {},
     )
+
+
+def parse_spec(raw: Any) -> ModelDeploymentSpec:
+    """A spec that was kept; raises SpecInvalidError where it no longer is one."""
+    problems: list[Problem] = []
+    spec = _parse_spec(raw, problems)
+    if problems:
+        raise SpecInvalidError(tuple(problems))
+    return spec
 
 
 def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
@@ -92,6 +104,7 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
         drain_timeout_s=_drain_timeout_s(spec.child("drain")),
         routing=_routing(spec.child("routing")),
         access=_access(spec.child("access")),
+        rollout=_rollout(spec.child("rollout")),
         placement=_placement(spec.child("placement")),
         pod_template=_pod_template(spec),
         suspend=spec.boolean("suspend", default=False),
@@ -153,7 +166,7 @@ def _engine(raw: ObjectReader) -> EngineSettings:
 def _scaling(raw: ObjectReader) -> Scaling:
     least = raw.integer("minReplicas", low=0, high=MAX_REPLICAS, default=1)
     most = raw.integer("maxReplicas", low=1, high=MAX_REPLICAS, default=MAX_REPLICAS)
-    idle_after_s = _duration_s(raw, "idleAfter", default=0)
+    idle_after_s = raw.duration_s("idleAfter", default=0)
     if not raw.has("maxReplicas"):
         raw.complain("maxReplicas", "is required")
     if least > most:
@@ -182,7 +195,7 @@ def _behavior(raw: ObjectReader) -> Mapping[str, Any]:
 
 
 def _drain_timeout_s(raw: ObjectReader) -> int:
-    timeout_s = _duration_s(raw, "timeout", default=120)
+    timeout_s = raw.duration_s("timeout", default=120)
     raw.finish()
     return timeout_s
 
@@ -191,7 +204,17 @@ def _routing(raw: ObjectReader) -> Routing:
     result = Routing(
         strategy=raw.choice("strategy", STRATEGIES, default="Auto"),
         max_held_requests=raw.integer("maxHeldRequests", low=0, high=100_000, default=256),
-        hold_timeout_s=_duration_s(raw, "holdTimeout", default=600),
+        hold_timeout_s=raw.duration_s("holdTimeout", default=600),
+    )
+    raw.finish()
+    return result
+
+
+def _rollout(raw: ObjectReader) -> Rollout:
+    result = Rollout(
+        strategy=raw.choice("strategy", ROLLOUT_STRATEGIES, default="Auto"),
+        max_hold_s=raw.duration_s("maxHold", default=300),
+        operator_upgrade=raw.choice("operatorUpgrade", ("Keep", "Roll"), default="Keep"),
     )
     raw.finish()
     return result
@@ -274,14 +297,6 @@ def _quantity(raw: ObjectReader, field: str) -> str:
         raw.complain(field, f"{value!r} is no quantity, such as 4, 500m or 24Gi")
         return ""
     return str(text)
-
-
-def _duration_s(raw: ObjectReader, field: str, *, default: int) -> int:
-    text = raw.string(field)
-    seconds = parse_duration_s(text)
-    if seconds is None:
-        raw.complain(field, f"{text!r} is no duration, such as 90s, 10m or 1h30m")
-    return default if not text or seconds is None else seconds
 
 
 def _is_list_of_objects(value: Any) -> bool:

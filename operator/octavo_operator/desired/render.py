@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired import names
 from octavo_operator.desired.deployment import render_deployment
 from octavo_operator.desired.hpa import render_hpa
 from octavo_operator.desired.pdb import render_pdb
-from octavo_operator.desired.pod import PodSettings
+from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, render_controller_revision
 from octavo_operator.desired.service import render_service
 from octavo_operator.desired.serviceaccount import render_service_account
 
@@ -23,24 +25,49 @@ class Desired:
     """What should be there; `objects` in the order in which they are made."""
 
     revision: str
+    """The revision that is rolled out."""
     replicas: int
+    """Replicas asked for, over all revisions."""
     objects: tuple[JsonObject, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Replicas of each revision that has a Deployment, rendered here or not."""
+    kept: frozenset[ObjectKey] = frozenset()
+    """Objects that stay as they are though nothing is asked of them."""
+    rollout: RolloutStatus = field(default_factory=RolloutStatus)
 
     @property
     def keys(self) -> frozenset[ObjectKey]:
         return frozenset(key_of(manifest) for manifest in self.objects)
 
 
-def render(resource: ModelDeployment, settings: PodSettings) -> Desired:
-    """Accounts and Services come before the pods that need them, scalers after."""
-    replicas = resource.wanted_replicas
-    deployment = render_deployment(resource, settings, replicas=replicas)
+def render(
+    resource: ModelDeployment,
+    fleets: Sequence[tuple[Revision, int]],
+    *,
+    counts: Mapping[str, int],
+    kept: Collection[str],
+    rollout: RolloutStatus,
+) -> Desired:
+    """Accounts, Services and templates come before the pods that need them, scalers after.
+
+    `fleets` are the revisions that have replicas or pods, the one that is rolled out first.
+    """
+    target = fleets[0][0]
     optional = [manifest for manifest in (render_pdb(resource), render_hpa(resource)) if manifest is not None]
-    objects = [render_service_account(resource), render_service(resource), deployment, *optional]
+    objects = [
+        render_service_account(resource),
+        render_service(resource),
+        render_controller_revision(resource, target, number=target.number),
+        *(render_deployment(resource, revision, replicas=replicas) for revision, replicas in fleets),
+        *optional,
+    ]
     return Desired(
-        revision=deployment["metadata"]["labels"][names.REVISION_LABEL],
-        replicas=replicas,
+        revision=target.name,
+        replicas=resource.wanted_replicas,
         objects=tuple(_stamped(manifest) for manifest in objects),
+        counts=counts,
+        kept=frozenset((CONTROLLER_REVISION, names.deployment_name(resource.name, name)) for name in kept),
+        rollout=rollout,
     )
 
 

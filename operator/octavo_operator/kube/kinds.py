@@ -32,6 +32,7 @@ class Kind:
 
 MODEL_DEPLOYMENT = Kind(name=KIND, group=GROUP, version=VERSION, plural=PLURAL, selector="")
 DEPLOYMENT = Kind(name="Deployment", group="apps", version="v1", plural="deployments")
+CONTROLLER_REVISION = Kind(name="ControllerRevision", group="apps", version="v1", plural="controllerrevisions")
 SERVICE = Kind(name="Service", group="", version="v1", plural="services")
 SERVICE_ACCOUNT = Kind(name="ServiceAccount", group="", version="v1", plural="serviceaccounts")
 PDB = Kind(name="PodDisruptionBudget", group="policy", version="v1", plural="poddisruptionbudgets")
@@ -40,6 +41,6 @@ POD = Kind(name="Pod", group="", version="v1", plural="pods")
 EVENT = Kind(name="Event", group="", version="v1", plural="events", selector="")
 LEASE = Kind(name="Lease", group="coordination.k8s.io", version="v1", plural="leases", selector="")
 
-OWNED = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, PDB, HPA)
+OWNED = (DEPLOYMENT, CONTROLLER_REVISION, SERVICE, SERVICE_ACCOUNT, PDB, HPA)
 WATCHED = (MODEL_DEPLOYMENT, *OWNED, POD)
 BY_NAME = {kind.name: kind for kind in WATCHED}

@@ -26,7 +26,12 @@ def server(**spec: Any) -> dict[str, Any]:
 def test_one_field_gives_account_service_and_deployment_in_this_order() -> None:
     desired = a_desired(a_resource(model="hf://org/name"))
 
-    assert [manifest["kind"] for manifest in desired.objects] == ["ServiceAccount", "Service", "Deployment"]
+    assert [manifest["kind"] for manifest in desired.objects] == [
+        "ServiceAccount",
+        "Service",
+        "ControllerRevision",
+        "Deployment",
+    ]
 
 
 def test_every_object_is_owned_labelled_and_stamped() -> None:
@@ -42,7 +47,7 @@ def test_every_object_is_owned_labelled_and_stamped() -> None:
 
 def test_deployment_is_named_after_its_revision_and_selects_only_it() -> None:
     desired = a_desired()
-    deployment = desired.objects[2]
+    deployment = desired.objects[3]
 
     assert deployment["metadata"]["name"] == f"qwen-{desired.revision}"
     assert deployment["spec"]["selector"]["matchLabels"]["octavo.dev/revision"] == desired.revision

@@ -1,0 +1,1 @@
+"""How one revision replaces another: decided from values alone, carried out by the plan."""

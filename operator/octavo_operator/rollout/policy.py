@@ -1,0 +1,255 @@
+"""The rollout, decided from values alone: which revision, by which strategy, how many replicas of each, who is admitted.
+
+All memory is `status.rollout`. The reconciler writes it before it carries anything out, so that the same decision comes
+out whoever makes it next, at whatever point the one before died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+
+from octavo_operator.api import reasons
+from octavo_operator.api.rollout_status import Refused, RolloutStatus
+from octavo_operator.api.types import ModelDeployment, Rollout
+from octavo_operator.desired import names
+from octavo_operator.desired.revision import Revision, choose_revision, number_of, revisions_to_keep
+from octavo_operator.observed import Observed, replicas_of
+from octavo_operator.rollout.counts import STRATEGIES, Situation
+from octavo_operator.rollout.fleet import Fleet, count_fleet
+
+NO_ROOM_S = 20
+"""How long a surge waits for room before replicas are swapped: a node that another pod just left is found sooner."""
+NEW_NODE_S = 900
+"""How long a surge waits for a node that is on its way."""
+
+_WHY = {
+    "Surge": "a replica of the new revision comes up beside those that serve",
+    "HoldAndSwap": "replicas are swapped one by one in the room of those that serve; requests are held meanwhile",
+    "Recreate": "all replicas leave before the new ones start; requests are held meanwhile",
+}
+_WHY_SWAP = (
+    f"no room for another replica for {NO_ROOM_S} s and nothing adds nodes, so replicas are swapped one by one; "
+    "requests are held meanwhile"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    fleets: tuple[tuple[Revision, int], ...]
+    """Revisions with their replicas: the one that is rolled out first, then those that have or still hold pods."""
+    counts: Mapping[str, int]
+    """Replicas by revision, those too whose template is not known any more."""
+    kept: frozenset[str]
+    """Revisions to go on keeping; older ones may be forgotten."""
+    status: RolloutStatus
+    look_again_s: float | None = None
+    """Seconds until this decision may come out otherwise though nothing happens; None where it does not."""
+
+
+def decide(resource: ModelDeployment, rendered: Revision, observed: Observed, *, now: datetime) -> Decision:
+    """What this operator has rendered counts only where the spec asks for something that was not rendered before."""
+    before = _remembered(observed)
+    wanted = choose_revision(resource, rendered, observed.revisions)
+    known = {wanted.name: wanted, **observed.revisions}
+    if resource.spec.suspend:
+        return _suspended(known.get(before.revision, wanted), before, observed)
+    before = replace(before, refused=_still_refused(before.refused, wanted, resource.spec.rollout))
+    target, status = _choose_target(wanted, known, before)
+    scene = _Scene(resource=resource, target=target, known=known, observed=observed, now=now)
+    status = _choose_strategy(scene, status)
+    status = _hold(scene, status)
+    if _is_held_too_long(scene, status):
+        status = _roll_back(scene, status)
+        scene = replace(scene, target=known[status.stable])
+    status = _admit(scene, status)
+    counts = _count(scene, status)
+    return _decision(scene, _settle(scene, status, counts), counts, wanted)
+
+
+def settings_of(rollout: Rollout) -> str:
+    """Fingerprint of what is set: a change of it lets a revision that was rolled back try again."""
+    defaults = asdict(Rollout())
+    return names.fingerprint({key: value for key, value in asdict(rollout).items() if value != defaults[key]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scene:
+    """What all steps of one decision look at."""
+
+    resource: ModelDeployment
+    target: Revision
+    known: Mapping[str, Revision]
+    observed: Observed
+    now: datetime
+
+    @property
+    def others(self) -> dict[str, Fleet]:
+        """Every other revision that has a Deployment or pods; by name, so that the order never changes."""
+        names_ = {*self.observed.deployments, *(pod.revision for pod in self.observed.pods)} - {self.target.name}
+        fleets = {name: count_fleet(self.observed, name) for name in sorted(names_)}
+        return {name: fleet for name, fleet in fleets.items() if fleet.count or fleet.existing}
+
+    @property
+    def fleet(self) -> Fleet:
+        return count_fleet(self.observed, self.target.name)
+
+    def serving(self, status: RolloutStatus) -> dict[str, Fleet]:
+        """Those of `others` that the gateway routes to, the stable one first."""
+        others = self.others
+        admitted = sorted(others.keys() & set(status.admitted), key=lambda name: (name != status.stable, name))
+        return {name: others[name] for name in admitted}
+
+
+def _remembered(observed: Observed) -> RolloutStatus:
+    """The status; where it was lost, everything that runs counts as admitted, because so does the gateway see it."""
+    status = RolloutStatus.read(observed.status)
+    return status if status.admitted else replace(status, admitted=tuple(sorted(observed.deployments)))
+
+
+def _suspended(target: Revision, before: RolloutStatus, observed: Observed) -> Decision:
+    """Nothing moves, and what is remembered stays."""
+    counts = {name: replicas_of(deployment) for name, deployment in observed.deployments.items()}
+    status = before if before.revision else RolloutStatus(revision=target.name, admitted=(target.name,))
+    kept = frozenset(observed.revisions)
+    return Decision(fleets=((target, counts.get(target.name, 0)),), counts=counts, kept=kept, status=status)
+
+
+def _decision(scene: _Scene, status: RolloutStatus, counts: Mapping[str, int], wanted: Revision) -> Decision:
+    kept = scene.observed.revisions
+    others = (scene.known[name] for name in scene.others if name in scene.known)
+    target = replace(scene.target, number=number_of(scene.target, kept))
+    in_use = {target.name, wanted.name, status.stable, *counts}
+    return Decision(
+        fleets=((target, counts[target.name]), *((other, counts.get(other.name, 0)) for other in others)),
+        counts=counts,
+        kept=revisions_to_keep(kept, in_use),
+        status=status,
+        look_again_s=_next_look_s(scene, status),
+    )
+
+
+def _still_refused(refused: Refused | None, wanted: Revision, rollout: Rollout) -> Refused | None:
+    if refused is None or (refused.revision, refused.settings) != (wanted.name, settings_of(rollout)):
+        return None
+    return refused
+
+
+def _choose_target(
+    wanted: Revision, known: Mapping[str, Revision], before: RolloutStatus
+) -> tuple[Revision, RolloutStatus]:
+    target = wanted
+    if before.refused is not None and before.stable in known:
+        target = known[before.stable]
+    if target.name == before.revision:
+        return target, before
+    return target, RolloutStatus(
+        revision=target.name, stable=before.stable, admitted=before.admitted, refused=before.refused
+    )
+
+
+def _choose_strategy(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
+    """Auto is Surge until that has found no room for a while, and from then on HoldAndSwap."""
+    if not scene.others:
+        return replace(status, no_room_since=None)
+    asked = scene.resource.spec.rollout.strategy
+    if asked != "Auto":
+        return replace(status, strategy=asked, why=_WHY[asked], no_room_since=None)
+    if status.strategy == "HoldAndSwap":
+        return status
+    since = (status.no_room_since or scene.now) if _wants_room(scene, status) else None
+    if since is not None and scene.now - since >= _patience(scene):
+        return replace(status, strategy="HoldAndSwap", why=_WHY_SWAP, no_room_since=None)
+    return replace(status, strategy="Surge", why=_WHY["Surge"], no_room_since=since)
+
+
+def _wants_room(scene: _Scene, status: RolloutStatus) -> bool:
+    """What drains is about to make room, and what does not serve gives it up anyway."""
+    is_draining = any(pod.is_terminating for pod in scene.observed.pods)
+    return scene.fleet.wants_room and not is_draining and bool(scene.serving(status))
+
+
+def _patience(scene: _Scene) -> timedelta:
+    return timedelta(seconds=NEW_NODE_S if scene.observed.awaits_node else NO_ROOM_S)
+
+
+def _hold(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
+    """Notes since when a swap has left no replica that requests may go to."""
+    is_swap = status.strategy in ("HoldAndSwap", "Recreate") and status.revision != status.stable
+    is_ready = any(pod.revision in status.admitted for pod in scene.observed.ready_pods())
+    if not is_swap or is_ready or scene.resource.wanted_replicas == 0:
+        return replace(status, held_since=None)
+    return replace(status, held_since=status.held_since or scene.now)
+
+
+def _is_held_too_long(scene: _Scene, status: RolloutStatus) -> bool:
+    """Only where there is something to go back to; what is ready but not admitted yet is about to be."""
+    if status.held_since is None or status.stable not in scene.known or scene.fleet.ready:
+        return False
+    return scene.now - status.held_since >= timedelta(seconds=scene.resource.spec.rollout.max_hold_s)
+
+
+def _roll_back(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
+    rollout = scene.resource.spec.rollout
+    message = f"no replica of revision {scene.target.name} became ready within maxHold, {rollout.max_hold_s} s"
+    refused = Refused(
+        revision=scene.target.name, settings=settings_of(rollout), reason=reasons.MAX_HOLD_EXCEEDED, message=message
+    )
+    return RolloutStatus(
+        revision=status.stable,
+        stable=status.stable,
+        admitted=tuple(name for name in status.admitted if name != scene.target.name) or (status.stable,),
+        strategy=status.strategy,
+        why=f"rolled back: {message}",
+        refused=refused,
+    )
+
+
+def _admit(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
+    """The target joins with its first ready replica, or at once where no other serves."""
+    serves_elsewhere = any(fleet.ready for fleet in scene.serving(status).values())
+    if scene.target.name in status.admitted or scene.fleet.ready or not serves_elsewhere:
+        others = tuple(name for name in status.admitted if name != scene.target.name)
+        return replace(status, admitted=(scene.target.name, *others))
+    return status
+
+
+def _count(scene: _Scene, status: RolloutStatus) -> dict[str, int]:
+    serving = scene.serving(status)
+    situation = Situation(
+        wanted=scene.resource.wanted_replicas,
+        target=scene.fleet,
+        is_admitted=scene.target.name in status.admitted,
+        serving=serving,
+        others_existing=sum(fleet.existing for fleet in scene.others.values()),
+    )
+    counts = STRATEGIES[status.strategy or "Surge"](situation)
+    return {**dict.fromkeys(scene.observed.deployments, 0), **counts.others, scene.target.name: counts.target}
+
+
+def _settle(scene: _Scene, status: RolloutStatus, counts: Mapping[str, int]) -> RolloutStatus:
+    """Who has gone to zero is no longer admitted; a target that serves whole is what to go back to from now on."""
+    target = scene.target.name
+    if target not in status.admitted:
+        return status
+    admitted = tuple(name for name in status.admitted if name == target or counts.get(name))
+    wanted = scene.resource.wanted_replicas
+    is_whole = wanted > 0 and scene.fleet.ready >= wanted
+    is_done = is_whole and not scene.others and status.refused is None
+    return replace(
+        status,
+        admitted=admitted,
+        stable=target if is_whole else status.stable,
+        why="" if is_done else status.why,
+    )
+
+
+def _next_look_s(scene: _Scene, status: RolloutStatus) -> float | None:
+    """The times at which room has been lacking, or requests have been held, for long enough."""
+    due = []
+    if status.no_room_since is not None:
+        due.append(status.no_room_since + _patience(scene))
+    if status.held_since is not None:
+        due.append(status.held_since + timedelta(seconds=scene.resource.spec.rollout.max_hold_s))
+    return min(((at - scene.now).total_seconds() for at in due if at > scene.now), default=None)

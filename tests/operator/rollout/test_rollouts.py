@@ -1,0 +1,306 @@
+"""Rollouts from beginning to end on a simulated cluster, by the real reconciler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo_testing.rollout_cluster import BROKEN, Cluster, OperatorDiedError, a_cluster, revision_of
+
+
+def step(cluster: Cluster) -> None:
+    """The operator acts and the controllers follow; no server becomes ready and none has drained yet."""
+    cluster.reconcile()
+    cluster.run_deployments()
+    cluster.schedule()
+
+
+def change(cluster: Cluster, *, to: int = 4) -> str:
+    """Edits the spec; the revision before is returned."""
+    before = revision_of(cluster)
+    cluster.edit(engine={"maxNumSeqs": to})
+    return before
+
+
+def test_surge_serves_with_as_many_as_before_all_the_while() -> None:
+    cluster = a_cluster(gpus=4, replicas=3, rollout={"strategy": "Surge"})
+    old = change(cluster)
+
+    step(cluster)
+    new = revision_of(cluster)
+    assert cluster.counts() == {old: 3, new: 1}
+    assert cluster.rollout["admitted"] == [old]
+    step(cluster)
+    assert cluster.counts() == {old: 3, new: 1}
+    while cluster.counts() != {new: 3}:
+        cluster.start_servers(most=1)
+        step(cluster)
+        assert cluster.served() >= 3
+        assert cluster.draining() <= 1
+        cluster.finish_drains()
+
+    assert cluster.rollout["admitted"] == [new]
+    assert (cluster.condition("Ready")["status"], cluster.rollout["stable"]) == ("True", new)
+
+
+def test_surge_waits_for_room_and_says_what_would_not() -> None:
+    cluster = a_cluster(gpus=1, replicas=1, rollout={"strategy": "Surge"})
+    old = change(cluster)
+
+    step(cluster)
+    cluster.settle()
+
+    assert cluster.counts()[old] == 1 == cluster.served()
+    assert cluster.condition("Ready")["reason"] == "InsufficientGPU"
+    assert "Auto or HoldAndSwap would swap replicas without it" in cluster.condition("Ready")["message"]
+
+
+def test_auto_swaps_on_one_gpu_after_no_room_was_found() -> None:
+    cluster = a_cluster(gpus=1, replicas=1)
+    old = change(cluster)
+
+    step(cluster)
+    new = revision_of(cluster)
+    step(cluster)
+    cluster.wait(19)
+    step(cluster)
+    assert (cluster.rollout["strategy"], cluster.counts()) == ("Surge", {old: 1, new: 1})
+    assert cluster.reconcile().look_again_s == 1
+    cluster.wait(1)
+    step(cluster)
+    assert (cluster.rollout["strategy"], cluster.counts()) == ("HoldAndSwap", {old: 1, new: 0})
+    step(cluster)
+    assert cluster.counts() == {old: 0, new: 0}
+    assert cluster.draining() == 1
+    step(cluster)
+    assert cluster.counts() == {old: 0, new: 0}
+    assert cluster.condition("Available")["reason"] == "HoldingRequests"
+    cluster.finish_drains()
+    step(cluster)
+    assert cluster.counts()[new] == 1
+    cluster.start_servers()
+    cluster.settle()
+
+    assert (cluster.counts(), cluster.served()) == ({new: 1}, 1)
+    assert "heldSince" not in cluster.rollout
+
+
+def test_auto_waits_for_a_node_that_is_on_its_way() -> None:
+    cluster = a_cluster(gpus=1, replicas=1)
+    old = change(cluster)
+    cluster.node_comes = True
+
+    step(cluster)
+    cluster.wait(600)
+    step(cluster)
+    assert cluster.rollout["strategy"] == "Surge"
+    cluster.gpus = 2
+    step(cluster)
+    cluster.start_servers()
+    cluster.settle()
+
+    assert old not in cluster.counts()
+    assert cluster.rollout["strategy"] == "Surge"
+
+
+def test_auto_does_not_take_a_pod_away_for_one_that_fits_nowhere() -> None:
+    """A wrong node selector is not cured by an empty node."""
+    cluster = a_cluster(gpus=1, replicas=1)
+    old = change(cluster)
+    step(cluster)
+    (waiting,) = (pod for pod in cluster.pods if "nodeName" not in pod["spec"])
+    waiting["status"]["conditions"][0]["message"] = "0/1 nodes: 1 node(s) didn't match Pod's node affinity/selector."
+
+    for _ in range(5):
+        cluster.wait(100)
+        cluster.reconcile()
+
+    assert cluster.rollout["strategy"] == "Surge"
+    assert cluster.counts()[old] == 1
+
+
+def test_hold_and_swap_replaces_one_at_a_time() -> None:
+    cluster = a_cluster(gpus=3, replicas=3, rollout={"strategy": "HoldAndSwap"})
+    old = change(cluster)
+
+    seen = []
+    for _ in range(40):
+        step(cluster)
+        pods = sum(cluster.counts().values()) + cluster.draining()
+        assert pods <= 3
+        assert cluster.served() >= 2
+        seen.append(cluster.counts().get(old, 0))
+        cluster.finish_drains()
+        step(cluster)
+        cluster.start_servers(most=1)
+
+    assert list(dict.fromkeys(seen)) == [2, 1, 0]
+    assert cluster.served() == 3
+
+
+def test_recreate_never_runs_two_revisions_together() -> None:
+    cluster = a_cluster(gpus=8, replicas=2, rollout={"strategy": "Recreate"})
+    old = change(cluster)
+
+    step(cluster)
+    step(cluster)
+    new = revision_of(cluster)
+    assert cluster.counts() == {old: 0, new: 0}
+    cluster.finish_drains()
+    step(cluster)
+
+    assert cluster.counts()[new] == 2
+
+
+@pytest.mark.parametrize("strategy", ["Auto", "HoldAndSwap", "Recreate"])
+def test_revision_that_never_serves_in_a_swap_goes_back_after_max_hold(strategy: str) -> None:
+    cluster = a_cluster(gpus=1, replicas=1, rollout={"strategy": strategy, "maxHold": "2m"})
+    old = change(cluster, to=BROKEN)
+
+    cluster.settle()
+
+    assert cluster.counts() == {old: 1}
+    assert cluster.served() == 1
+    assert (cluster.rollout["revision"], cluster.rollout["stable"]) == (old, old)
+    ready = cluster.condition("Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "MaxHoldExceeded")
+    assert "within maxHold, 120 s" in ready["message"]
+    assert cluster.condition("Available")["status"] == "True"
+    assert cluster.events[-1] == "MaxHoldExceeded"
+
+
+def test_revision_that_was_rolled_back_is_tried_again_when_the_rollout_is_changed() -> None:
+    cluster = a_cluster(gpus=1, replicas=1, rollout={"strategy": "HoldAndSwap", "maxHold": "2m"})
+    old = change(cluster, to=BROKEN)
+    cluster.settle()
+    refused = cluster.rollout["refused"]["revision"]
+
+    cluster.edit(rollout={"strategy": "HoldAndSwap", "maxHold": "3m"})
+    step(cluster)
+
+    assert revision_of(cluster) == refused != old
+    assert "refused" not in cluster.rollout
+
+
+def test_corrected_spec_after_a_roll_back_rolls_out() -> None:
+    cluster = a_cluster(gpus=1, replicas=1, rollout={"strategy": "HoldAndSwap", "maxHold": "2m"})
+    old = change(cluster, to=BROKEN)
+    cluster.settle()
+
+    change(cluster, to=8)
+    cluster.settle()
+
+    assert old not in cluster.counts()
+    assert cluster.condition("Ready")["status"] == "True"
+    assert "refused" not in cluster.rollout
+
+
+def test_first_revision_that_never_serves_has_nothing_to_go_back_to() -> None:
+    cluster = Cluster(gpus=1)
+    cluster.edit(engine={"maxNumSeqs": BROKEN}, rollout={"strategy": "HoldAndSwap", "maxHold": "1m"})
+    cluster.settle()
+    first = revision_of(cluster)
+
+    change(cluster, to=8)
+    cluster.settle()
+
+    assert first not in cluster.counts()
+    assert cluster.served() == 1
+
+
+def test_suspend_in_the_middle_of_a_rollout_stops_it_and_changes_no_pod() -> None:
+    cluster = a_cluster(gpus=3, replicas=2)
+    change(cluster)
+    step(cluster)
+    cluster.start_servers()
+    cluster.edit(suspend=True)
+    before = cluster.counts(), [pod["metadata"]["name"] for pod in cluster.pods], dict(cluster.rollout)
+
+    cluster.settle()
+    cluster.edit(replicas=5, engine={"maxNumSeqs": 9})
+    cluster.settle()
+
+    assert (cluster.counts(), [pod["metadata"]["name"] for pod in cluster.pods], cluster.rollout) == before
+    assert cluster.condition("Progressing")["reason"] == "Suspended"
+    cluster.gpus = 8
+    cluster.edit(suspend=False)
+    cluster.settle()
+    assert cluster.served() == 5
+
+
+def test_spec_that_goes_back_in_the_middle_gives_the_first_revision_again() -> None:
+    cluster = a_cluster(gpus=1, replicas=1)
+    old = revision_of(cluster)
+    cluster.edit(engine={"maxNumSeqs": 4})
+    step(cluster)
+    assert revision_of(cluster) != old
+
+    cluster.edit(engine={})
+    step(cluster)
+    step(cluster)
+
+    assert cluster.counts() == {old: 1}
+    assert cluster.served() == 1
+
+
+def test_change_at_zero_replicas_costs_nothing() -> None:
+    cluster = a_cluster(gpus=1, replicas=1)
+    cluster.edit(replicas=0)
+    cluster.settle()
+    old = change(cluster)
+
+    cluster.settle()
+    cluster.edit(replicas=1)
+    cluster.settle()
+
+    assert old not in cluster.counts()
+    assert cluster.served() == 1
+
+
+SCENES: dict[str, tuple[int, int, dict[str, Any], int]] = {
+    "surge": (4, 3, {}, 4),
+    "auto swap": (1, 1, {}, 4),
+    "swap of two": (2, 2, {"strategy": "HoldAndSwap"}, 4),
+    "recreate": (2, 2, {"strategy": "Recreate"}, 4),
+    "roll back": (1, 1, {"maxHold": "1m"}, BROKEN),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_operator_killed_after_its_nth_write_comes_to_the_same_end(scene: str) -> None:
+    gpus, replicas, rollout, to = SCENES[scene]
+
+    def run(kill_after: int | None) -> Cluster:
+        cluster = a_cluster(gpus=gpus, replicas=replicas, rollout=rollout)
+        change(cluster, to=to)
+        if kill_after is not None:
+            cluster.writes_left = kill_after
+            with pytest.raises(OperatorDiedError):
+                cluster.settle()
+            cluster.writes_left = None
+        cluster.settle()
+        return cluster
+
+    whole = run(None)
+    for kill_after in range(min(20, len(whole.writes))):
+        assert run(kill_after).end_state() == whole.end_state(), f"killed after {kill_after} writes"
+
+
+def test_pod_that_drains_is_waited_for_before_replicas_are_swapped() -> None:
+    """Its room is about to be free: more than `NO_ROOM_S` of draining is no want of room."""
+    cluster = a_cluster(gpus=2, replicas=2)
+    cluster.gpus = 3
+    change(cluster)
+    step(cluster)
+    cluster.start_servers()
+    step(cluster)
+    assert cluster.draining() == 1
+    cluster.wait(100)
+    step(cluster)
+
+    assert cluster.rollout["strategy"] == "Surge"
+    cluster.finish_drains()
+    cluster.settle()
+    assert cluster.rollout["strategy"] == "Surge"
+    assert cluster.served() == 2
