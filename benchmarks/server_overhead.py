@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.record import write_json
-from benchmarks.server_process import serving
 from benchmarks.throughput import Workload, rate
 from octavo_server import LLM
-from octavo_server.bench.load import Target, run_load
+from octavo_server.bench.client import Target
+from octavo_server.bench.datasets import Ask
+from octavo_server.bench.load import Level, run_load
 from octavo_server.bench.prompts import PromptShape, make_prompts
+from octavo_server.bench.server_process import serving
 from octavo_server.bench.stats import table
 
 BAR = 0.85
@@ -61,11 +63,13 @@ def served_rate(url: str, size: int, workload: Workload, seed: int, vocab_size: 
     """
     shape = PromptShape(num_tokens=workload.prompt_tokens, vocab_size=vocab_size)
     prompts = make_prompts(shape, size, seed=1000 * seed + size)
-    target = Target(url=url, model="model", endpoint="completions", max_tokens=workload.output_tokens)
-    result = asyncio.run(run_load(target, prompts, concurrency=size))
-    if result.failed:
-        raise RuntimeError(f"{result.failed} of {size} requests failed: {', '.join(result.errors)}")
-    return result.output_tokens_per_s
+    asks = [Ask(content=prompt, max_tokens=workload.output_tokens) for prompt in prompts]
+    round_ = asyncio.run(
+        run_load(Target(url=url, model="model", endpoint="completions"), asks, Level(concurrency=size))
+    )
+    if round_.errors:
+        raise RuntimeError(f"{size - len(round_.good)} of {size} requests failed: {', '.join(round_.errors)}")
+    return sum(timing.output_tokens for timing in round_.good) / round_.wall_s
 
 
 def main(argv: Sequence[str] | None = None) -> int:

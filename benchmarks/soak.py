@@ -35,8 +35,8 @@ import aiohttp
 from benchmarks.arguments import amount, count
 from benchmarks.ledger import Counts, audit, read_counts
 from benchmarks.record import write_json
-from benchmarks.server_process import ServerProcess, serving
 from benchmarks.soak_clients import Clients
+from octavo_server.bench.server_process import ServerProcess, serving
 
 NAME = "soak"
 WARM_UP_S, LEAST_S = 300.0, 600.0

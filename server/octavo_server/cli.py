@@ -222,7 +222,7 @@ def plan(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """`octavo bench serve|throughput`."""
+    """`octavo bench serve|throughput|latency|startup|compare`."""
     from octavo_server.bench.cli import main as bench_main
 
     return bench_main(argv)
@@ -254,7 +254,7 @@ COMMANDS: dict[str, Command] = {
     "run-batch": Command(run=run_batch, help="answer a file of requests without a server"),
     "download": Command(run=download, help="fetch a model's files"),
     "plan": Command(run=plan, help="say how much memory a model takes and how much fits, without its weights"),
-    "bench": Command(run=bench, help="measure a server (serve) or the engine alone (throughput)"),
+    "bench": Command(run=bench, help="measure a server, the engine alone, a start; compare two results"),
     "collect-env": Command(run=collect_env, help="print what a bug report needs"),
 }
 

@@ -68,8 +68,11 @@ class LLM:
         return llm
 
     def _load(self, config: EngineConfig) -> None:
-        loaded = build_engine(config, StartupProgress())
+        progress = StartupProgress()
+        loaded = build_engine(config, progress)
         self.config = config
+        self.location = progress.location
+        self.resolved = loaded.resolved
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
         self._memory = loaded.memory

@@ -73,10 +73,15 @@ def of_the_plan(command: str) -> None:
 
 
 def of_the_bench(command: str) -> None:
-    """tests/server/bench runs both against a server and a model; here, that the flags are known."""
-    from octavo_server.bench.cli import serve_parser, throughput_parser
+    """tests/server/bench runs each against a server, a model or files; here, that the flags are known."""
+    from octavo_server.bench.cli import compare_parser
+    from octavo_server.bench.latency import latency_parser
+    from octavo_server.bench.serve_plan import serve_parser
+    from octavo_server.bench.startup import startup_parser
+    from octavo_server.bench.throughput import throughput_parser
 
-    parser = {"serve": serve_parser, "throughput": throughput_parser}[command.split()[2]]()
+    parsers = (serve_parser, throughput_parser, latency_parser, startup_parser, compare_parser)
+    parser = {parser().prog: parser for parser in parsers}[" ".join(command.split()[:3])]()
     parser.parse_strictly(command.split()[3:])
 
 
@@ -166,7 +171,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     r"octavo download .*": of_the_download,
     r"LC_ALL=C; cd models/qwen && sha256sum .*": of_checksums,
     r"octavo plan .*": of_the_plan,
-    r"octavo bench (serve|throughput) .*": of_the_bench,
+    r"octavo bench (serve|throughput|latency|startup|compare) .*": of_the_bench,
     r"python -m benchmarks\.\w+.*": of_the_benchmarks,
     r"python -m e2e\.cluster \w+": of_the_cluster,
     r"helm install octavo charts/octavo --namespace octavo-system --create-namespace( --values values\.yaml)?": helm,

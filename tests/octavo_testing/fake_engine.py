@@ -148,6 +148,7 @@ def fake_engine(
         tokenizer=tokenizer,
         defaults=GenerationDefaults(temperature=0.0),
         vectors=VectorSizes(hidden=FAKE_STATE_SIZE),
+        resolved={"kernels": "fake", "num_blocks": blocks + 1},
     )
     return FakeParts(loaded=loaded, runner=runner, scheduler=scheduler, tokens=tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from octavo_server.api.error_response import ApiError
 from octavo_server.api.json_schema import boolean, integer, number, record, text
 from octavo_server.api.state import STATE
 from octavo_server.engine.async_engine import EngineState
+from octavo_server.environment import environment
 from octavo_server.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -89,6 +91,22 @@ def octavo_version() -> str:
         return version("octavo")
     except PackageNotFoundError:
         return "unknown"
+
+
+async def server_info(http: web.Request) -> web.Response:
+    """What serves here: model, settings, what they became, and the machine; what result files of `octavo bench` keep."""
+    state = http.app[STATE]
+    loaded = state.ready_engine()
+    return web.json_response(
+        {
+            "version": octavo_version(),
+            "location": state.engine.progress.location,
+            "settings": state.engine_settings,
+            "resolved": dict(loaded.resolved),
+            # It asks the machine's own programs.
+            "environment": await asyncio.to_thread(environment),
+        }
+    )
 
 
 _STATUS = record({"status": text()})
@@ -171,6 +189,25 @@ ENDPOINTS = (
         answers=json_answer("The installed distribution's.", record({"version": text()})),
         is_open=True,
         needs_engine=False,
+    ),
+    Endpoint(
+        method="GET",
+        path="/server_info",
+        handler=server_info,
+        tag="life",
+        summary="Model, settings, what they became, and the machine",
+        answers=json_answer(
+            "What a measurement needs to know of this server.",
+            record(
+                {
+                    "version": text(),
+                    "location": text(),
+                    "settings": {"type": "object"},
+                    "resolved": {"type": "object"},
+                    "environment": {"type": "object"},
+                }
+            ),
+        ),
     ),
     Endpoint(
         method="GET",

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import ssl
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ def make_state(engine_config: EngineConfig, server_config: ServerConfig) -> Serv
         metrics=metrics,
         model_names=names,
         model_root=source.repository if isinstance(source, HubModel) else "",
+        engine_settings={**asdict(engine_config), "engine_process": server_config.engine_process},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ from octavo_server.chat_output.formats import served_formats
 from octavo_server.engine.async_engine import AsyncEngine, EngineState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from octavo_server.api.batch_service import BatchService
     from octavo_server.api.tracing import Tracing
@@ -41,6 +41,8 @@ class ServerState:
     """Names that clients may ask for; the first is the label of metrics."""
     model_root: str = ""
     """The model's name on the hub, where it comes from there; `root` of `/v1/models`."""
+    engine_settings: Mapping[str, Any] = field(default_factory=dict)
+    """As they were given to the engine; `settings` of `/server_info`."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds of the start; `created` of `/v1/models`."""
     new_id: Callable[[], str] = new_id

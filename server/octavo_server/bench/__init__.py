@@ -1,1 +1,1 @@
-"""`octavo bench`: load against any OpenAI-compatible server, and the engine alone."""
+"""`octavo bench`: load against any OpenAI-compatible server, the engine alone, a start; and two results compared."""

@@ -8,6 +8,37 @@ from dataclasses import dataclass
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _VOCABULARY = 5000
 
+Prompt = str | list[int]
+
+
+class RandomText:
+    """Words of two to six letters, or token ids below `vocab_size`."""
+
+    def __init__(self, rng: random.Random, vocab_size: int | None) -> None:
+        self._rng = rng
+        self._vocab_size = vocab_size
+        self._words = (
+            ["".join(rng.choices(_LETTERS, k=rng.randint(2, 6))) for _ in range(_VOCABULARY)]
+            if vocab_size is None
+            else []
+        )
+
+    def piece(self, count: int) -> Prompt:
+        """`count` of them."""
+        if self._vocab_size is None:
+            return " ".join(self._rng.choices(self._words, k=count))
+        # Low ids are special tokens in most vocabularies.
+        low = min(10, self._vocab_size - 1)
+        return [self._rng.randrange(low, self._vocab_size) for _ in range(count)]
+
+    def join(self, first: Prompt, second: Prompt) -> Prompt:
+        """One after the other; both of the same kind."""
+        if isinstance(first, str) and isinstance(second, str):
+            return f"{first} {second}" if first and second else first + second
+        assert isinstance(first, list)
+        assert isinstance(second, list)
+        return first + second
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptShape:
@@ -21,19 +52,9 @@ class PromptShape:
     """Send lists of ids below this instead of words: exact lengths, completions only."""
 
 
-def make_prompts(shape: PromptShape, count: int, seed: int) -> list[str | list[int]]:
+def make_prompts(shape: PromptShape, count: int, seed: int) -> list[Prompt]:
     """`count` prompts."""
-    rng = random.Random(seed)
+    text = RandomText(random.Random(seed), shape.vocab_size)
     shared = min(shape.shared_prefix, shape.num_tokens)
-    if shape.vocab_size is not None:
-        prefix_ids = [_token(rng, shape.vocab_size) for _ in range(shared)]
-        rest = shape.num_tokens - shared
-        return [prefix_ids + [_token(rng, shape.vocab_size) for _ in range(rest)] for _ in range(count)]
-    words = ["".join(rng.choices(_LETTERS, k=rng.randint(2, 6))) for _ in range(_VOCABULARY)]
-    prefix = rng.choices(words, k=shared)
-    return [" ".join(prefix + rng.choices(words, k=shape.num_tokens - shared)) for _ in range(count)]
-
-
-def _token(rng: random.Random, vocab_size: int) -> int:
-    # Low ids are special tokens in most vocabularies.
-    return rng.randrange(min(10, vocab_size - 1), vocab_size)
+    prefix = text.piece(shared)
+    return [text.join(prefix, text.piece(shape.num_tokens - shared)) for _ in range(count)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from octavo_server.plan.this_machine import this_device
 from octavo_server.sources.locate import locate_model, locate_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
     from octavo_server.capacity import KVPlan
     from octavo_server.config import EngineConfig, ResolvedLimits
@@ -64,6 +64,8 @@ class LoadedEngine:
     vectors: VectorSizes
     memory: MemoryPlan | None = None
     """What it takes of the device; None of an engine without a model."""
+    resolved: Mapping[str, str | int] = field(default_factory=dict)
+    """What the settings have become on this machine, for `/server_info` and result files."""
 
     @property
     def served(self) -> ServedModel:
@@ -74,6 +76,7 @@ class LoadedEngine:
             limits=self.engine.limits,
             vectors=self.vectors,
             grammars=self.engine.vocabulary.grammars,
+            resolved=self.resolved,
         )
 
 
@@ -126,7 +129,12 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     engine = _make_engine(config, limits, memory.kv, model, text, keeps_records=keeps_records)
     _log_memory(memory, model)
     return LoadedEngine(
-        engine=engine, tokenizer=text.tokenizer, defaults=text.defaults, vectors=text.vectors, memory=memory
+        engine=engine,
+        tokenizer=text.tokenizer,
+        defaults=text.defaults,
+        vectors=text.vectors,
+        memory=memory,
+        resolved=_resolved(limits, memory.kv, model),
     )
 
 
@@ -265,11 +273,30 @@ def _make_engine(
     )
 
 
+def _resolved(limits: ResolvedLimits, plan: KVPlan, model: LoadedModel) -> dict[str, str | int]:
+    return {
+        "architecture": model.config.architecture,
+        "device": model.backend.device.type,
+        "kernels": _kernels(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "kv_dtype": str(model.kv_dtype).removeprefix("torch."),
+        "weight_bytes": model.num_weight_bytes,
+        "kv_cache_bytes": plan.total_bytes,
+        "num_blocks": plan.num_blocks,
+        "block_size": plan.shape.block_size,
+        **asdict(limits),
+        "max_model_len": plan.max_model_len,
+    }
+
+
+def _kernels(model: LoadedModel) -> str:
+    return str(getattr(model.backend, "description", model.backend.name))
+
+
 def _log_memory(memory: MemoryPlan, model: LoadedModel) -> None:
-    kernels = getattr(model.backend, "description", model.backend.name)
     logger.info(
         "memory, with %s kernels:\n%s\nidle memory of the engine's process: %s",
-        kernels,
+        _kernels(model),
         table(memory),
         size(resident_bytes()),
     )

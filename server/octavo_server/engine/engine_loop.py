@@ -42,7 +42,7 @@ def run_engine(build: Build, channel: Channel) -> bool:
     """Loads and serves until it is told to stop; False where it died instead."""
     try:
         loaded = build(_told_progress(channel))
-        channel.post(Ready(limits=loaded.engine.limits, snapshot=loaded.engine.snapshot()))
+        channel.post(Ready(limits=loaded.engine.limits, snapshot=loaded.engine.snapshot(), resolved=loaded.resolved))
     except StartupError as error:
         return _died(channel, error)
     except Exception:

@@ -88,6 +88,7 @@ class EngineProcess(asyncio.Protocol):
             limits=ready.limits,
             vectors=text.vectors,
             grammars=text.grammars,
+            resolved=ready.resolved,
         )
 
     async def stop(self, *, at_once: bool) -> bool:

@@ -6,8 +6,8 @@ events    Progressed*, Ready, Stepped*       or Died at any point, after which n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from octavo_server.engine.admission import Limits
@@ -56,6 +56,7 @@ class Ready:
 
     limits: Limits
     snapshot: EngineSnapshot
+    resolved: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from octavo_server.engine.admission import Limits
     from octavo_server.models.config import GenerationDefaults, VectorSizes
     from octavo_server.structured_output.compiler import GrammarCompiler
@@ -22,3 +24,5 @@ class ServedModel:
     limits: Limits
     vectors: VectorSizes
     grammars: GrammarCompiler
+    resolved: Mapping[str, str | int] = field(default_factory=dict)
+    """What the engine's settings have become: kernels, types, blocks, limits."""

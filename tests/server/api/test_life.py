@@ -84,6 +84,17 @@ async def test_while_loading_the_port_answers_and_generation_is_503(tokenizer_fo
     assert {"starting", "loading_weights"} == set(later["stage_seconds"])
 
 
+async def test_the_server_tells_its_settings_and_what_they_became(tokenizer_folder: Path, where: str) -> None:
+    async with fake_server(tokenizer_folder, where=where, blocks=40, api_key=("key",)) as server:
+        server.state.engine_settings = {"quantization": "none"}
+        refused = await server.get("/server_info")
+        told = (await server.get("/server_info", headers={"Authorization": "Bearer key"})).json
+
+    assert refused.status == 401
+    assert (told["settings"], told["resolved"]) == ({"quantization": "none"}, {"kernels": "fake", "num_blocks": 41})
+    assert told["environment"]["cpus"] >= 1
+
+
 async def test_loading_without_progress_is_unhealthy(tokenizer_folder: Path) -> None:
     gate = threading.Event()
 

@@ -10,20 +10,36 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo_server.errors import OctavoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 START_S = 300.0
+POLL_S = 0.02
+
+
+class ServerStartError(OctavoError):
+    """`octavo serve` ended before it was ready, or took too long."""
 
 
 class ServerProcess:
     """A server on a free loopback port; its log is kept."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str | None] | None = None) -> None:
+        """Starts it; `env` are variables beside this process's own, None takes one of those out."""
+        path = os.pathsep.join(path for path in sys.path if path)
+        whole = {**os.environ, "PYTHONPATH": path, **(env or {})}
+        variables = {name: value for name, value in whole.items() if value is not None}
         command = [sys.executable, "-m", "octavo_server", "serve", *argv, "--host", "127.0.0.1", "--port", "0"]
-        self.child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        self.started_s = time.monotonic()
+        self.listening_s: float | None = None
+        """When the port was open, by the clock of `started_s`."""
+        self.child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
         self.lines: list[str] = []
         self._port: int | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -39,13 +55,17 @@ class ServerProcess:
         return [line for line in self.lines if re.search(r"\b(ERROR|CRITICAL|Traceback|Exception)\b", line)]
 
     def wait_until_ready(self) -> None:
-        """Returns once requests are served; raises with the log's end where that does not come."""
+        """Returns once requests are served.
+
+        Raises:
+            ServerStartError: it ended, or took too long; with the log's end.
+        """
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.child.poll() is None:
             if self._port is not None and _is_ok(self.url + "/ready"):
                 return
-            time.sleep(0.05)
-        raise RuntimeError("the server did not become ready:\n" + "\n".join(self.lines[-20:]))
+            time.sleep(POLL_S)
+        raise ServerStartError("the server did not become ready:\n" + "\n".join(self.lines[-20:]))
 
     def rss_bytes(self) -> int:
         """Resident memory of the process and all its descendants."""
@@ -71,6 +91,7 @@ class ServerProcess:
             self.lines.append(line.rstrip())
             del self.lines[:-1000]
             if self._port is None and (found := re.search(r"listening on 127\.0\.0\.1:(\d+)", line)):
+                self.listening_s = time.monotonic()
                 self._port = int(found[1])
 
 
