@@ -30,6 +30,7 @@ CASES = (
     "no_gpu",
     "chat",
     "load",
+    "kubectl",
     "bad_model",
     "replacement",
     "deletion",

@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import CliError
@@ -34,6 +34,7 @@ def _server(name: str, text: str) -> Command:
 COMMANDS = {
     "up": Command(module="octavo_cli.local.up", help="run ModelDeployment manifests on this machine", extra="server"),
     "ps": Command(module="octavo_cli.local.ps", help="list what `octavo up` runs on this machine"),
+    "top": Command(module="octavo_cli.local.top", help="live pressure and speed of what `octavo up` runs"),
     "chat": Command(module="octavo_cli.chat", help="talk to a model behind an OpenAI-compatible address"),
     "serve": _server("serve", "serve one model over HTTP"),
     "generate": _server("generate", "complete prompts without a server"),
@@ -65,15 +66,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, command: Command, rest: Sequence[str]) -> int:
+    def body() -> int | None:
+        status: int | None = importlib.import_module(command.module).main([*command.prefix, *rest])
+        return status
+
+    return guarded(f"octavo {name}", command.extra, body)
+
+
+def guarded(program: str, extra: str, body: Callable[[], int | None]) -> int:
+    """The exit status of `body`; what a person can do wrong or meet ends it with one line.
+
+    Args:
+        program: what the person called.
+        extra: the extra of the distribution that brings what `body` imports; empty: none is needed.
+        body: the command itself.
+    """
     try:
-        module = importlib.import_module(command.module)
-        status = module.main([*command.prefix, *rest])
+        status = body()
         # A closed pipe is felt here, where it can be answered, and not at the interpreter's end.
         sys.stdout.flush()
     except ModuleNotFoundError as error:
-        if not command.extra or error.name is None or error.name.split(".")[0] in OURS:
+        if not extra or error.name is None or error.name.split(".")[0] in OURS:
             raise
-        return _fail(f"`octavo {name}` needs the package '{error.name}'; pip install 'octavo[{command.extra}]'")
+        return _fail(f"`{program}` needs the package '{error.name}'; pip install 'octavo[{extra}]'")
     except CliError as error:
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -37,25 +37,37 @@ class ChatOptions:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = parse(argv)
+    return start(parse(argv))
+
+
+def start(options: ChatOptions) -> int:
     return asyncio.run(run(options)) if options.question else converse(options)
 
 
 def parse(argv: Sequence[str]) -> ChatOptions:
     parser = argparse.ArgumentParser(prog="octavo chat", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("question", nargs="*", help="the question; without one a conversation begins")
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="address, with or without /v1 (%(default)s)")
     parser.add_argument("--model", default="", help="model name (default: the only one that the address serves)")
+    add_arguments(parser)
+    given = parser.parse_args(argv)
+    return options_of(given, url=given.url, model=given.model)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything but where the model is."""
+    parser.add_argument("question", nargs="*", help="the question; without one a conversation begins")
     parser.add_argument("--system", default="", help="system message")
     parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", ""), help="default: $OPENAI_API_KEY")
     parser.add_argument("--max-tokens", type=int, help="most tokens of an answer (default: the server's)")
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: the model's)")
     parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for the address")
-    given = parser.parse_args(argv)
-    base = given.url.rstrip("/")
+
+
+def options_of(given: argparse.Namespace, *, url: str, model: str) -> ChatOptions:
+    base = url.rstrip("/")
     return ChatOptions(
         url=base if base.endswith("/v1") else base + "/v1",
-        model=given.model,
+        model=model,
         question=" ".join(given.question),
         system=given.system,
         api_key=given.api_key,

@@ -67,7 +67,11 @@ def test_the_crd_is_the_one_source_and_stays_at_uninstall(render):
     rendered = render().find("CustomResourceDefinition", "modeldeployments.octavo.dev")
 
     assert (CHART / "files" / "crd.yaml").read_text() == source
-    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert rendered["metadata"].pop("annotations") == {
+        "helm.sh/resource-policy": "keep",
+        "octavo.dev/chart-version": version,
+    }
     assert rendered == {**yaml.safe_load(source), "metadata": rendered["metadata"]}
     assert rendered["metadata"] == yaml.safe_load(source)["metadata"]
 

@@ -250,7 +250,7 @@ def test_the_keda_example_is_a_scaled_object_whose_query_finds_the_pressure(serv
         install_optional_kinds(server)
     except BinariesMissingError as missing:
         pytest.skip(str(missing))
-    example = yaml.safe_load((ROOT / "examples" / "keda-scaledobject.yaml").read_text())
+    example = yaml.safe_load((ROOT / "examples" / "autoscalers" / "keda-scaledobject.yaml").read_text())
     path = f"{PATHS['ScaledObject'].format(namespace='default')}?dryRun=All&fieldValidation=Strict"
 
     answer = server.request("POST", path, example)
@@ -263,7 +263,7 @@ def test_the_keda_example_is_a_scaled_object_whose_query_finds_the_pressure(serv
 
 def test_the_prometheus_adapters_rule_gives_each_pod_its_pressure(promtool, live):
     """The templates filled in as prometheus-adapter does it for the HPA's question."""
-    values = yaml.safe_load((ROOT / "examples" / "prometheus-adapter-values.yaml").read_text())
+    values = yaml.safe_load((ROOT / "examples" / "autoscalers" / "prometheus-adapter-values.yaml").read_text())
     (rule,) = values["rules"]["custom"]
     filled = {
         "<<.Series>>": METRIC,

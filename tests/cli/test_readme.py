@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,9 @@ import yaml
 
 from e2e.cluster.__main__ import _parser as cluster_parser
 from octavo_cli.__main__ import COMMANDS
+from octavo_cli.kubectl import __main__ as plugin
 from octavo_cli.local.manifests import load_manifests
+from octavo_operator.api.validation import parse_model_deployment
 from octavo_testing.local_mode import running_up
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +143,24 @@ def kubectl(command: str) -> None:
         is_run_by(f"e2e/cluster/{'__main__' if verb == 'get' else 'models'}.py", f'"{verb}", "modeldeployment')
 
 
+def of_a_secret(command: str) -> None:
+    """A manifest beside it names the Secret."""
+    name = command.split()[4]
+    assert any(f"name: {name}" in text for text in blocks("yaml"))
+
+
+def of_the_plugin(command: str) -> None:
+    """tests/cli/kubectl and e2e/cases/kubectl run them; here, that the flags are known."""
+    words = shlex.split(command.partition("#")[0])[2:]
+    parser = plugin.parser(only=words[0])
+    module = importlib.import_module(f"octavo_cli.kubectl.{words[0]}")
+    module.add_arguments(parser.subcommands[words[0]])
+    parser.parse_args(words)
+    is_run_by(
+        "tests/cli/kubectl/test_plan.py" if words[0] == "plan" else "e2e/cases/kubectl/test_kubectl.py", f'"{words[0]}"'
+    )
+
+
 def podman(command: str) -> None:
     words = command.split()
     recipe = (ROOT / words[words.index("-f") + 1]).read_text()
@@ -164,7 +185,7 @@ def of_checksums(command: str) -> None:
 
 CHECKS: dict[str, Callable[[str], None]] = {
     r"\./scripts/(demo|test)( tests/\w+)?": a_script,
-    r"octavo (up|ps|chat)\b.*": of_local_mode,
+    r"octavo (up|ps|top|chat)\b.*": of_local_mode,
     r"octavo (--version|collect-env)": that_prints,
     r"octavo serve .*": of_the_server,
     r"octavo run-batch .*": of_the_offline_batch,
@@ -176,6 +197,8 @@ CHECKS: dict[str, Callable[[str], None]] = {
     r"python -m e2e\.cluster \w+": of_the_cluster,
     r"helm install octavo charts/octavo --namespace octavo-system --create-namespace( --values values\.yaml)?": helm,
     r"kubectl (apply|get|delete) .*": kubectl,
+    r"kubectl create secret generic .*": of_a_secret,
+    r"kubectl octavo .*": of_the_plugin,
     r"podman build .*": podman,
     r"(uv )?pip install .*": pip,
 }
@@ -202,8 +225,9 @@ def test_every_command_that_is_shown_is_proven(command: str) -> None:
 async def test_local_mode_and_the_openai_client_work_as_shown(tmp_path: Path) -> None:
     """The commands and the Python of README.md as they stand there, but for the folder and the port."""
     (tmp_path / QUICKSTART_MODEL).write_text("ok")
-    up_line, ps_line, chat_line = (
-        next(line for line in commands() if line.split()[:2] == ["octavo", name]) for name in ("up", "ps", "chat")
+    up_line, ps_line, top_line, chat_line = (
+        next(line for line in commands() if line.split()[:2] == ["octavo", name])
+        for name in ("up", "ps", "top", "chat")
     )
     _, _, manifest, *mount = up_line.replace("DIR", str(tmp_path)).split()
     question = re.findall(r'"(.+)"', chat_line)
@@ -212,6 +236,7 @@ async def test_local_mode_and_the_openai_client_work_as_shown(tmp_path: Path) ->
     async with running_up(WITH_FAKE_SERVER, tmp_path, str(ROOT / manifest), *mount) as up:
         await up.until_ready("smollm2")
         listed = await asyncio.to_thread(octavo, *ps_line.split()[1:], XDG_STATE_HOME=str(tmp_path))
+        seen = await asyncio.to_thread(octavo, *top_line.split()[1:], XDG_STATE_HOME=str(tmp_path))
         answer = await asyncio.to_thread(octavo, "chat", *flags, "--url", up.url, *question)
         program = code.replace("http://127.0.0.1:8080", up.url)
         ran = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True)
@@ -219,6 +244,7 @@ async def test_local_mode_and_the_openai_client_work_as_shown(tmp_path: Path) ->
 
     assert "http://127.0.0.1:8080/v1" in code
     assert up.url in listed.stdout
+    assert "smollm2-0" in seen.stdout
     assert (answer.stdout, answer.returncode) == ("0 1 2 \n", 0), answer.stderr
     assert (ran.stdout, ran.returncode) == ("0 1 2 ", 0), ran.stderr
 
@@ -228,6 +254,12 @@ def test_manifests_and_values_that_are_shown_are_valid(tmp_path: Path) -> None:
     shown = [(text, yaml.safe_load(text)) for text in blocks("yaml")]
     manifests = [text for text, document in shown if document.get("kind") == "ModelDeployment"]
     values = [document for text, document in shown if text not in manifests]
+    # Parts of a manifest are shown without what every manifest has.
+    parts = [document for text, document in shown if set(document) == {"spec"}]
+    whole = {"apiVersion": "octavo.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"}}
+    for part in parts:
+        values.remove(part)
+        parse_model_deployment({**whole, "spec": {"model": "hf://org/name", **part["spec"]}}, creating=True)
     for number, text in enumerate(manifests):
         (tmp_path / f"{number}.yaml").write_text(text)
         load_manifests([str(tmp_path / f"{number}.yaml")])

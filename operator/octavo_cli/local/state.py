@@ -1,4 +1,4 @@
-"""What runs on this machine, in files that `octavo ps` reads: one folder per `octavo up`, named by its process id.
+"""What runs on this machine, in files that `octavo ps` and `octavo top` read: one folder per `octavo up`, named by its process id.
 
     $XDG_STATE_HOME/octavo/up-PID/state.json     written anew at each change, gone at the end
     $XDG_STATE_HOME/octavo/up-PID/NAME-0.log     a replica's output
@@ -22,6 +22,17 @@ KEEP_S = 7 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaState:
+    """One replica, for `octavo top`."""
+
+    model: str
+    name: str
+    url: str
+    """Empty while its server does not run."""
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """One running `octavo up`."""
 
@@ -32,6 +43,7 @@ class RunState:
     url: str
     internal_url: str
     models: tuple[Row, ...]
+    replicas: tuple[ReplicaState, ...] = ()
 
 
 def state_home(env: Mapping[str, str]) -> Path:
@@ -50,7 +62,7 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True, mode=0o700)
 
-    def write(self, *, url: str, internal_url: str, rows: Sequence[Row]) -> None:
+    def write(self, *, url: str, internal_url: str, rows: Sequence[Row], replicas: Sequence[ReplicaState] = ()) -> None:
         state = RunState(
             pid=self._pid,
             process_started=process_started(self._pid),
@@ -58,6 +70,7 @@ class RunFolder:
             url=url,
             internal_url=internal_url,
             models=tuple(rows),
+            replicas=tuple(replicas),
         )
         part = self.path / "state.part"
         part.write_text(json.dumps(asdict(state)), encoding="utf-8")
@@ -97,7 +110,9 @@ def process_started(pid: int) -> str:
 def _read(path: Path) -> RunState | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return RunState(**{**found, "models": tuple(Row(**row) for row in found["models"])})
+        models = tuple(Row(**row) for row in found["models"])
+        replicas = tuple(ReplicaState(**each) for each in found.get("replicas", ()))
+        return RunState(**{**found, "models": models, "replicas": replicas})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

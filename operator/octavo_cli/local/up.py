@@ -30,7 +30,7 @@ from . import launch, manifests
 from .deployment import LocalDeployment
 from .replica import Replica, default_server_command
 from .screen import Screen, make_screen
-from .state import RunFolder, state_home
+from .state import ReplicaState, RunFolder, state_home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +150,18 @@ class LocalSession:
         self._source.set_models(deployment.routing(created_s=self._created_s) for deployment in self.deployments)
         rows = [deployment.row for deployment in self.deployments]
         self.screen.show(rows)
-        self._folder.write(url=self._url("port"), internal_url=self._url("internal_port"), rows=rows)
+        replicas = [
+            ReplicaState(
+                model=deployment.manifest.resource.name,
+                name=replica.name,
+                url=replica.url if replica.pid is not None else "",
+                is_ready=replica.is_ready,
+            )
+            for deployment in self.deployments
+            for replica in deployment.replicas
+        ]
+        urls = {"url": self._url("port"), "internal_url": self._url("internal_port")}
+        self._folder.write(**urls, rows=rows, replicas=replicas)
 
     async def run(self, stop: asyncio.Queue[int]) -> None:
         running = [asyncio.create_task(replica.run()) for replica in self.replicas]

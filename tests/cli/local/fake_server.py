@@ -47,6 +47,9 @@ async def serve(port: int, mode: str) -> None:
     async def load(_: web.Request) -> web.Response:
         return web.json_response({"pressure": 0.0, "running": 0, "waiting": 0, "draining": stop.is_set()})
 
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(text='octavo_kv_pressure_ratio{model_name="tiny"} 0.5\n')
+
     async def chat(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         if not body.get("stream"):
@@ -65,6 +68,7 @@ async def serve(port: int, mode: str) -> None:
     app.router.add_get("/startup", startup)
     app.router.add_get("/health", lambda _: _ok())
     app.router.add_get("/load", load)
+    app.router.add_get("/metrics", metrics)
     app.router.add_post("/v1/chat/completions", chat)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=30)
     await runner.setup()

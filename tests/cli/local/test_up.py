@@ -60,6 +60,22 @@ async def test_its_lines_say_where_to_ask_and_how_it_stands(tmp_path: Path) -> N
     assert "draining: running requests finish; Ctrl-C again ends now" in up.lines
 
 
+async def test_top_reads_each_replica_where_it_listens(tmp_path: Path) -> None:
+    async with a_fake_up(tmp_path, replicas=2) as up:
+        await up.until_ready("tiny")
+        command = [sys.executable, "-m", "octavo_cli", "top", "--interval=0.1"]
+        env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "COLUMNS": "150"}
+        top = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=env)
+        out, _ = await top.communicate()
+        await up.end()
+
+    lines = [line.split()[:3] for line in out.decode().splitlines()]
+    assert (top.returncode, lines) == (
+        0,
+        [["MODEL", "REPLICA", "PRESSURE"], ["tiny", "tiny-0", "0.50"], ["tiny", "tiny-1", "0.50"]],
+    )
+
+
 async def test_a_killed_server_is_started_again_and_requests_wait_for_it(tmp_path: Path) -> None:
     async with a_fake_up(tmp_path) as up:
         await up.until_ready("tiny")

@@ -1,0 +1,116 @@
+"""The table of `octavo top` and `kubectl octavo top`: one line a replica, live on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .errors import CliError
+from .replica_metrics import Measured, Window, read_scrape
+
+HEADINGS = ("MODEL", "REPLICA", "PRESSURE", "RUNNING", "WAITING", "KV", "TOK/S", "TTFT p95", "PREFIX HITS", "NOTE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One replica at one moment: the text of its `/metrics`, or why there is none."""
+
+    model: str
+    name: str
+    metrics: str = ""
+    note: str = ""
+
+
+Look = Callable[[], Sequence[Replica]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="SECONDS", help="between two looks (%(default)s)"
+    )
+    parser.add_argument(
+        "--count", type=int, default=None, metavar="N", help="tables to show (default: until Ctrl-C; 1 in a pipe)"
+    )
+
+
+class TopView:
+    """Owns what was seen of each replica before."""
+
+    def __init__(self, look: Look, clock: Callable[[], float] = time.monotonic) -> None:
+        self._look = look
+        self._clock = clock
+        self._windows: dict[tuple[str, str], Window] = {}
+
+    def table(self) -> Table:
+        """Looks once."""
+        replicas = self._look()
+        measured = {}
+        for replica in replicas:
+            key = (replica.model, replica.name)
+            if replica.metrics:
+                window = self._windows.setdefault(key, Window())
+                measured[key] = window.add(read_scrape(replica.metrics, self._clock()))
+        keys = {(replica.model, replica.name) for replica in replicas}
+        self._windows = {key: window for key, window in self._windows.items() if key in keys}
+        return top_table(replicas, measured)
+
+
+def show(
+    view: TopView, given: argparse.Namespace, console: Console, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Speeds need two looks, so the first table comes after one interval."""
+    if given.interval <= 0:
+        raise CliError(f"--interval is {given.interval:g}, it must be greater than 0 seconds")
+    count = given.count if given.count is not None else 0 if console.is_terminal else 1
+    view.table()
+    if not console.is_terminal:
+        for _ in range(max(1, count)):
+            sleep(given.interval)
+            console.print(view.table())
+        return 0
+    with Live(console=console, auto_refresh=False) as live:
+        shown = 0
+        while not count or shown < count:
+            sleep(given.interval)
+            live.update(view.table(), refresh=True)
+            shown += 1
+    return 0
+
+
+def top_table(replicas: Sequence[Replica], measured: Mapping[tuple[str, str], Measured]) -> Table:
+    """Pure; replicas by model and name."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in HEADINGS:
+        table.add_column(heading, no_wrap=heading != "NOTE", justify="right" if heading in HEADINGS[2:9] else "left")
+    for replica in sorted(replicas, key=lambda each: (each.model, each.name)):
+        found = measured.get((replica.model, replica.name), Measured())
+        table.add_row(
+            replica.model,
+            replica.name,
+            Text(_number(found.pressure, "{:.2f}"), style=_pressure_colour(found.pressure)),
+            _number(found.running, "{:.0f}"),
+            Text(_number(found.waiting, "{:.0f}"), style="yellow" if found.waiting else ""),
+            _number(found.kv_usage, "{:.0%}"),
+            _number(found.tokens_per_s, "{:.1f}"),
+            _number(found.first_token_s, "{:.2f} s"),
+            _number(found.hit_ratio, "{:.0%}"),
+            Text(replica.note, style="yellow"),
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _pressure_colour(pressure: float | None) -> str:
+    if pressure is None:
+        return ""
+    return "red" if pressure > 1 else "yellow" if pressure > 0.8 else "green"

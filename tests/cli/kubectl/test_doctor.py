@@ -1,0 +1,231 @@
+"""Each check: what it finds, how grave that is, and what to do."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from octavo_cli.kubectl import __main__ as plugin
+from octavo_cli.kubectl import doctor
+from octavo_cli.kubectl.checks import Facts, Outcome, Right, judge
+from octavo_testing.kube_objects import FakeCluster, a_condition, a_model
+
+NOW = datetime.datetime(2026, 1, 1, 12, 5, tzinfo=datetime.UTC)
+LIST_PODS = Right(who="the operator", group="", resource="pods", verb="list")
+
+
+def a_release(
+    component: str, *, ready: int = 1, version: str = "0.1.0", namespace: str = "octavo-system"
+) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/version": version, "app.kubernetes.io/component": component}
+    container = {"name": component, "args": ["--port=1"]}
+    return {
+        "metadata": {"name": f"octavo-{component}", "namespace": namespace, "labels": labels},
+        "spec": {
+            "replicas": 1,
+            "template": {"spec": {"serviceAccountName": f"octavo-{component}", "containers": [container]}},
+        },
+        "status": {"readyReplicas": ready},
+    }
+
+
+def a_lease(*, renewed: str = "2026-01-01T12:04:58.000000Z") -> dict[str, Any]:
+    spec = {"holderIdentity": "octavo-operator-x", "renewTime": renewed, "leaseDurationSeconds": 15}
+    return {"metadata": {"name": "octavo-operator", "namespace": "octavo-system"}, "spec": spec}
+
+
+def a_node(
+    name: str = "n0", *, cordoned: bool = False, labels: dict[str, str] | None = None, **allocatable: str
+) -> dict:
+    offered = {key.replace("__", "/").replace("_", "."): value for key, value in allocatable.items()}
+    return {
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {"unschedulable": cordoned},
+        "status": {"allocatable": {"cpu": "4", **offered}},
+    }
+
+
+def a_gpu_pod(count: str = "1", **status: str) -> dict[str, Any]:
+    container = {"resources": {"limits": {"nvidia.com/gpu": count}}}
+    return {"metadata": {"name": "p"}, "spec": {"nodeName": "n0", "containers": [container]}, "status": status}
+
+
+SERVICE = {
+    "metadata": {"name": "v1beta2.custom.metrics.k8s.io"},
+    "spec": {"service": {"namespace": "octavo-system", "name": "octavo-metrics-adapter"}},
+    "status": {"conditions": [a_condition("Available", "True", "Passed")]},
+}
+HEALTHY = Facts(
+    namespace="team",
+    version={"major": "1", "minor": "36", "gitVersion": "v1.36.4"},
+    crd={"metadata": {"annotations": {"octavo.dev/chart-version": "0.1.0"}}},
+    is_served=True,
+    operators=[a_release("operator")],
+    gateways=[a_release("gateway")],
+    leases=[a_lease()],
+    nodes=[a_node(nvidia_com__gpu="8"), a_node("n1", nvidia_com__gpu="8")],
+    pods=[a_gpu_pod("2"), a_gpu_pod("1", phase="Succeeded")],
+    daemon_sets=[],
+    metrics_service=SERVICE,
+    metrics=["pods/octavo_kv_pressure_ratio"],
+    quotas=[],
+    models=[],
+    rights={LIST_PODS: True},
+)
+
+
+def outcome(check: str, **facts: Any) -> Outcome:
+    (found,) = [each for each in judge(replace(HEALTHY, **facts), NOW) if each.check == check]
+    return found
+
+
+def test_a_healthy_cluster_passes_every_check() -> None:
+    assert {each.level for each in judge(HEALTHY, NOW)} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("check", "facts", "level", "said"),
+    [
+        ("version", {"version": {"major": "1", "minor": "29+", "gitVersion": "v1.29.1"}}, "fail", "1.29.1"),
+        ("version", {"version": {"major": "1", "minor": "30", "gitVersion": "v1.30.0"}}, "ok", "1.30.0"),
+        ("CRD", {"is_served": False, "crd": None}, "fail", "not served"),
+        ("CRD", {"crd": None}, "ok", "is served"),
+        (
+            "CRD",
+            {"crd": {"metadata": {"annotations": {"octavo.dev/chart-version": "0.0.9"}}}},
+            "warn",
+            "of chart 0.0.9",
+        ),
+        ("operator", {"operators": []}, "fail", "no Deployment of the operator"),
+        ("operator", {"operators": [a_release("operator", ready=0)]}, "fail", "0 of 1 ready"),
+        ("operator", {"operators": [a_release("operator"), a_release("operator", namespace="b")]}, "warn", "also b/"),
+        ("gateway", {"gateways": [a_release("gateway", ready=0)]}, "fail", "no request is routed"),
+        ("leader", {"leases": None}, "skip", "may not be read"),
+        ("leader", {"leases": []}, "fail", "no operator has taken the Lease"),
+        ("leader", {"leases": [a_lease(renewed="2026-01-01T12:04:00.000000Z")]}, "fail", "60 s ago; nobody writes"),
+        ("rights of the operator", {"rights": {LIST_PODS: False}}, "fail", "may not list pods in all namespaces"),
+        ("rights of the operator", {"rights": {LIST_PODS: None}}, "skip", "you may not ask"),
+        ("rights of you", {"rights": {replace(LIST_PODS, who="you", namespace="team"): False}}, "warn", "pods in team"),
+        ("GPUs", {}, "ok", "16 nvidia.com/gpu on 2 nodes (14 free)"),
+        ("GPUs", {"nodes": None}, "skip", "may not be listed"),
+        ("GPUs", {"nodes": [a_node(nvidia_com__gpu="0")]}, "warn", "no node offers a GPU"),
+        ("GPUs", {"nodes": [a_node(cordoned=True, nvidia_com__gpu="8")]}, "warn", "no node offers a GPU"),
+        ("GPUs", {"nodes": [a_node(labels={"nvidia.com/gpu.present": "true"})]}, "fail", "n0 have GPUs, but no node"),
+        (
+            "GPUs",
+            {"nodes": [a_node()], "daemon_sets": [{"metadata": {"name": "nvidia-device-plugin-ds"}}]},
+            "fail",
+            "device plugin nvidia-device-plugin-ds is installed",
+        ),
+        ("GPUs", {"nodes": [a_node(amd_com__gpu="4")]}, "ok", "4 amd.com/gpu on 1 node (4 free)"),
+        ("metrics API", {"metrics_service": None, "metrics": None}, "warn", "could not be scaled"),
+        ("metrics API", {"metrics": ["pods/other"]}, "warn", "but not octavo_kv_pressure_ratio"),
+        (
+            "metrics API",
+            {"metrics": None, "metrics_service": None, "models": [a_model(spec={"scaling": {"maxReplicas": 2}})]},
+            "fail",
+            "qwen cannot be scaled",
+        ),
+        (
+            "metrics API",
+            {
+                "metrics_service": {
+                    **SERVICE,
+                    "status": {"conditions": [a_condition("Available", "False", "x", "no route")]},
+                }
+            },
+            "warn",
+            "does not answer the API server: no route",
+        ),
+        ("quotas of team", {"quotas": None}, "skip", "may not be listed"),
+        (
+            "quotas of team",
+            {
+                "quotas": [
+                    {
+                        "metadata": {"name": "q"},
+                        "status": {
+                            "hard": {"requests.nvidia.com/gpu": "2", "pods": "10", "secrets": "1"},
+                            "used": {"requests.nvidia.com/gpu": "2", "pods": "9", "secrets": "1"},
+                        },
+                    }
+                ]
+            },
+            "fail",
+            "spent: q: requests.nvidia.com/gpu 2 of 2",
+        ),
+        (
+            "quotas of team",
+            {
+                "quotas": [
+                    {"metadata": {"name": "q"}, "status": {"hard": {"memory": "1Gi"}, "used": {"memory": "900Mi"}}}
+                ]
+            },
+            "ok",
+            "1 with room left",
+        ),
+        (
+            "model qwen",
+            {"models": [a_model("qwen", a_condition("Ready", "False", "InsufficientGPU", "none is free"))]},
+            "warn",
+            "InsufficientGPU: none is free",
+        ),
+    ],
+)
+def test_a_check_finds(check: str, facts: dict[str, Any], level: str, said: str) -> None:
+    found = outcome(check, **facts)
+
+    assert (found.level, said in found.message) == (level, True), found
+    assert found.remedy or level in ("ok", "skip")
+
+
+def test_what_may_not_be_read_is_skipped_and_fails_nothing() -> None:
+    """A person with few rights gets what they may see, not a refusal."""
+    cluster = FakeCluster(
+        {
+            "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.4"},
+            "/apis/octavo.dev/v1alpha1": {},
+            "/apis/octavo.dev/v1alpha1/namespaces/team/modeldeployments": [],
+            "/apis/apps/v1/deployments": 403,
+            "/apis/apps/v1/namespaces/octavo-system/deployments": [a_release("operator")],
+            "/apis/coordination.k8s.io/v1/namespaces/octavo-system/leases": 403,
+            "/api/v1/nodes": 403,
+            "/api/v1/namespaces/team/resourcequotas": 403,
+        }
+    )
+    cluster.answer = lambda method, path, body: {"status": {"allowed": True}}
+
+    levels = {each.check: each.level for each in judge(doctor.gather(cluster), NOW)}
+
+    assert levels["leader"] == levels["GPUs"] == levels["quotas of team"] == "skip"
+    assert levels["rights of you"] == levels["rights of the operator"] == "ok"
+
+
+def test_rights_are_asked_for_the_account_that_the_program_runs_as_and_where_it_watches() -> None:
+    limited = a_release("gateway")
+    limited["spec"]["template"]["spec"]["containers"][0]["args"] = ["--namespaces=a,b"]
+    cluster = FakeCluster({"/version": {}, "/apis/apps/v1/deployments": [limited]})
+    cluster.answer = lambda method, path, body: {"status": {"allowed": True}}
+
+    doctor.gather(cluster)
+
+    asked = [body["spec"] for _, path, body in cluster.sent if path.endswith("/subjectaccessreviews")]
+    patches = [each for each in asked if each["resourceAttributes"].get("subresource") == "scale"]
+    assert {each["user"] for each in patches} == {"system:serviceaccount:octavo-system:octavo-gateway"}
+    assert [each["resourceAttributes"]["namespace"] for each in patches] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("allowed", "status"), [(True, 0), (False, 1)])
+def test_the_exit_status_is_1_where_a_check_fails(allowed: bool, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "gather", lambda cluster: replace(HEALTHY, rights={LIST_PODS: allowed}))
+    parser = plugin.parser(only="doctor")
+    doctor.add_arguments(parser.subcommands["doctor"])
+
+    # The Lease of these facts is old by now: only its check is left out of the account.
+    monkeypatch.setattr(doctor, "judge", lambda facts, now: judge(facts, NOW))
+
+    assert doctor.run(FakeCluster({}), parser.parse_args(["doctor"]), Console(quiet=True)) == status

@@ -1,0 +1,191 @@
+"""The tree: every object, what is amiss and why."""
+
+from __future__ import annotations
+
+import datetime
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from octavo_cli.errors import CliError
+from octavo_cli.kubectl import __main__ as plugin
+from octavo_cli.kubectl import status
+from octavo_testing.kube_objects import MODELS, FakeCluster, a_condition, a_deployment, a_model, a_pod
+
+NOW = datetime.datetime(2026, 1, 1, 12, 5, tzinfo=datetime.UTC)
+UNSCHEDULABLE = a_condition("PodScheduled", "False", "Unschedulable", "0/3 nodes: 3 Insufficient nvidia.com/gpu.")
+
+
+def told(seen: status.Snapshot) -> list[str]:
+    console = Console(width=200, record=True, file=io.StringIO())
+    with console.file:
+        console.print(status.status_tree(seen, NOW))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_a_waiting_pod_says_why_below_its_revision() -> None:
+    why = "1 of 2 replicas ready; pod qwen-r1-b needs 1 nvidia.com/gpu"
+    model = a_model(
+        "qwen",
+        a_condition("Ready", "False", "InsufficientGPU", why),
+        a_condition("Available", "True", "SomeReplicasReady", "1 replica takes requests"),
+        readyReplicas=1,
+        scaling={"desired": 2, "pressure": "0.85"},
+        endpoint="http://g/v1",
+        servedModels=["qwen", "sql"],
+        rollout={"revision": "r1", "admitted": ["r1"]},
+    )
+    pods = (a_pod("qwen-r1-a"), a_pod("qwen-r1-b", ready=False, conditions=(UNSCHEDULABLE,)))
+
+    lines = told(status.Snapshot(model=model, deployments=[a_deployment("r1", replicas=2)], pods=pods))
+
+    assert lines[0] == "team/qwen  1/2 ready  InsufficientGPU  5m"
+    text = "\n".join(lines)
+    assert f"├── {why}" in lines
+    for line in (
+        "├── model hf://org/name",
+        "├── serves qwen, sql",
+        "├── endpoint http://g/v1",
+        "├── pressure 0.85",
+        "│   ├── ✘ Ready InsufficientGPU " + why + "  5m",
+        "│   └── ✔ Available SomeReplicasReady 1 replica takes requests  5m",
+        "└── revision r1  1/2 ready  wanted, gets requests",
+        "    ├── qwen-r1-a  Ready  on node0  5m",
+    ):
+        assert line in lines, text
+    assert lines[-1].startswith("    └── qwen-r1-b  InsufficientGPU: ")
+
+
+def test_a_rollout_shows_both_revisions_and_who_gets_requests() -> None:
+    model = a_model(
+        "qwen", rollout={"revision": "r2", "admitted": ["r1"], "strategy": "HoldAndSwap", "why": "no GPU free"}
+    )
+    deployments = [a_deployment("r1"), a_deployment("r2", ready=0)]
+
+    text = "\n".join(told(status.Snapshot(model=model, deployments=deployments, pods=[a_pod("qwen-r1-a")])))
+
+    assert "revision r1  1/1 ready  gets requests" in text
+    assert "revision r2  0/1 ready  wanted" in text
+    assert "rollout strategy HoldAndSwap" in text
+    assert "rollout why no GPU free" in text
+
+
+def test_pods_whose_deployment_is_gone_are_not_lost() -> None:
+    draining = a_pod("qwen-r0-a", "r0")
+    draining["metadata"]["deletionTimestamp"] = "now"
+
+    text = "\n".join(told(status.Snapshot(model=a_model(), pods=[draining])))
+
+    assert "revision r0  its Deployment is gone" in text
+    assert "qwen-r0-a  Draining" in text
+
+
+def test_restarts_download_cold_start_and_an_operator_that_sleeps_are_told() -> None:
+    statuses = [{"name": "server", "restartCount": 3, "state": {"running": {}}}]
+    model = a_model(
+        download={"bytes": 3.1e9, "totalBytes": 14.9e9, "remainingSeconds": 42},
+        coldStart={"load": "9s", "total": "46s"},
+    )
+    model["metadata"]["generation"] = 3
+
+    text = "\n".join(
+        told(
+            status.Snapshot(
+                model=model, deployments=[a_deployment("r1")], pods=[a_pod("p", containerStatuses=statuses)]
+            )
+        )
+    )
+
+    assert "download 3.1/14.9 GB, 42 s left" in text
+    assert "cold start load 9s, total 46s" in text
+    assert "behind the operator has seen generation 2 of 3" in text
+    assert "3 restarts" in text
+
+
+def test_a_resource_that_no_operator_has_seen_is_not_called_ready() -> None:
+    model = a_model()
+    del model["status"]
+
+    assert told(status.Snapshot(model=model))[0] == "team/qwen  0/1 ready  NotObservedYet  5m"
+
+
+def test_an_autoscaler_that_cannot_read_and_the_newest_events_are_told() -> None:
+    scaler = {
+        "metadata": {"name": "qwen"},
+        "spec": {"minReplicas": 1, "maxReplicas": 4},
+        "status": {
+            "currentReplicas": 1,
+            "desiredReplicas": 2,
+            "conditions": [a_condition("ScalingActive", "False", "FailedGetPodsMetric", "no metrics")],
+        },
+    }
+    events = [
+        {
+            "metadata": {},
+            "type": "Warning",
+            "reason": f"R{n}",
+            "message": "m",
+            "lastTimestamp": f"2026-01-01T12:0{n}:00Z",
+        }
+        for n in range(5, -1, -1)
+    ]
+
+    text = "\n".join(told(status.Snapshot(model=a_model(), scaler=scaler, events=events)))
+
+    assert "autoscaler qwen  1 → 2 of 1…4" in text
+    assert "✘ ScalingActive no metrics" in text
+    assert "R0 m" not in text
+    assert text.index("R1 m") < text.index("R5 m")
+
+
+def run(cluster: FakeCluster, *arguments: str) -> tuple[int, str]:
+    parser = plugin.parser(only="status")
+    status.add_arguments(parser.subcommands["status"])
+    console = Console(width=160, record=True, quiet=False, file=io.StringIO())
+    with console.file:
+        code = status.run(cluster, parser.parse_args(["status", *arguments]), console)
+    return code, console.export_text()
+
+
+def a_cluster(**more: Any) -> FakeCluster:
+    ready = a_condition("Ready", "True", "AllReplicasReady", "1 of 1 replicas ready")
+    return FakeCluster(
+        {
+            MODELS: [a_model("qwen", ready), a_model("llama", ready)],
+            f"{MODELS}/qwen": a_model("qwen", ready),
+            "/apis/apps/v1/namespaces/team/deployments": [a_deployment("r1")],
+            "/api/v1/namespaces/team/pods": [a_pod("qwen-r1-a")],
+            **more,
+        }
+    )
+
+
+def test_what_may_not_be_read_is_left_out() -> None:
+    events = "/api/v1/namespaces/team/events"
+    code, text = run(a_cluster(**{events: 403}), "qwen")
+
+    assert code == 0
+    assert "team/qwen" in text
+    assert "events" not in text
+
+
+def test_without_a_name_every_model_of_the_namespace_is_shown() -> None:
+    _, text = run(a_cluster())
+
+    assert "team/qwen" in text
+    assert "team/llama" in text
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [
+        ({MODELS: [a_model("llama")]}, "namespace team has no ModelDeployment 'qwen'; it has llama"),
+        ({MODELS: []}, "namespace team has no ModelDeployment 'qwen'; it has none"),
+        ({}, "this cluster has no ModelDeployments; install the chart"),
+    ],
+)
+def test_a_model_that_is_not_there_names_what_is(objects: dict[str, Any], said: str) -> None:
+    with pytest.raises(CliError, match=said.replace("(", r"\(")):
+        run(FakeCluster(objects), "qwen")
