@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.generation import says_more
-from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs_json, shown_tokens
+from octavo_server.api.logprobs import ShownTokens, chat_logprobs, prompt_logprobs_json
 from octavo_server.chat_output.parser import ContentText, ReasoningText, ToolCallBegin
 from octavo_server.engine.detokenizer import is_hidden
 from octavo_server.engine.request import FinishReason
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from octavo_server.api.chat_request import ChatRequest
     from octavo_server.api.conversation import PreparedChat
     from octavo_server.api.generation import Output
+    from octavo_server.api.logprobs import ShownToken
     from octavo_server.chat_output.parser import ChatEvent
     from octavo_server.engine.detokenizer import TokenTable
     from octavo_server.engine.engine import OutputDelta
-    from octavo_server.engine.outputs import PromptLogprob, SampledToken
-    from octavo_server.engine.request import Request, SamplingParams
+    from octavo_server.engine.outputs import PromptLogprob
+    from octavo_server.engine.request import Request
 
 
 class ChatShape:
@@ -32,6 +33,9 @@ class ChatShape:
         self._options = chat.options
         self._tokens = tokens
         self._shown_special_ids = prepared.shown_special_ids
+        self._shown = [
+            ShownTokens(tokens, chat.options.params, prepared.shown_special_ids) for _ in range(chat.options.params.n)
+        ]
         self._echoed = _echoed(chat)
         form = prepared.form
         self._parsers = [form.parser() for _ in range(chat.options.params.n)]
@@ -47,8 +51,8 @@ class ChatShape:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def deltas(self, index: int, delta: OutputDelta) -> list[dict[str, Any]]:
-        said = self._read(index, delta)
-        if not said and says_more(self._options, delta):
+        said, shown = self._read(index, delta), self.shown(index, delta)
+        if not said and says_more(self._options, delta, shown):
             said = [{}]
         elif delta.finish_reason is not None and "tool_calls" in said[-1]:
             # openai's client takes a call for done only when a chunk without it has come.
@@ -59,7 +63,7 @@ class ChatShape:
         if not choices:
             return []
         last = choices[-1]
-        last["logprobs"] = self._logprobs(self.shown(delta, self._options.params))
+        last["logprobs"] = self._logprobs(shown)
         if delta.finish_reason is not None:
             last |= {
                 "finish_reason": self._finish_reason(index, delta),
@@ -99,10 +103,8 @@ class ChatShape:
     def object(self) -> str:
         return "chat.completion"
 
-    def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
-        if params.logprobs is None:
-            return []
-        return shown_tokens(delta, self._tokens, params, self._shown_special_ids)
+    def shown(self, index: int, delta: OutputDelta) -> list[ShownToken]:
+        return self._shown[index].take(delta)
 
     def num_reasoning_tokens(self) -> int:
         return sum(meter.count for meter in self._meters if meter is not None)
@@ -161,7 +163,7 @@ class ChatShape:
         hidden = self._options.params.skip_special_tokens and is_hidden(token_id, self._tokens, self._shown_special_ids)
         return b"" if hidden else self._tokens.token_bytes(token_id)
 
-    def _logprobs(self, items: list[SampledToken]) -> dict[str, Any] | None:
+    def _logprobs(self, items: list[ShownToken]) -> dict[str, Any] | None:
         if self._options.params.logprobs is None:
             return None
         return {"content": chat_logprobs(items, self._tokens), "refusal": None}

@@ -14,10 +14,10 @@ from octavo_server.api.generation import (
     generation_of,
     make_requests,
     num_kept_tokens,
-    says_something,
+    says_more,
 )
 from octavo_server.api.generation_schemas import COMPLETION_ANSWERS, COMPLETION_BODY, COMPLETION_EXAMPLE
-from octavo_server.api.logprobs import CompletionLogprobs, prompt_logprobs_json, shown_tokens
+from octavo_server.api.logprobs import CompletionLogprobs, ShownTokens, prompt_logprobs_json
 from octavo_server.api.prompts import encode_prompt
 from octavo_server.api.schemas import CompletionRequest, parse_completion
 from octavo_server.api.state import STATE
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from octavo_server.api.logprobs import ShownToken
     from octavo_server.engine.engine import OutputDelta
-    from octavo_server.engine.outputs import PromptLogprob, SampledToken
-    from octavo_server.engine.request import Request, SamplingParams
+    from octavo_server.engine.outputs import PromptLogprob
+    from octavo_server.engine.request import Request
     from octavo_server.engine.served_model import ServedModel
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
@@ -93,16 +94,18 @@ class CompletionShape:
         self._tokens = tokenizer
         num_choices = len(prompts) * self._options.params.n
         self._logprobs = [CompletionLogprobs(tokenizer) for _ in range(num_choices)]
+        self._shown = [ShownTokens(tokenizer, completion.options.params) for _ in range(num_choices)]
         self._begun = [False] * num_choices
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return None
 
     def deltas(self, index: int, delta: OutputDelta) -> list[dict[str, Any]]:
-        return [self._delta(index, delta)] if says_something(self._options, delta) else []
+        shown = self.shown(index, delta)
+        return [self._delta(index, delta, shown)] if delta.text or says_more(self._options, delta, shown) else []
 
-    def _delta(self, index: int, delta: OutputDelta) -> dict[str, Any]:
-        text, logprobs = delta.text, self._logprobs_of(index, self.shown(delta, self._options.params))
+    def _delta(self, index: int, delta: OutputDelta, shown: list[ShownToken]) -> dict[str, Any]:
+        text, logprobs = delta.text, self._logprobs_of(index, shown)
         is_first, self._begun[index] = not self._begun[index], True
         if is_first and self._echo:
             text = self._prompt_text(index) + text
@@ -150,8 +153,8 @@ class CompletionShape:
     def object(self) -> str:
         return "text_completion"
 
-    def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
-        return [] if params.logprobs is None else shown_tokens(delta, self._tokens, params)
+    def shown(self, index: int, delta: OutputDelta) -> list[ShownToken]:
+        return self._shown[index].take(delta)
 
     def about_prompt(self, request: Request, logprobs: Sequence[PromptLogprob] = ()) -> dict[str, Any]:
         # There may be several prompts, so each choice tells of its own.
@@ -167,7 +170,7 @@ class CompletionShape:
         return self._prompt_texts[index // self._options.params.n]
 
     def _logprobs_of(
-        self, index: int, items: list[SampledToken], prompt: list[int] | None = None, output: Output | None = None
+        self, index: int, items: list[ShownToken], prompt: list[int] | None = None, output: Output | None = None
     ) -> dict[str, Any] | None:
         if self._options.params.logprobs is None:
             return None

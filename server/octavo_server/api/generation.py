@@ -27,6 +27,7 @@ from octavo_server.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from octavo_server.api.logprobs import ShownToken
     from octavo_server.api.schemas import GenerationOptions
     from octavo_server.engine.engine import OutputDelta
     from octavo_server.engine.outputs import PromptLogprob, SampledToken
@@ -46,7 +47,7 @@ class Output:
     request: Request
     text: str = ""
     tokens: list[SampledToken] = field(default_factory=list)
-    shown: list[SampledToken] = field(default_factory=list)
+    shown: list[ShownToken] = field(default_factory=list)
     """Those that the text shows."""
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -99,8 +100,8 @@ class Shape(Protocol):
     def object(self) -> str:
         """`object` of the answer."""
 
-    def shown(self, delta: OutputDelta, params: SamplingParams) -> list[SampledToken]:
-        """The delta's tokens that the text shows."""
+    def shown(self, index: int, delta: OutputDelta) -> list[ShownToken]:
+        """The tokens that the text shows since the choice's last delta, where log-probabilities were asked for."""
 
     def about_prompt(self, request: Request, logprobs: Sequence[PromptLogprob] = ()) -> dict[str, Any]:
         """What stands beside the choices of a whole answer and of a stream's first chunk."""
@@ -231,7 +232,7 @@ async def _collect(generation: Generation, stream: RequestStream) -> web.Respons
             output = outputs[index]
             output.text += delta.text
             output.tokens += delta.tokens
-            output.shown += shape.shown(delta, params)
+            output.shown += shape.shown(index, delta)
             output.prompt_logprobs += delta.prompt_logprobs
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
 
@@ -301,15 +302,10 @@ async def _send_events(generation: Generation, stream: RequestStream, events: Ev
         await events.send([{**generation.envelope(shape.chunk_object(), []), "usage": usage_json()}])
 
 
-def says_something(options: GenerationOptions, delta: OutputDelta) -> bool:
-    """False where a chunk would be empty: text is held back, or half a character came."""
-    return bool(delta.text) or says_more(options, delta)
-
-
-def says_more(options: GenerationOptions, delta: OutputDelta) -> bool:
-    """Whether a chunk is due whatever the text."""
-    details = options.params.logprobs is not None or options.return_token_ids
-    return bool(delta.finish_reason or delta.prompt_logprobs or (details and delta.tokens))
+def says_more(options: GenerationOptions, delta: OutputDelta, shown: Sequence[ShownToken]) -> bool:
+    """Whether a chunk is due though it has no text, which is held back, or half a character."""
+    has_ids = options.return_token_ids and delta.tokens
+    return bool(delta.finish_reason or delta.prompt_logprobs or shown or has_ids)
 
 
 def _usage(generation: Generation) -> Usage:

@@ -1,12 +1,12 @@
 """Log-probabilities in the shapes of the two endpoints.
 
-`bytes` are the token's own, so joined over tokens they are the text's bytes, half characters included. A token that the
-text does not show (a skipped special token, the one that ended the output) is not listed, so that tokens join to the text.
+Tokens join to the text: one that it does not show (a skipped special token, what ended the output) is not listed, and of
+one in whose middle a stop string begins only the beginning is. `bytes` are a token's own, so that half characters join too.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octavo_server.engine.detokenizer import is_hidden
 
@@ -22,25 +22,48 @@ LOWEST = -9999.0
 """Stands for minus infinity, which JSON cannot hold."""
 
 
-def shown_tokens(
-    delta: OutputDelta, tokens: TokenTable, params: SamplingParams, shown_special_ids: Collection[int] = ()
-) -> list[SampledToken]:
-    """The delta's tokens that the text shows."""
-    items = list(delta.tokens)
-    ended_by_token = delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
-    if ended_by_token and not params.include_stop_str_in_output:
-        items = items[:-1]
-    if params.skip_special_tokens:
-        items = [item for item in items if not is_hidden(item.token_id, tokens, shown_special_ids)]
-    return items
+class ShownToken(NamedTuple):
+    """A token that the text shows, with its log-probability."""
+
+    logprob: TokenLogprob
+    top_logprobs: Sequence[TokenLogprob]
+    num_hidden_bytes: int = 0
+    """At its end: where a stop string begins."""
 
 
-def chat_logprobs(items: Iterable[SampledToken], tokens: TokenTable) -> list[dict[str, Any]]:
+class ShownTokens:
+    """Lists one output's tokens as the text comes to show them. Owns those that are still held."""
+
+    def __init__(self, tokens: TokenTable, params: SamplingParams, shown_special_ids: Collection[int] = ()) -> None:
+        self._tokens = tokens
+        self._params = params
+        self._shown_special_ids = shown_special_ids
+        self._held: list[SampledToken] = []
+
+    def take(self, delta: OutputDelta) -> list[ShownToken]:
+        """Those that are shown since the last delta; none where log-probabilities were not asked for."""
+        if self._params.logprobs is None:
+            return []
+        self._held += delta.tokens
+        count = len(self._held) - delta.num_held_tokens
+        new, self._held = self._held[:count], self._held[count:]
+        shown = [ShownToken(item.logprob, item.top_logprobs) for item in new if item.logprob is not None]
+        if shown and delta.num_hidden_bytes:
+            shown[-1] = shown[-1]._replace(num_hidden_bytes=delta.num_hidden_bytes)
+        return [item for item in shown if not self._is_hidden(item.logprob.token_id)]
+
+    def _is_hidden(self, token_id: int) -> bool:
+        return self._params.skip_special_tokens and is_hidden(token_id, self._tokens, self._shown_special_ids)
+
+
+def chat_logprobs(items: Iterable[ShownToken], tokens: TokenTable) -> list[dict[str, Any]]:
     """`logprobs.content` of a chat choice."""
     return [
-        {**_chat_entry(item.logprob, tokens), "top_logprobs": [_chat_entry(top, tokens) for top in item.top_logprobs]}
+        {
+            **_chat_entry(item.logprob, tokens, item.num_hidden_bytes),
+            "top_logprobs": [_chat_entry(top, tokens) for top in item.top_logprobs],
+        }
         for item in items
-        if item.logprob is not None
     ]
 
 
@@ -51,21 +74,25 @@ class CompletionLogprobs:
         self._tokens = tokens
         self._offset = 0
 
-    def of_output(self, items: Iterable[SampledToken]) -> dict[str, Any]:
+    def of_output(self, items: Sequence[ShownToken]) -> dict[str, Any]:
         """The next output tokens."""
-        return self._lists([(item.logprob, item.top_logprobs) for item in items if item.logprob is not None])
+        return self._lists(items)
 
-    def of_echoed_output(self, items: Iterable[SampledToken], shown: Iterable[SampledToken]) -> dict[str, Any]:
+    def of_echoed_output(self, items: Iterable[SampledToken], shown: Sequence[ShownToken]) -> dict[str, Any]:
         """All output tokens behind an echoed prompt; those that the text does not show have no text here either.
 
         Evaluation harnesses take one token of output and cut the lists' last entry off, whether or not it ended the text.
         """
-        visible = {id(item) for item in shown}
-        given = [item for item in items if item.logprob is not None]
-        return self._lists(
-            [(item.logprob, item.top_logprobs) for item in given if item.logprob is not None],
-            hidden={place for place, item in enumerate(given) if id(item) not in visible},
-        )
+        rest, listed = list(reversed(shown)), []
+        for item in items:
+            if item.logprob is None:
+                continue
+            # What is shown is what all are without some, and no token is both shown and hidden but at the end
+            if rest and rest[-1].logprob.token_id == item.token_id:
+                listed.append(rest.pop())
+            else:
+                listed.append(ShownToken(item.logprob, item.top_logprobs, num_hidden_bytes=self._size(item.token_id)))
+        return self._lists(listed)
 
     def of_prompt(self, prompt: Sequence[int], given: Sequence[PromptLogprob]) -> dict[str, Any]:
         """The echoed prompt's tokens; the first has no log-probability, since nothing stands before it."""
@@ -79,21 +106,19 @@ class CompletionLogprobs:
             "text_offset": [self._offset],
         }
         self._offset += len(first)
-        rest = self._lists([(item.logprob, item.top_logprobs) for item in given])
+        rest = self._lists([ShownToken(item.logprob, item.top_logprobs) for item in given])
         return {name: lists[name] + rest[name] for name in lists}
 
-    def _lists(
-        self, items: Sequence[tuple[TokenLogprob, Sequence[TokenLogprob]]], hidden: Collection[int] = ()
-    ) -> dict[str, list[Any]]:
-        texts = ["" if place in hidden else self._text(item[0].token_id) for place, item in enumerate(items)]
+    def _lists(self, items: Sequence[ShownToken]) -> dict[str, list[Any]]:
+        texts = [token_text(self._tokens, item.logprob.token_id, item.num_hidden_bytes) for item in items]
         offsets = []
         for text in texts:
             offsets.append(self._offset)
             self._offset += len(text)
         return {
             "tokens": texts,
-            "token_logprobs": [_finite(chosen.logprob) for chosen, _ in items],
-            "top_logprobs": [self._top(chosen, tops) for chosen, tops in items],
+            "token_logprobs": [_finite(item.logprob.logprob) for item in items],
+            "top_logprobs": [self._top(item.logprob, item.top_logprobs) for item in items],
             "text_offset": offsets,
         }
 
@@ -104,6 +129,9 @@ class CompletionLogprobs:
 
     def _text(self, token_id: int) -> str:
         return token_text(self._tokens, token_id)
+
+    def _size(self, token_id: int) -> int:
+        return len(self._tokens.token_bytes(token_id))
 
 
 def prompt_logprobs_json(
@@ -127,17 +155,22 @@ def prompt_logprobs_json(
     return entries
 
 
-def token_text(tokens: TokenTable, token_id: int) -> str:
-    r"""The token as text; half a character as OpenAI writes it, `bytes:\xe4`."""
-    raw = tokens.token_bytes(token_id)
+def token_text(tokens: TokenTable, token_id: int, num_hidden_bytes: int = 0) -> str:
+    r"""The token as text, without bytes at its end; half a character as OpenAI writes it, `bytes:\xe4`."""
+    raw = _shown_bytes(tokens, token_id, num_hidden_bytes)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _chat_entry(entry: TokenLogprob, tokens: TokenTable) -> dict[str, Any]:
-    raw = tokens.token_bytes(entry.token_id)
+def _shown_bytes(tokens: TokenTable, token_id: int, num_hidden: int) -> bytes:
+    raw = tokens.token_bytes(token_id)
+    return raw[: len(raw) - num_hidden]
+
+
+def _chat_entry(entry: TokenLogprob, tokens: TokenTable, num_hidden_bytes: int = 0) -> dict[str, Any]:
+    raw = _shown_bytes(tokens, entry.token_id, num_hidden_bytes)
     return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(entry.logprob), "bytes": list(raw)}
 
 

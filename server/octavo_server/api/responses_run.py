@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.content_logprobs import ContentLogprobs
 from octavo_server.api.generation import Usage, failure_of
-from octavo_server.api.logprobs import chat_logprobs, shown_tokens
+from octavo_server.api.logprobs import ShownTokens, chat_logprobs
 from octavo_server.chat_output.parser import ContentText
 from octavo_server.engine.detokenizer import is_hidden
 from octavo_server.engine.request import FinishReason
@@ -41,6 +41,7 @@ class ResponseRun:
         self._parser = prepared.form.parser()
         self._meter = prepared.form.meter(self._text_of)
         self._usage = Usage(prompt_tokens=len(request.prompt_token_ids))
+        self._shown = ShownTokens(tokens, request.params, prepared.shown_special_ids)
         self._logprobs = ContentLogprobs()
 
     async def events(self, stream: RequestStream) -> AsyncIterator[list[Event]]:
@@ -78,8 +79,7 @@ class ResponseRun:
         if self._params.logprobs is None:
             told = self.writer.say(said)
         else:
-            shown = shown_tokens(delta, self._tokens, self._params, self._prepared.shown_special_ids)
-            self._logprobs.add(chat_logprobs(shown, self._tokens))
+            self._logprobs.add(chat_logprobs(self._shown.take(delta), self._tokens))
             told = self.writer.say(said, self._logprobs.take(said))
         if delta.finish_reason is not None:
             told += self._end(is_whole=delta.finish_reason is FinishReason.STOP)

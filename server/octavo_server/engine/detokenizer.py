@@ -1,6 +1,7 @@
 """Turns a sequence's token ids into text as they come, and finds stop strings in it.
 
-What must never leave: half a UTF-8 character, or text that may turn out to be the beginning of a stop string.
+What must never leave: half a UTF-8 character, or text that may turn out to be the beginning of a stop string. A token
+is released as a whole, so that what was released of tokens and of text agrees at every moment.
 Invariant: however the token ids are split over calls of `append`, the joined text, and the token at which a stop string
 is found, are the same. To hold it, of several stop strings the one that is complete first wins; of those complete at
 the same character, the longest.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -36,10 +37,22 @@ class TextDelta:
     """What one call of `append` released."""
 
     text: str
-    num_tokens: int
-    """Tokens that count: up to and including the one that completed a stop string."""
+    num_held_tokens: int = 0
+    """Of all tokens so far, the last ones that the text does not show yet; where `stop` is set it never will."""
+    num_hidden_bytes: int = 0
+    """Bytes that `stop` cut off the last token before those."""
     stop: str | None = None
     """The stop string that was found; the sequence is over."""
+
+
+class _Place(NamedTuple):
+    """Where a token's text is in the held text; what `min_tokens` demanded may have left before its token."""
+
+    start: int
+    end: int
+    token_id: int
+    unfinished: bytes
+    """At the token's end: of a character that the next one goes on with."""
 
 
 class Detokenizer:
@@ -64,31 +77,29 @@ class Detokenizer:
         self._num_tokens = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
+        # Kept only where a stop string may hold any
+        self._places: list[_Place] = []
 
     def append(self, token_ids: Sequence[int]) -> TextDelta:
         """Takes the next tokens and releases what is certain."""
+        if not self._stop:
+            return TextDelta(text="".join([self._decode(token_id) for token_id in token_ids]))
         released = ""
         for count, token_id in enumerate(token_ids, start=1):
             self._num_tokens += 1
+            start = len(self._held)
             self._held += self._decode(token_id)
-            if not self._stop:
-                continue
+            self._places.append(_Place(start, len(self._held), token_id, self._decoder.getstate()[0]))
             if self._num_tokens <= self._min_tokens:
                 # As vLLM: text that min_tokens demanded neither stops nor is held back.
-                released, self._held = released + self._held, ""
+                released += self._release(len(self._held), cuts_tokens=True)
                 continue
             found = self._find_stop()
             if found is not None:
                 end, stop = found
-                released += self._held[: end if self._include_stop else end - len(stop)]
-                self._held = ""
-                return TextDelta(text=released, num_tokens=count, stop=stop)
-            keep = self._possible_stop_length()
-            cut = len(self._held) - keep
-            released, self._held = released + self._held[:cut], self._held[cut:]
-        if not self._stop:
-            released, self._held = self._held, ""
-        return TextDelta(text=released, num_tokens=len(token_ids))
+                return self._stopped(released, end if self._include_stop else end - len(stop), stop, token_ids[count:])
+            released += self._release(len(self._held) - self._possible_stop_length())
+        return TextDelta(text=released, num_held_tokens=len(self._places))
 
     def finish(self) -> str:
         """The text that was held back, once no token can come any more; the bytes of half a character are dropped."""
@@ -99,6 +110,30 @@ class Detokenizer:
         if self._skip_special and is_hidden(token_id, self._tokens, self._shown_special):
             return ""
         return self._decoder.decode(self._tokens.token_bytes(token_id))
+
+    def _release(self, num_certain: int, *, cuts_tokens: bool = False) -> str:
+        """Lets the tokens go that are among the first `num_certain` characters, or all of these characters."""
+        count = sum(place.end <= num_certain for place in self._places)
+        while count and self._places[count - 1].unfinished:
+            count -= 1
+        kept = self._places[count:]
+        cut = max(0, kept[0].start) if kept and not cuts_tokens else num_certain
+        self._places = [place._replace(start=place.start - cut, end=place.end - cut) for place in kept]
+        released, self._held = self._held[:cut], self._held[cut:]
+        return released
+
+    def _stopped(self, released: str, cut: int, stop: str, rest: Sequence[int]) -> TextDelta:
+        """The last delta: `cut` characters of the held text are shown, the tokens in `rest` came too late."""
+        shown = [place for place in self._places if place.start < cut]
+        num_held = len(self._places) - len(shown) + len(rest)
+        num_hidden = 0
+        if shown:
+            last = shown[-1]
+            hidden = self._held[cut : last.end].encode("utf-8", "replace") + last.unfinished
+            # Else they are no characters but the signs that stand for broken ones
+            num_hidden = len(hidden) if self._tokens.token_bytes(last.token_id).endswith(hidden) else 0
+        text, self._held = released + self._held[:cut], ""
+        return TextDelta(text=text, num_held_tokens=num_held, num_hidden_bytes=num_hidden, stop=stop)
 
     def _find_stop(self) -> tuple[int, str] | None:
         ends = [(at + len(stop), -len(stop), stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]

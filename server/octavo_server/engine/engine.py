@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from octavo_server.engine.admission import Limits, check_request
-from octavo_server.engine.detokenizer import Detokenizer
+from octavo_server.engine.detokenizer import Detokenizer, TextDelta
 from octavo_server.engine.outputs import PromptLogprob, RunnerOutput, SampledToken, SchedulerOutput, SequenceId
 from octavo_server.engine.records import EngineRecords, FinishedRecord, StepRecord
 from octavo_server.engine.request import FinishReason
@@ -48,6 +48,10 @@ class OutputDelta:
     index: int
     text: str = ""
     tokens: tuple[SampledToken, ...] = ()
+    num_held_tokens: int = 0
+    """Of all tokens so far, the last ones that the text does not show yet; with a `finish_reason`, never."""
+    num_hidden_bytes: int = 0
+    """Bytes that a stop string cut off the last token before those."""
     prompt_logprobs: tuple[PromptLogprob, ...] = ()
     hidden_state: bytes | None = None
     """Of a request that pools, with its last delta: float32 little-endian."""
@@ -252,25 +256,27 @@ class Engine:
         sequence = update.sequence
         output = self._outputs[sequence.sequence_id]
         finish_reason, stop_reason, error = update.finish_reason, sequence.stop_reason, sequence.error
-        text, stop = "", None
+        released = TextDelta(text="")
         try:
-            text, stop = self._text_of(update, output)
+            released = self._text_of(update, output)
         except Exception:  # The others must not end with the one whose text cannot be made
             logger.exception("tokens could not be turned into text", extra={"request_id": sequence.request.request_id})
             finish_reason, error = FinishReason.ERROR, FAILED_MESSAGE
             self._scheduler.finish(sequence.sequence_id, FinishReason.ERROR)
-        if stop is not None:
-            finish_reason, stop_reason = FinishReason.STOP, stop
+        if released.stop is not None:
+            finish_reason, stop_reason = FinishReason.STOP, released.stop
             # False where the same token also reached max_tokens: then it has already ended.
-            self._scheduler.finish(sequence.sequence_id, FinishReason.STOP, stop)
+            self._scheduler.finish(sequence.sequence_id, FinishReason.STOP, released.stop)
         self._record_tokens(output, len(update.tokens), now)
         if finish_reason is not None:
             self._forget(output, finish_reason)
         return OutputDelta(
             request_id=sequence.request.request_id,
             index=sequence.index,
-            text=text,
+            text=released.text,
             tokens=update.tokens,
+            num_held_tokens=released.num_held_tokens,
+            num_hidden_bytes=released.num_hidden_bytes,
             prompt_logprobs=update.prompt_logprobs,
             hidden_state=update.hidden_state,
             num_cached_tokens=sequence.num_cached_tokens,
@@ -280,19 +286,18 @@ class Engine:
             is_refused=sequence.is_refused,
         )
 
-    def _text_of(self, update: SequenceOutput, output: _Output) -> tuple[str, str | None]:
-        """The text to release, and the stop string that it ran into."""
+    def _text_of(self, update: SequenceOutput, output: _Output) -> TextDelta:
+        """What the step's tokens release, and all that was held where they are the last."""
         params = update.sequence.request.params
         if not params.detokenize:
-            return "", None
+            return TextDelta(text="")
         ids = [token.token_id for token in update.tokens]
-        if update.finish_reason is FinishReason.STOP and not params.include_stop_str_in_output:
-            # The token that ended it (end of sequence, or a stop token) is counted but not shown.
-            ids.pop()
-        released = output.detokenizer.append(ids)
+        # The token that ended it (end of sequence, or a stop token) is counted but not shown.
+        num_ending = int(update.finish_reason is FinishReason.STOP and not params.include_stop_str_in_output)
+        released = output.detokenizer.append(ids[: len(ids) - num_ending])
         if released.stop is None and update.finish_reason is not None:
-            return released.text + output.detokenizer.finish(), None
-        return released.text, released.stop
+            return TextDelta(text=released.text + output.detokenizer.finish(), num_held_tokens=num_ending)
+        return released
 
     def _forget(self, output: _Output, reason: FinishReason) -> None:
         group = output.group

@@ -121,6 +121,25 @@ async def test_logprobs_are_sorted_finite_and_join_to_the_text(server: Server) -
         assert entry["logprob"] == tops[0]
 
 
+@pytest.mark.parametrize("include", [False, True])
+async def test_logprobs_join_to_the_text_that_a_stop_string_left(server: Server, include: bool) -> None:
+    """Here it begins in the middle of a token, of which only the beginning is listed."""
+    body = a_chat(ignore_eos=True, logprobs=True, max_tokens=60, include_stop_str_in_output=include)
+    free = (await server.post("/v1/chat/completions", body)).json["choices"][0]["logprobs"]["content"]
+    stop = next(item["token"][1:] for item in free if item["token"][1:].isalpha())
+
+    body |= {"stop": [stop, "never in there"]}
+    choice = (await server.post("/v1/chat/completions", body)).json["choices"][0]
+    events = (await server.post("/v1/chat/completions", {**body, "stream": True})).events
+
+    listed = choice["logprobs"]["content"]
+    streamed = [choice["logprobs"] for event in events for choice in event["choices"]]
+    text = b"".join(bytes(entry["bytes"]) for entry in listed).decode(errors="replace")
+    assert choice["message"]["content"] == text == chat_text(events)
+    assert choice["stop_reason"] == stop
+    assert listed == [entry for logprobs in streamed if logprobs for entry in logprobs["content"]]
+
+
 async def test_the_token_that_ended_the_output_is_not_among_the_logprobs(server: Server) -> None:
     fields = {"ignore_eos": True, "return_token_ids": True, "max_tokens": 30}
     free = (await server.post("/v1/chat/completions", a_chat(**fields))).json["choices"][0]["token_ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,27 @@ async def test_logprobs_name_the_sampled_token_beside_the_likeliest(server: Serv
     for token, logprob, top in zip(lists["tokens"], lists["token_logprobs"], lists["top_logprobs"], strict=True):
         assert logprob == top[token]
         assert logprob <= max(top.values())
+
+
+async def test_logprobs_join_to_the_text_that_a_stop_string_left(server: Server) -> None:
+    """Here it begins in the middle of a token; echoed, what follows has an empty text, as evaluation harnesses need it."""
+    body = a_completion(ignore_eos=True, logprobs=0, max_tokens=60)
+    free = (await server.post("/v1/completions", body)).json["choices"][0]["logprobs"]["tokens"]
+    place = next(n for n, (item, then) in enumerate(pairwise(free)) if n and item[1:].isalpha() and then.isalpha())
+    stop = free[place][1:] + free[place + 1][:1]
+
+    body |= {"stop": stop}
+    choice = (await server.post("/v1/completions", body)).json["choices"][0]
+    echoed = (await server.post("/v1/completions", {**body, "echo": True})).json["choices"][0]
+    events = (await server.post("/v1/completions", {**body, "stream": True})).events
+
+    tokens = choice["logprobs"]["tokens"]
+    streamed = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
+    assert tokens[place] == free[place][:1]
+    assert (choice["stop_reason"], len(tokens)) == (stop, place + 1)
+    assert tokens == [token for lists in streamed for token in lists["tokens"]]
+    assert choice["text"] == completion_text(events)
+    assert echoed["logprobs"]["tokens"][-place - 2 :] == [*tokens, ""]
 
 
 async def test_offsets_go_on_through_a_stream(server: Server) -> None:

@@ -32,17 +32,19 @@ class Bytes:
 @dataclass(frozen=True)
 class Read:
     text: str
-    num_tokens: int
+    num_shown: int
+    """Tokens that the text shows."""
     stop: str | None
+    num_hidden_bytes: int = 0
 
 
 def read_all(detokenizer: Detokenizer, pieces: list[list[int]]) -> Read:
     text, count = "", 0
     for piece in pieces:
         delta = detokenizer.append(piece)
-        text, count = text + delta.text, count + delta.num_tokens
+        text, count = text + delta.text, count + len(piece)
         if delta.stop is not None:
-            return Read(text, count, delta.stop)
+            return Read(text, count - delta.num_held_tokens, delta.stop, delta.num_hidden_bytes)
     return Read(text + detokenizer.finish(), count, None)
 
 
@@ -91,7 +93,7 @@ def test_what_was_held_back_comes_out_at_the_end() -> None:
 def test_a_stop_string_ends_the_text(include: bool, expected: str) -> None:
     detokenizer = Detokenizer(Bytes(), stop=["<end>"], include_stop=include)
 
-    assert Read(expected, 7, "<end>") == read_all(detokenizer, [list(b"ab<end>cd")])
+    assert Read(expected, len(expected), "<end>") == read_all(detokenizer, [list(b"ab<end>cd")])
 
 
 def test_of_several_stop_strings_the_first_that_is_complete_wins() -> None:
@@ -102,13 +104,13 @@ def test_of_several_stop_strings_the_first_that_is_complete_wins() -> None:
 
 
 def test_of_two_that_are_complete_at_once_the_longest_wins() -> None:
-    assert Read("x", 4, "abc") == read_all(Detokenizer(Bytes(), stop=["c", "abc"]), [list(b"xabc")])
+    assert Read("x", 1, "abc") == read_all(Detokenizer(Bytes(), stop=["c", "abc"]), [list(b"xabc")])
 
 
 def test_text_that_min_tokens_demands_does_not_stop() -> None:
     detokenizer = Detokenizer(Bytes(), stop=["b"], min_tokens=3)
 
-    assert Read("abba", 5, "b") == read_all(detokenizer, [list(b"abbab")])
+    assert Read("abba", 4, "b") == read_all(detokenizer, [list(b"abbab")])
 
 
 @settings(max_examples=300, deadline=None)
@@ -134,6 +136,44 @@ def test_every_split_gives_the_same_text_and_stops_at_the_same_token(
 
     assert whole == read_all(detokenizer(), split(tokens, cuts))
     assert whole == read_all(detokenizer(), [[token] for token in tokens])
+
+
+def test_a_token_waits_with_its_text_and_one_in_which_a_stop_string_begins_is_cut() -> None:
+    detokenizer = Detokenizer(Bytes([b"so<e", b"nd>x"]), stop=["<end>"])
+
+    first, second = detokenizer.append([256]), detokenizer.append([257])
+
+    assert (first.text, first.num_held_tokens) == ("", 1)
+    assert (second.text, second.num_held_tokens, second.num_hidden_bytes) == ("so", 1, 2)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    text=st.text(alphabet="abc€🙂", max_size=30),
+    cuts=st.lists(st.integers(0, 60), max_size=20),
+    stop=st.lists(st.text(alphabet="abc€", min_size=1, max_size=3), max_size=3),
+    include=st.booleans(),
+    min_tokens=st.integers(0, 3),
+)
+def test_what_is_shown_of_tokens_is_the_text_at_every_moment(
+    text: str, cuts: list[int], stop: list[str], include: bool, min_tokens: int
+) -> None:
+    """Tokens are any pieces of the text's bytes; half a character stands for itself until it is whole."""
+    table = Bytes([bytes(piece) for piece in split(list(text.encode()), cuts)])
+    detokenizer = Detokenizer(table, stop=stop, include_stop=include, min_tokens=min_tokens)
+
+    sent = ""
+    for count in range(1, len(table.texts) + 1):
+        delta = detokenizer.append([255 + count])
+        sent += delta.text
+        shown = b"".join(table.texts[: count - delta.num_held_tokens])
+        shown_text = shown[: len(shown) - delta.num_hidden_bytes].decode("utf-8", "strict" if stop else "ignore")
+        # Text that min_tokens demanded leaves at once, with half a token's if need be
+        may_differ = min_tokens > 0 and delta.stop is None
+        assert shown_text == sent or (may_differ and sent.startswith(shown_text))
+        if delta.stop is not None:
+            return
+    assert sent + detokenizer.finish() == text
 
 
 @settings(max_examples=200, deadline=None)
