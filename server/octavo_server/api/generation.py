@@ -23,6 +23,7 @@ from octavo_server.engine.engine import FAILED_MESSAGE
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
 from octavo_server.engine.text_params import TextParams, resolve_text_params
 from octavo_server.errors import InvalidRequestError
+from octavo_server.structured_output.params import STRUCTURED_OUTPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -162,7 +163,10 @@ async def make_requests(
     resolved = TextParams()
     if params.structured_outputs is not None or params.bad_words:
         threads = loaded.grammars.threads if params.structured_outputs is not None else None
-        resolved = await asyncio.get_running_loop().run_in_executor(threads, resolve_text_params, params, loaded)
+        try:
+            resolved = await asyncio.get_running_loop().run_in_executor(threads, resolve_text_params, params, loaded)
+        except InvalidRequestError as error:
+            raise _in_the_clients_words(error, options) from error
     requests = tuple(
         Request(
             request_id=state.new_id(),
@@ -180,6 +184,15 @@ async def make_requests(
     for request in requests:
         check_request(request, loaded.limits)
     return requests
+
+
+def _in_the_clients_words(error: InvalidRequestError, options: GenerationOptions) -> InvalidRequestError:
+    """A refused format under the name of the field that was sent."""
+    if error.param != STRUCTURED_OUTPUTS:
+        return error
+    return InvalidRequestError(
+        str(error).replace(STRUCTURED_OUTPUTS, options.format_field, 1), param=options.format_field
+    )
 
 
 def ignored_headers(ignored: Iterable[str]) -> dict[str, str]:

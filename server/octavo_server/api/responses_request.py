@@ -118,7 +118,7 @@ def parse_responses(body: Mapping[str, Any], defaults: GenerationDefaults, find_
     }
     options = parse_options(fields, defaults, logprobs=top_logprobs, max_tokens=max_tokens)
     return ResponsesRequest(
-        options=replace(options, params=replace(options.params, structured_outputs=structured)),
+        options=_formatted(options, structured),
         conversation=conversation,
         input_items=items,
         instructions=instructions,
@@ -128,6 +128,11 @@ def parse_responses(body: Mapping[str, Any], defaults: GenerationDefaults, find_
         truncates=truncation == "auto",
         echoed={**echoed, "temperature": options.params.temperature, "top_p": options.params.top_p},
     )
+
+
+def _formatted(options: GenerationOptions, structured: StructuredOutputsParams | None) -> GenerationOptions:
+    params = replace(options.params, structured_outputs=structured)
+    return replace(options, params=params, format_field="text.format")
 
 
 def _tools(fields: Fields) -> Tools:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.api.fields import Fields, checked_text, shown, wholes
-from octavo_server.api.structured_fields import read_structured_outputs
+from octavo_server.api.structured_fields import format_field, read_structured_outputs
 from octavo_server.engine.admission import (
     ABOVE_ZERO,
     INT64,
@@ -91,6 +91,8 @@ class GenerationOptions:
     return_token_ids: bool
     truncate_prompt_tokens: int | None
     """Of the prompt's last tokens to keep; -1: as many as leave room for the output; None: all."""
+    format_field: str
+    """The field that says what the output must look like, for refusals of what it holds."""
     ignored: tuple[str, ...]
 
 
@@ -162,6 +164,7 @@ def parse_options(
         cache_salt=cache_salt,
         return_token_ids=return_token_ids,
         truncate_prompt_tokens=truncate_prompt_tokens,
+        format_field=format_field(fields),
         ignored=fields.unread(),
     )
 

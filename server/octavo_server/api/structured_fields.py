@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from octavo_server.api.json_schema import array, boolean, integer, obj, one_of, optional, optionals, text
 from octavo_server.engine.admission import MAX_ALLOWED_TOKEN_IDS, MAX_BAD_WORDS, MAX_STOP_CHARS
 from octavo_server.structured_output.grammar import MAX_CHOICES
-from octavo_server.structured_output.params import KINDS, StructuredOutputsParams
+from octavo_server.structured_output.params import KINDS, STRUCTURED_OUTPUTS, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from octavo_server.api.endpoint import Schema
@@ -65,6 +65,11 @@ def read_structured_outputs(fields: Fields) -> StructuredOutputsParams | None:
             "structured_outputs", "structured_outputs and response_format exclude each other; send one of them"
         )
     return by_format or by_extension
+
+
+def format_field(fields: Fields) -> str:
+    """The one of the two that the client sent, or the name of both together."""
+    return STRUCTURED_OUTPUTS if fields.get("response_format") is None else "response_format"
 
 
 def _response_format(fields: Fields) -> StructuredOutputsParams | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NewType, Protocol
 
+from octavo_server.structured_output.params import STRUCTURED_OUTPUTS
+
 if TYPE_CHECKING:
     from octavo_server.engine.request import FinishReason
     from octavo_server.engine.sequence import Sequence
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 SequenceId = NewType("SequenceId", int)
 BlockId = NewType("BlockId", int)
 
-GRAMMAR_ENDED = "structured_outputs: "
+GRAMMAR_ENDED = f"{STRUCTURED_OUTPUTS}: "
 """Before the reason why a grammar cannot go on."""
 NOTHING_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to choose; relax one of them"
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from octavo_server.errors import InvalidRequestError
 from octavo_server.structured_output.grammar import check_shape
 from octavo_server.structured_output.matching import MAX_LEXER_STATES, new_matcher, reason_of
+from octavo_server.structured_output.params import STRUCTURED_OUTPUTS
 from octavo_server.structured_output.tokens import GrammarTokens, grammar_tokens, make_table
 from octavo_server.structured_output.trial_process import TrialProcess
 
@@ -138,8 +139,8 @@ class GrammarCompiler:
         """
         if not self._eos_token_ids:
             raise InvalidRequestError(
-                "structured_outputs needs a model with a token that ends its output, and this one names none",
-                param="structured_outputs",
+                f"{STRUCTURED_OUTPUTS} needs a model with a token that ends its output, and this one names none",
+                param=STRUCTURED_OUTPUTS,
             )
         check_shape(params)
         text = self._known_text(params)

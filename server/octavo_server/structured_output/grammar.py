@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo_server.errors import InvalidRequestError
-from octavo_server.structured_output.params import KINDS, StructuredOutputsParams
+from octavo_server.structured_output.params import KINDS, STRUCTURED_OUTPUTS, StructuredOutputsParams
 
 MAX_GRAMMAR_CHARS = 2**18
 """Of one schema, expression or grammar: what takes 100 ms to compile is a third of it."""
@@ -179,7 +179,7 @@ def _within(params: StructuredOutputsParams, text: str, special_tokens: Mapping[
 
 
 def _refusal(message: str) -> InvalidRequestError:
-    return InvalidRequestError(f"structured_outputs: {message}", param="structured_outputs")
+    return InvalidRequestError(f"{STRUCTURED_OUTPUTS}: {message}", param=STRUCTURED_OUTPUTS)
 
 
 def _first_line(error: Exception) -> str:

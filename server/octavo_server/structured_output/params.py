@@ -5,6 +5,8 @@ from __future__ import annotations
 import json as json_format
 from dataclasses import dataclass
 
+STRUCTURED_OUTPUTS = "structured_outputs"
+"""The field of that name, with which refusals begin; other endpoints' names for it are put in its place."""
 KINDS = ("json", "json_object", "regex", "choice", "grammar")
 """Fields of which exactly one is set."""
 

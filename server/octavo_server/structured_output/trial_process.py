@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from octavo_server.errors import InvalidRequestError, OctavoError
+from octavo_server.structured_output.params import STRUCTURED_OUTPUTS
 from octavo_server.structured_output.trial import Verdict, receive, send
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class TrialProcess:
         if verdict is None:
             raise OctavoError("the grammar could not be tried; the server's log may hold the reason; try again")
         if verdict.text is None:
-            raise InvalidRequestError(_as_sentence(verdict.reason), param="structured_outputs")
+            raise InvalidRequestError(_as_sentence(verdict.reason), param=STRUCTURED_OUTPUTS)
         return verdict.text
 
     def close(self) -> None:
@@ -103,4 +104,4 @@ def _end_child(child: subprocess.Popen[bytes], end: socket.socket) -> None:
 
 
 def _as_sentence(reason: str) -> str:
-    return reason if reason.startswith("structured_outputs") else f"structured_outputs {reason}"
+    return reason if reason.startswith(STRUCTURED_OUTPUTS) else f"{STRUCTURED_OUTPUTS} {reason}"

@@ -449,6 +449,7 @@ async def test_a_long_conversation_loses_its_beginning_where_it_may(tiny_model: 
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "strng"}}}}, "text.format"),
         ({"text": {"format": {"type": "text", "name": []}}}, "text.format.name"),
         ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format.schema"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
