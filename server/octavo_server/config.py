@@ -54,6 +54,7 @@ REASONING_PARSERS = (
 
 _GPU_BATCHED_TOKENS, _GPU_SEQS = 8192, 1024
 _SMALL_BATCHED_TOKENS, _SMALL_GPU_SEQS, _CPU_SEQS = 2048, 256, 128
+_CPU_PREFILL_TOKENS = 128
 _LARGE_GPU_BYTES = 70 * 2**30
 
 
@@ -193,6 +194,11 @@ class EngineConfig:
     """Tokens computed in one step, 1 or more; a longer prompt is computed in chunks. auto: 8,192 on a GPU of 70 GiB or
     more, else 2,048: enough to fill the machine without stalling streams."""
 
+    long_prefill_token_threshold: int | None = setting(None, minimum=1, parse=human_int_or_auto)
+    """Tokens of one prompt in a step while other requests run or wait, 1 or more: so long may their streams pause. A
+    quarter as many of one whose log-probabilities are asked for. auto: a quarter of --max-num-batched-tokens, on a CPU
+    at most 128."""
+
     block_size: int = setting(16, minimum=1, maximum=1024)
     """Tokens in one KV cache block, 1 to 1,024. 16: at 300-token sequences it wastes 2.7 %, 64 would waste 10.7 %."""
 
@@ -262,11 +268,14 @@ class EngineConfig:
             )
         large = device != "cpu" and device_memory_bytes >= _LARGE_GPU_BYTES
         seqs = _GPU_SEQS if large else _CPU_SEQS if device == "cpu" else _SMALL_GPU_SEQS
+        tokens = self.max_num_batched_tokens or (_GPU_BATCHED_TOKENS if large else _SMALL_BATCHED_TOKENS)
+        share = max(1, tokens // 4)
         return ResolvedLimits(
             max_model_len=self.max_model_len or context_length,
             max_num_seqs=self.max_num_seqs or seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens
-            or (_GPU_BATCHED_TOKENS if large else _SMALL_BATCHED_TOKENS),
+            max_num_batched_tokens=tokens,
+            long_prefill_token_threshold=self.long_prefill_token_threshold
+            or (min(share, _CPU_PREFILL_TOKENS) if device == "cpu" else share),
         )
 
 
@@ -277,6 +286,7 @@ class ResolvedLimits:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    long_prefill_token_threshold: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -255,6 +255,7 @@ def _make_engine(
             max_num_batched_tokens=limits.max_num_batched_tokens,
             max_num_seqs=limits.max_num_seqs,
             max_model_len=plan.max_model_len,
+            long_prefill_token_threshold=limits.long_prefill_token_threshold,
             policy=SchedulingPolicy(config.scheduling_policy),
             eos_token_ids=frozenset(model.config.eos_token_ids),
         ),

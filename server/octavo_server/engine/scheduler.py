@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from octavo_server.engine.request import Request
     from octavo_server.engine.sequence import Sequence
 
+SCORED_TOKEN_COST = 4
+"""Computing a prompt token's logits and their order takes as long as this many tokens without, in small models."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -171,7 +174,7 @@ class Scheduler:
         """Decides the next step; while there is work it is never empty."""
         plan = _StepPlan(self.config.max_num_batched_tokens)
         # A prompt that is alone stalls nobody
-        share = self._prefill_share if len(self._sequences) > 1 else plan.budget
+        share = self._prefill_share if len(self._sequences) > 1 else SCORED_TOKEN_COST * plan.budget
         self._schedule_running(plan, share)
         if not plan.preempted:
             self._schedule_waiting(plan, share, now)
@@ -237,7 +240,7 @@ class Scheduler:
         for sequence in list(self._running.values()):
             # Else it was preempted by one before it
             if sequence.status is SequenceStatus.RUNNING:
-                self._schedule_tokens(sequence, min(sequence.num_uncomputed_tokens, share, plan.budget), plan)
+                self._schedule_tokens(sequence, min(_num_wanted(sequence, share), plan.budget), plan)
 
     def _schedule_waiting(self, plan: _StepPlan, share: int, now: float) -> None:
         if not self._has_room(plan):
@@ -256,7 +259,7 @@ class Scheduler:
             if not self.kv.can_hold(sequence, hits, spare_blocks=spare):
                 return
             self._admit(sequence, hits, now)
-            self._schedule_tokens(sequence, min(sequence.num_uncomputed_tokens, share, plan.budget), plan)
+            self._schedule_tokens(sequence, min(_num_wanted(sequence, share), plan.budget), plan)
             promised += self._blocks_to_come(sequence)
             in_the_making.add(next_hash)
 
@@ -396,6 +399,13 @@ class Scheduler:
 def _ends_at_eos(sequence: Sequence, *, may_stop: bool) -> bool:
     """A grammar allows an end only where it is one, whatever else was asked."""
     return sequence.grammar is not None or (may_stop and not sequence.request.params.ignore_eos)
+
+
+def _num_wanted(sequence: Sequence, share: int) -> int:
+    """Tokens to compute where `share` plain ones are allowed."""
+    if not sequence.reads_prefix_cache:
+        share = max(1, share // SCORED_TOKEN_COST)
+    return min(sequence.num_uncomputed_tokens, share)
 
 
 def _next_hash(sequence: Sequence, num_blocks: int) -> bytes | None:

@@ -52,21 +52,25 @@ def test_a_value_out_of_range_is_refused_with_both_numbers(settings: dict[str, f
 
 
 @pytest.mark.parametrize(
-    ("device", "memory", "seqs", "tokens"),
-    [("cpu", 0, 128, 2048), ("cuda", 24 * 2**30, 256, 2048), ("cuda", 80 * 2**30, 1024, 8192)],
+    ("device", "memory", "seqs", "tokens", "share"),
+    [("cpu", 0, 128, 2048, 128), ("cuda", 24 * 2**30, 256, 2048, 512), ("cuda", 80 * 2**30, 1024, 8192, 2048)],
 )
-def test_autos_follow_the_machine(device: str, memory: int, seqs: int, tokens: int) -> None:
+def test_autos_follow_the_machine(device: str, memory: int, seqs: int, tokens: int, share: int) -> None:
     limits = EngineConfig(model="m").resolve(context_length=4096, device=device, device_memory_bytes=memory)
 
     assert (4096, seqs, tokens) == (limits.max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens)
+    assert share == limits.long_prefill_token_threshold
 
 
 def test_what_was_set_is_kept() -> None:
-    config = EngineConfig(model="m", max_model_len=100, max_num_seqs=3, max_num_batched_tokens=7)
+    config = EngineConfig(
+        model="m", max_model_len=100, max_num_seqs=3, max_num_batched_tokens=7, long_prefill_token_threshold=300
+    )
 
     limits = config.resolve(context_length=4096, device="cpu", device_memory_bytes=0)
 
     assert (limits.max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens) == (100, 3, 7)
+    assert limits.long_prefill_token_threshold == 300
 
 
 def test_a_context_beyond_the_model_is_refused_with_both_numbers() -> None:

@@ -621,6 +621,19 @@ class TestPromptLogprobs:
         assert [[item.position for item in result.prompt_logprobs] for result in told] == [[1, 2, 3, 4], [5]]
         assert [result.finish_reason for result in told] == [None, "length"]
 
+    def test_a_scored_prompt_takes_a_smaller_share_so_that_its_logits_hold_up_nobody(self) -> None:
+        scheduler = a_scheduler(budget=64, share=16)
+        scored, plain = added(
+            scheduler, a_sequence(40, params=SamplingParams(prompt_logprobs=0, max_tokens=0)), a_sequence(40)
+        )
+
+        beside = {item.sequence.sequence_id: item.num_tokens for item in scheduler.schedule(0.0).scheduled}
+        scheduler.abort(plain.sequence_id)
+        alone = [item.num_tokens for item in scheduler.schedule(0.0).scheduled]
+
+        assert beside == {scored.sequence_id: 4, plain.sequence_id: 16}
+        assert alone == [40]
+
     def test_a_recomputation_reports_none_twice(self) -> None:
         scheduler = a_scheduler()
         (sequence,) = added(scheduler, a_sequence(6, params=SamplingParams(prompt_logprobs=0)))
