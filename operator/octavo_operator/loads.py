@@ -92,12 +92,19 @@ class Loads:
         )
         return ZeroWish(reason=decision.reason) if decision.to_zero else None
 
+    def idle_for_s(self, key: ResourceKey) -> float | None:
+        """Of a resource that is watched for it; None while some ready pod does not tell its load."""
+        activity = self._tracker.activity("/".join(key))
+        if activity is None or activity.silent_pods:
+            return None
+        return activity.idleness(now=self._now()).idle_for_s
+
     def on_round(self) -> None:
         """Take in a fresh round of loads, and enqueue every resource whose status or count should change."""
         keys = []
         for raw in self._cache.resources():
             key = (str(raw["metadata"]["namespace"]), str(raw["metadata"]["name"]))
-            if _may_sleep(raw):
+            if _may_sleep(raw) or _rolls_when_idle(raw):
                 keys.append("/".join(key))
                 self._observe(key, raw)
             if self._pressure_changed(key, raw) or self._capacity_changed(key, raw) or self.zero_wish(key) is not None:
@@ -159,6 +166,13 @@ def _may_sleep(raw: JsonObject) -> bool:
     """The cheap look at a raw spec: all resources are asked every other second, and few ever sleep."""
     scaling = raw["spec"].get("scaling")
     return isinstance(scaling, dict) and scaling.get("minReplicas") == 0
+
+
+def _rolls_when_idle(raw: JsonObject) -> bool:
+    """As cheap a look: whether a rollout may wait for idleness."""
+    rollout = raw["spec"].get("rollout")
+    when = rollout.get("when") if isinstance(rollout, dict) else None
+    return isinstance(when, dict) and when.get("policy") == "Idle"
 
 
 def _parse(raw: object) -> ModelDeployment | None:

@@ -37,6 +37,9 @@ class LoadReader(Protocol):
     def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
         """Whether it may go to zero now."""
 
+    def idle_for_s(self, key: ResourceKey) -> float | None:
+        """Seconds without any request; None where nobody can say."""
+
 
 class Observer:
     """Owns the memory of the nodes; all else it only reads."""
@@ -81,6 +84,7 @@ class Observer:
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),
             keys_trouble=await self._keys.trouble(resource),
+            idle_for_s=self._loads.idle_for_s(key),
             awaits_node=await self._awaits_node(pods),
             adapter_trouble=self._adapter_trouble(),
         )

@@ -177,6 +177,8 @@ class Observed:
     zero_wish: ZeroWish | None = None
     keys_trouble: str = ""
     """Which Secret of access.keysFrom cannot be read, and the remedy; empty when all is well."""
+    idle_for_s: float | None = None
+    """Seconds without any request, told only where a rollout may wait for it; None where some replica does not tell."""
     awaits_node: bool = False
     """A pod has no node, and an autoscaler of nodes has said that it brings one."""
     adapter_trouble: str = ""

@@ -43,6 +43,7 @@ class Cluster:
     pods: list[dict[str, Any]] = field(default_factory=list)
     now: datetime.datetime = AT
     node_comes: bool = False
+    idle_for_s: float | None = None
     writes: list[str] = field(default_factory=list)
     writes_left: int | None = None
     events: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Cluster:
             resource=self.manifest,
             objects=dict(self.objects),
             pods=tuple(self.views()),
+            idle_for_s=self.idle_for_s,
             awaits_node=self.node_comes,
         )
 

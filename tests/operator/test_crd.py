@@ -64,7 +64,12 @@ EVERYTHING = {
     "drain": {"timeout": "30s"},
     "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m"},
     "access": {"keysFrom": [{"secretRef": {"name": "team-keys"}}]},
-    "rollout": {"strategy": "HoldAndSwap", "maxHold": "90s", "operatorUpgrade": "Roll"},
+    "rollout": {
+        "strategy": "HoldAndSwap",
+        "maxHold": "90s",
+        "when": {"policy": "Window", "cron": "0 2 * * 1-5", "duration": "2h", "timeZone": "America/Argentina/Ushuaia"},
+        "operatorUpgrade": "Roll",
+    },
     "placement": {
         "nodeSelector": {"a": "b"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -145,6 +150,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no name of a Secret": ({"access": {"keysFrom": [{"secretRef": {"name": "A/B"}}]}}, "secretRef.name"),
     "rollout strategy": ({"rollout": {"strategy": "RollingUpdate"}}, "spec.rollout.strategy"),
     "hold": ({"rollout": {"maxHold": "soon"}}, "spec.rollout.maxHold"),
+    "window without cron": (
+        {"rollout": {"when": {"policy": "Window", "duration": "1h"}}},
+        "policy Window needs cron and duration",
+    ),
+    "window of no length": (
+        {"rollout": {"when": {"policy": "Window", "cron": "0 2 * * *", "duration": "0s"}}},
+        "policy Window needs cron and duration",
+    ),
+    "cron without window": (
+        {"rollout": {"when": {"policy": "Idle", "cron": "0 2 * * *"}}},
+        "cron, duration and timeZone are for policy Window",
+    ),
+    "cron of four fields": (
+        {"rollout": {"when": {"policy": "Window", "cron": "0 2 * *", "duration": "1h"}}},
+        "spec.rollout.when.cron",
+    ),
     "upgrade": ({"rollout": {"operatorUpgrade": "Never"}}, "spec.rollout.operatorUpgrade"),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
     "field of a later version": ({"cache": {"type": "PVC"}}, 'unknown field "spec.cache"'),

@@ -152,6 +152,22 @@ async def test_fixed_or_invalid_resource_never_wishes_for_zero() -> None:
         assert world.loads.zero_wish(QWEN) is None
 
 
+async def test_idleness_is_known_where_a_rollout_may_wait_for_it() -> None:
+    world = World(rollout={"when": {"policy": "Idle"}})
+    assert world.loads.idle_for_s(QWEN) is None
+
+    world.wait(40, requests=1)
+    world.wait(2, requests=2)
+    world.wait(30, requests=2)
+    assert world.loads.idle_for_s(QWEN) == 30
+    world.now += 60
+    world.loads.on_round()
+    assert world.loads.idle_for_s(QWEN) is None, "the pod has not told its load for a minute"
+    other = World()
+    other.wait(40)
+    assert other.loads.idle_for_s(QWEN) is None
+
+
 def test_pods_are_told_to_scraper_and_adapter() -> None:
     (pod,) = World().loads.list_pods()
 

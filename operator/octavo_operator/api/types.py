@@ -98,12 +98,26 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutWhen:
+    """When a rollout may begin."""
+
+    policy: str = "Immediately"
+    cron: str = ""
+    """With Window: when it opens, five fields."""
+    duration_s: int = 0
+    """With Window: how long it stays open, in seconds."""
+    time_zone: str = ""
+    """With Window: the zone of `cron`, such as Europe/Berlin; "" is UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """How a new revision replaces the one that serves."""
 
     strategy: str = "Auto"
     max_hold_s: int = 300
     """Longest time without a ready replica in a swap, in seconds; then the revision before comes back."""
+    when: RolloutWhen = field(default_factory=RolloutWhen)
     operator_upgrade: str = "Keep"
     """Keep: what a newer operator renders differently waits for the next change of the spec. Roll: it rolls out."""
 

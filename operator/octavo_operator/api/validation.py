@@ -25,6 +25,7 @@ from octavo_operator.api.types import (
     Placement,
     Resources,
     Rollout,
+    RolloutWhen,
     Routing,
     Scaling,
 )
@@ -39,6 +40,7 @@ RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
 ROLLOUT_STRATEGIES = ("Auto", "Surge", "HoldAndSwap", "Recreate")
+CRON = r"[^\s]+( [^\s]+){4}"
 SPREADS = ("Soft", "Hard", "None")
 SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 MAX_REPLICAS = 1000
@@ -214,6 +216,7 @@ def _rollout(raw: ObjectReader) -> Rollout:
     result = Rollout(
         strategy=raw.choice("strategy", ROLLOUT_STRATEGIES, default="Auto"),
         max_hold_s=raw.duration_s("maxHold", default=300),
+        when=_when(raw.child("when")),
         operator_upgrade=raw.choice("operatorUpgrade", ("Keep", "Roll"), default="Keep"),
     )
     raw.finish()
@@ -244,6 +247,25 @@ def _keys_from(raw: ObjectReader) -> tuple[str, ...]:
         reader.finish()
         names.append(name)
     return tuple(names)
+
+
+def _when(raw: ObjectReader) -> RolloutWhen:
+    result = RolloutWhen(
+        policy=raw.choice("policy", ("Immediately", "Idle", "Window"), default="Immediately"),
+        cron=raw.string("cron", pattern=CRON, remedy='must have five fields, such as "0 2 * * 1-5"'),
+        duration_s=raw.duration_s("duration", default=0),
+        time_zone=raw.string("timeZone"),
+    )
+    if result.policy == "Window":
+        for name, value in (("cron", result.cron), ("duration", result.duration_s)):
+            if not value:
+                raw.complain(name, "is required where policy is Window")
+    else:
+        for name in ("cron", "duration", "timeZone"):
+            if raw.has(name):
+                raw.complain(name, f"is for policy Window, and policy is {result.policy}")
+    raw.finish()
+    return result
 
 
 def _placement(raw: ObjectReader) -> Placement:

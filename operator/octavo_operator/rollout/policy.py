@@ -18,6 +18,7 @@ from octavo_operator.desired.revision import Revision, choose_revision, number_o
 from octavo_operator.observed import Observed, replicas_of
 from octavo_operator.rollout.counts import STRATEGIES, Situation
 from octavo_operator.rollout.fleet import Fleet, count_fleet
+from octavo_operator.rollout.when import Wait, check_window, why_wait
 
 NO_ROOM_S = 20
 """How long a surge waits for room before replicas are swapped: a node that another pod just left is found sooner."""
@@ -55,8 +56,12 @@ def decide(resource: ModelDeployment, rendered: Revision, observed: Observed, *,
     known = {wanted.name: wanted, **observed.revisions}
     if resource.spec.suspend:
         return _suspended(known.get(before.revision, wanted), before, observed)
-    before = replace(before, refused=_still_refused(before.refused, wanted, resource.spec.rollout))
-    target, status = _choose_target(wanted, known, before)
+    before = replace(before, pending="", refused=_still_refused(before.refused, wanted, resource.spec.rollout))
+    target = _choose_target(wanted, known, before)
+    wait = _why_wait(resource, wanted, target, observed, before, now)
+    if wait is not None:
+        target = known[before.revision]
+    status = _begin(target, before)
     scene = _Scene(resource=resource, target=target, known=known, observed=observed, now=now)
     status = _choose_strategy(scene, status)
     status = _hold(scene, status)
@@ -65,7 +70,10 @@ def decide(resource: ModelDeployment, rendered: Revision, observed: Observed, *,
         scene = replace(scene, target=known[status.stable])
     status = _admit(scene, status)
     counts = _count(scene, status)
-    return _decision(scene, _settle(scene, status, counts), counts, wanted)
+    status = _settle(scene, status, counts)
+    if wait is not None:
+        status = replace(status, pending=wanted.name, why=wait.why)
+    return _decision(scene, status, counts, wanted, wait)
 
 
 def settings_of(rollout: Rollout) -> str:
@@ -116,7 +124,9 @@ def _suspended(target: Revision, before: RolloutStatus, observed: Observed) -> D
     return Decision(fleets=((target, counts.get(target.name, 0)),), counts=counts, kept=kept, status=status)
 
 
-def _decision(scene: _Scene, status: RolloutStatus, counts: Mapping[str, int], wanted: Revision) -> Decision:
+def _decision(
+    scene: _Scene, status: RolloutStatus, counts: Mapping[str, int], wanted: Revision, wait: Wait | None
+) -> Decision:
     kept = scene.observed.revisions
     others = (scene.known[name] for name in scene.others if name in scene.known)
     target = replace(scene.target, number=number_of(scene.target, kept))
@@ -126,7 +136,7 @@ def _decision(scene: _Scene, status: RolloutStatus, counts: Mapping[str, int], w
         counts=counts,
         kept=revisions_to_keep(kept, in_use),
         status=status,
-        look_again_s=_next_look_s(scene, status),
+        look_again_s=_next_look_s(scene, status, wait),
     )
 
 
@@ -136,17 +146,34 @@ def _still_refused(refused: Refused | None, wanted: Revision, rollout: Rollout) 
     return refused
 
 
-def _choose_target(
-    wanted: Revision, known: Mapping[str, Revision], before: RolloutStatus
-) -> tuple[Revision, RolloutStatus]:
-    target = wanted
+def _choose_target(wanted: Revision, known: Mapping[str, Revision], before: RolloutStatus) -> Revision:
     if before.refused is not None and before.stable in known:
-        target = known[before.stable]
+        return known[before.stable]
+    return wanted
+
+
+def _why_wait(
+    resource: ModelDeployment,
+    wanted: Revision,
+    target: Revision,
+    observed: Observed,
+    before: RolloutStatus,
+    now: datetime,
+) -> Wait | None:
+    """None for what needs no permission: what has begun, what goes back, and what disturbs nobody."""
+    check_window(resource.spec.rollout.when)
+    serves = any(pod.revision in before.admitted for pod in observed.ready_pods())
+    goes_back = target.name != wanted.name or target.name == before.stable
+    if target.name == before.revision or before.revision not in observed.revisions or goes_back or not serves:
+        return None
+    return why_wait(resource.spec.rollout.when, idle_for_s=observed.idle_for_s, now=now)
+
+
+def _begin(target: Revision, before: RolloutStatus) -> RolloutStatus:
+    """What is remembered of the rollout before ends where another target begins."""
     if target.name == before.revision:
-        return target, before
-    return target, RolloutStatus(
-        revision=target.name, stable=before.stable, admitted=before.admitted, refused=before.refused
-    )
+        return before
+    return RolloutStatus(revision=target.name, stable=before.stable, admitted=before.admitted, refused=before.refused)
 
 
 def _choose_strategy(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
@@ -245,9 +272,11 @@ def _settle(scene: _Scene, status: RolloutStatus, counts: Mapping[str, int]) -> 
     )
 
 
-def _next_look_s(scene: _Scene, status: RolloutStatus) -> float | None:
-    """The times at which room has been lacking, or requests have been held, for long enough."""
+def _next_look_s(scene: _Scene, status: RolloutStatus, wait: Wait | None) -> float | None:
+    """The times at which room has been lacking, or requests have been held, or a rollout has waited for long enough."""
     due = []
+    if wait is not None:
+        due.append(scene.now + timedelta(seconds=wait.look_again_s))
     if status.no_room_since is not None:
         due.append(status.no_room_since + _patience(scene))
     if status.held_since is not None:

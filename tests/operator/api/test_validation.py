@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.api.types import Rollout, Scaling, SecretRef, Source
+from octavo_operator.api.types import Rollout, RolloutWhen, Scaling, SecretRef, Source
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.errors import SpecInvalidError
 from octavo_testing.control_plane import a_manifest, a_resource
@@ -45,7 +45,12 @@ def test_every_field_is_read() -> None:
         drain={"timeout": "1m"},
         routing={"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s"},
         access={"keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}]},
-        rollout={"strategy": "HoldAndSwap", "maxHold": "90s", "operatorUpgrade": "Roll"},
+        rollout={
+            "strategy": "HoldAndSwap",
+            "maxHold": "90s",
+            "when": {"policy": "Window", "cron": "0 2 * * *", "duration": "1h", "timeZone": "Europe/Berlin"},
+            "operatorUpgrade": "Roll",
+        },
         placement={
             "nodeSelector": {"gpu": "yes"},
             "tolerations": [{"operator": "Exists"}],
@@ -72,7 +77,8 @@ def test_every_field_is_read() -> None:
         30,
     )
     assert spec.access.keys_from == ("a", "b")
-    assert spec.rollout == Rollout(strategy="HoldAndSwap", max_hold_s=90, operator_upgrade="Roll")
+    window = RolloutWhen(policy="Window", cron="0 2 * * *", duration_s=3600, time_zone="Europe/Berlin")
+    assert spec.rollout == Rollout(strategy="HoldAndSwap", max_hold_s=90, when=window, operator_upgrade="Roll")
     assert spec.placement.topology_spread == "Hard"
     assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
 
