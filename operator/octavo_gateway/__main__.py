@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def run(config: GatewayConfig) -> int:
     # Only a gateway in front of a cluster needs the Kubernetes client.
+    from .kube_quota import KubeQuotaBackend
     from .kube_source import KubeApiTransport, KubeSource
 
     stop = _stop_signals()
@@ -37,7 +38,11 @@ async def run(config: GatewayConfig) -> int:
     rng = random.Random()
 
     def make_source(publish: Callable[[RoutingTable], None], metrics: Metrics) -> KubeSource:
-        return KubeSource(transport, publish, metrics, namespaces=config.namespaces, rng=rng)
+        backend = None
+        if config.quota_objects:
+            namespace, _, prefix = config.quota_objects.partition("/")
+            backend = KubeQuotaBackend(transport, metrics, namespace=namespace, prefix=prefix)
+        return KubeSource(transport, publish, metrics, namespaces=config.namespaces, quota_backend=backend, rng=rng)
 
     try:
         async with running_gateway(config, make_source, rng) as gateway:

@@ -1,6 +1,7 @@
 """The gateway as a whole: two ports, the source of its routing table, and how it starts, drains and ends.
 
-Public port: OpenAI's API over all models. Internal port: /metrics /healthz /readyz /held.
+Public port: OpenAI's API over all models. Internal port: /metrics /healthz /readyz /held, and /quota
+for other gateways.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import logging
 import os
 import random
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +30,19 @@ from .key_poller import KeyPoller
 from .keys import Gate, Keyring
 from .load_poller import LoadPoller
 from .metrics import Metrics
-from .proxy import Limits, Proxy
+from .proxy import Bounds, Proxy
+from .quota_loops import QuotaBackend, QuotaLoops
+from .quota_wire import (
+    MAX_MESSAGE_BYTES,
+    SIGNATURE,
+    BadMessage,
+    HttpPeers,
+    check_signature,
+    decode_question,
+    encode_grants,
+)
+from .quota_wire import PATH as QUOTA_PATH
+from .quotas import Quotas
 from .router import Router
 from .upstream import new_session
 from .waker import Waker
@@ -56,6 +70,9 @@ POST_ONLY = frozenset(BEYOND_V1) | frozenset(
 class Source(Protocol):
     """Where models and replicas come from; publishes whole tables and never returns while it has more to say."""
 
+    @property
+    def quota_backend(self) -> QuotaBackend | None: ...
+
     async def run(self) -> None: ...
 
     async def wake(self, model: Model) -> None: ...
@@ -75,6 +92,8 @@ class Parts:
     waker: Waker
     gate: Gate
     key_poller: KeyPoller
+    quotas: Quotas
+    quota_loops: QuotaLoops
     metrics: Metrics
 
 
@@ -88,6 +107,8 @@ class Gateway:
         self.metrics = parts.metrics
         self._gate = parts.gate
         self._key_poller = parts.key_poller
+        self._quotas = parts.quotas
+        self._quota_loops = parts.quota_loops
         self.port = 0
         self.internal_port = 0
         self._public_site: web.BaseSite | None = None
@@ -113,6 +134,7 @@ class Gateway:
         if not await self.proxy.wait_idle(timeout_s):
             logger.warning("requests were cut by the shutdown time-out", extra={"in_flight": self.proxy.in_flight})
         await self.proxy.stop()
+        await self._quota_loops.close()
 
     def public_app(self) -> web.Application:
         app = web.Application(middlewares=[_errors_as_json])
@@ -129,7 +151,8 @@ class Gateway:
         return app
 
     def internal_app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(client_max_size=MAX_MESSAGE_BYTES)
+        app.router.add_post(QUOTA_PATH, self._quota)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -188,6 +211,16 @@ class Gateway:
     async def _held(self, _: web.Request) -> web.Response:
         return web.json_response({"held": self.router.admission.held(), "last_wake": self.waker.last_wake})
 
+    async def _quota(self, request: web.Request) -> web.Response:
+        """Another gateway's question to the owner of keys' quotas."""
+        body = await request.read()
+        try:
+            check_signature(self._quota_loops.secret, body, request.headers.get(SIGNATURE, ""), time.time())
+            gateway, entries = decode_question(body)
+        except BadMessage as error:
+            return web.Response(status=403, text=f"{error}\n")
+        return web.Response(body=encode_grants(self._quotas.answer(gateway, entries)))
+
 
 @contextlib.asynccontextmanager
 async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: random.Random) -> AsyncIterator[Gateway]:
@@ -196,34 +229,22 @@ async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: r
     balancer = Balancer(rng, on_spill=lambda key: metrics.spills.labels(key).inc())
     router = Router(balancer, metrics)
     source = make_source(router.publish, metrics)
-    waker = Waker(router, source, metrics)
-    keyring = Keyring(os.urandom(32))
-    gate, key_poller = Gate(keyring), KeyPoller(source, keyring, metrics)
-    router.on_table(key_poller.follow)
     async with (
         new_session(config.connect_timeout_s) as session,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as poll_session,
     ):
-        proxy = Proxy(
-            router,
-            gate,
-            metrics,
-            session,
-            limits=Limits(
-                max_request_bytes=config.max_request_bytes,
-                max_buffered_bytes=config.max_buffered_bytes,
-                first_byte_timeout_s=config.first_byte_timeout_s,
-                request_timeout_s=config.request_timeout_s,
-            ),
-        )
-        gateway = Gateway(
-            Parts(router=router, proxy=proxy, waker=waker, gate=gate, key_poller=key_poller, metrics=metrics)
-        )
+        parts = _make_parts(config, source, router, metrics, session, poll_session)
+        gateway = Gateway(parts)
         poller = LoadPoller(router, poll_session, rng)
         # handler_cancellation: a client that leaves cancels its handler, which closes the upstream at once.
         public = web.AppRunner(gateway.public_app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         internal = web.AppRunner(gateway.internal_app(), access_log=None, shutdown_timeout=1.0)
-        loops = {"source": source.run, "waker": waker.run, "keys": key_poller.run}
+        loops = {
+            "source": source.run,
+            "waker": parts.waker.run,
+            "keys": parts.key_poller.run,
+            "quotas": parts.quota_loops.run,
+        }
         tasks = [asyncio.create_task(_survive(what, run)) for what, run in loops.items()]
         try:
             await public.setup()
@@ -237,6 +258,45 @@ async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: r
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await poller.close()
+
+
+def _make_parts(
+    config: GatewayConfig,
+    source: Source,
+    router: Router,
+    metrics: Metrics,
+    session: aiohttp.ClientSession,
+    poll_session: aiohttp.ClientSession,
+) -> Parts:
+    keyring = Keyring(os.urandom(32))
+    gate, key_poller = Gate(keyring), KeyPoller(source, keyring, metrics)
+    router.on_table(key_poller.follow)
+    secret: Callable[[], bytes] = lambda: quota_loops.secret  # noqa: E731
+    quotas = Quotas(
+        me=config.own_address or "alone",
+        boot=uuid.uuid4().hex[:8],
+        peers=HttpPeers(poll_session, port=config.internal_port, secret=secret, wall_clock=time.time),
+        metrics=metrics,
+        clock=time.monotonic,
+        wall_clock=time.time,
+    )
+    quota_loops = QuotaLoops(quotas, source.quota_backend, metrics)
+    bounds = Bounds(
+        max_request_bytes=config.max_request_bytes,
+        max_buffered_bytes=config.max_buffered_bytes,
+        first_byte_timeout_s=config.first_byte_timeout_s,
+        request_timeout_s=config.request_timeout_s,
+    )
+    return Parts(
+        router=router,
+        proxy=Proxy(router, gate, quotas, metrics, session, bounds=bounds),
+        waker=Waker(router, source, metrics),
+        gate=gate,
+        key_poller=key_poller,
+        quotas=quotas,
+        quota_loops=quota_loops,
+        metrics=metrics,
+    )
 
 
 async def _survive(what: str, run: Callable[[], Awaitable[None]]) -> None:

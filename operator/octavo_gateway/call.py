@@ -15,11 +15,16 @@ from .endpoints import Model, Replica
 from .errors import ModelNotFound, ResponseNotFound, Unavailable
 from .keys import Gate, Key
 from .metrics import UNKNOWN_MODEL
+from .quotas import Quotas, Reservation, Size
 from .reply import Reply
 from .request_body import BodyReader, InboundBody
 from .router import Router
 from .stored_responses import Place, find_place
 from .upstream import UpstreamRequest
+from .usage import Usage
+
+STREAMS_WITH_OPTIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Whose streams tell usage only where they are asked to."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +35,10 @@ class Record:
     model_key: str = UNKNOWN_MODEL
     key: Key | None = None
     """Whose key let it in; None where the model is open."""
+    reservation: Reservation | None = None
+    """Of the key's tokens; None where there is no limit."""
+    usage: Usage | None = None
+    """What the answer says that it took."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +56,8 @@ class Call:
     disconnects: int = 0
     refused_by: set[str] = field(default_factory=set)
     was_refused: bool = False
+    hides_usage: bool = False
+    """The gateway asked for the usage of the stream, not the client."""
 
     @property
     def model_key(self) -> str:
@@ -60,9 +71,10 @@ ReadCall = Callable[[web.Request, Reply, BodyReader, Record], Awaitable[Call]]
 class CallReader:
     """Turns requests into calls by the routing table and the keys of the moment."""
 
-    def __init__(self, router: Router, gate: Gate) -> None:
+    def __init__(self, router: Router, gate: Gate, quotas: Quotas) -> None:
         self._router = router
         self._gate = gate
+        self._quotas = quotas
 
     async def read(self, request: web.Request, reply: Reply, reader: BodyReader, record: Record) -> Call:
         """A POST whose body names the model."""
@@ -73,12 +85,13 @@ class CallReader:
         record.model_key = model.key
         record.key = self._gate.check(model, authorization)
         sent = _headers_to(model, request, record.request_id)
-        if body.stream:
-            # A compressed stream could not follow the plain heartbeats of a hold.
-            sent.popall("Accept-Encoding", None)
-        sent_body = body.for_server(model.name_at_server(body.model))
+        # A compressed stream could not follow the plain heartbeats of a hold, nor could usage be read.
+        sent.popall("Accept-Encoding", None)
+        hides_usage = body.stream and not body.asks_for_usage and request.path in STREAMS_WITH_OPTIONS
+        sent_body = body.for_server(model.name_at_server(body.model), ask_for_usage=hides_usage)
         outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=sent_body)
-        call = Call(record=record, body=body, outbound=outbound, reply=reply)
+        call = Call(record=record, body=body, outbound=outbound, reply=reply, hides_usage=hides_usage)
+        await self._reserve(model, body, record)
         if body.previous_response_id is not None:
             call.pinned = self._place_of(body.previous_response_id, body, model).replica
         elif body.affinity is not None:
@@ -95,6 +108,13 @@ class CallReader:
         outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=None, method=request.method)
         body = InboundBody(raw=b"", model=place.model.key, stream=False, affinity=None)
         return Call(record=record, body=body, outbound=outbound, reply=reply, pinned=place.replica)
+
+    async def _reserve(self, model: Model, body: InboundBody, record: Record) -> None:
+        if record.key is None or not model.access.limits.is_set:
+            return
+        size = Size(num_bytes=len(body.raw), max_tokens=body.max_tokens, num_answers=body.num_answers)
+        account = f"{model.key} {record.key}"
+        record.reservation = await self._quotas.admit(account, model.access.limits, size)
 
     def _place_of(self, response_id: str, body: InboundBody, model: Model) -> Place:
         place = find_place(response_id, self._router.table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -34,6 +35,12 @@ class GatewayConfig:
     request_timeout_s: float = _option(
         3600.0, "seconds that a request may take in all, holding included, then 504; 0 means no limit"
     )
+    own_address: str = _option("", "this gateway's address among the ready ones of --quota-objects")
+    quota_objects: str = _option(
+        "",
+        "NAMESPACE/PREFIX of what quotas hold on to: Secret PREFIX-peers, ConfigMaps PREFIX-quota-0 to -7, Service "
+        "PREFIX-internal; empty means that this gateway is alone and days end with it",
+    )
     drain_delay_s: float = _option(
         3.0, "seconds after SIGTERM during which new requests are still taken, until load balancers have noticed"
     )
@@ -58,7 +65,10 @@ def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> GatewayConfig:
             choices=option.metadata["choices"],
             help=f"{option.metadata['help']} (default: {_shown(default)})",
         )
-    return GatewayConfig(**vars(parser.parse_args(argv)))
+    config = GatewayConfig(**vars(parser.parse_args(argv)))
+    if config.quota_objects and not re.fullmatch(r"[^/]+/[^/]+", config.quota_objects):
+        parser.error(f"--quota-objects {config.quota_objects!r} must be NAMESPACE/PREFIX")
+    return config
 
 
 def _from_env(parser: argparse.ArgumentParser, env: Mapping[str, str]) -> dict[str, Any]:

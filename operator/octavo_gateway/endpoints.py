@@ -13,6 +13,9 @@ from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
 
+from .quota import Limits
+
+NO_LIMITS = Limits()
 MAX_SUGGESTIONS = 5
 MAX_KNOWN_SHOWN = 20
 
@@ -57,6 +60,8 @@ class Access:
 
     keys_from: tuple[str, ...] = ()
     """Names of Secrets in the model's namespace; each of their entries is a key. Empty: open to all."""
+    limits: Limits = NO_LIMITS
+    """Tokens that each key may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ GatewayError
 ├── BadRequest             400, 404, 405, 408, 413: the client can mend it
 ├── Unauthorized           401: no key, or none that is known
 ├── Forbidden              403: a key for other models
+├── QuotaExceeded          429 + Retry-After: the key has used up its tokens
 ├── ModelNotFound          404
 ├── ResponseNotFound       404: what stored it is gone, or never was
 ├── Unavailable            503 + Retry-After: nothing can serve this now
@@ -68,6 +69,20 @@ class Forbidden(GatewayError):
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+
+
+class QuotaExceeded(GatewayError):
+    status = 429
+    type = "rate_limit_error"
+    code = "quota_exceeded"
+
+    def __init__(self, message: str, *, code: str, limit: int, left: int, retry_after_s: int) -> None:
+        headers = {
+            "Retry-After": str(retry_after_s),
+            "X-RateLimit-Limit-Tokens": str(limit),
+            "X-RateLimit-Remaining-Tokens": str(left),
+        }
+        super().__init__(message, code=code, headers=headers)
 
 
 class ModelNotFound(GatewayError):

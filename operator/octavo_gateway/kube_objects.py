@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from .endpoints import Access, Model, Replica, RoutingTable, resolve_strategy, table_of
+from .quota import Limits
 
 MODEL_LABEL = "octavo.dev/modeldeployment"
 REVISION_LABEL = "octavo.dev/revision"
@@ -67,7 +68,10 @@ def read_model(thing: KubeObject) -> ModelFacts:
 
 
 def read_access(access: KubeObject) -> Access:
-    return Access(keys_from=tuple(source["secretRef"]["name"] for source in access.get("keysFrom") or ()))
+    return Access(
+        keys_from=tuple(source["secretRef"]["name"] for source in access.get("keysFrom") or ()),
+        limits=Limits(per_minute=access.get("tokensPerMinute", 0), per_day=access.get("tokensPerDay", 0)),
+    )
 
 
 def read_pod(thing: KubeObject) -> PodFacts | None:

@@ -30,6 +30,7 @@ from .kube_objects import (
     read_pod,
 )
 from .metrics import Metrics
+from .quota_loops import QuotaBackend
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,10 @@ class KubeSource:
         metrics: Metrics,
         *,
         namespaces: Sequence[str] = (),
+        quota_backend: QuotaBackend | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        self.quota_backend = quota_backend
         self._transport = transport
         self._publish = publish
         self._dirty = asyncio.Event()

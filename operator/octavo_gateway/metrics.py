@@ -39,6 +39,20 @@ class Metrics:
         self.unreadable_secrets = self._total(
             "unreadable_secrets", "Secrets named by access.keysFrom that cannot be read."
         )
+        self.tokens = self._counter("tokens", "Tokens of answers, as their usage tells.", "kind")
+        self.quota_rejections = self._counter(
+            "quota_rejections", "Requests refused because the key had used up its tokens.", "quota"
+        )
+        self.silent_owners = Counter(
+            "octavo_gateway_silent_quota_owners",
+            "Times that the gateway which owns a key's quota did not answer.",
+            registry=self.registry,
+        )
+        self.unsaved_days = Counter(
+            "octavo_gateway_unsaved_days",
+            "Day totals of keys that were not saved, because their ConfigMap is full.",
+            registry=self.registry,
+        )
         self.source_errors = Counter(
             "octavo_gateway_source_errors",
             "Failed lists, watches, reads and writes at the API server.",

@@ -29,13 +29,15 @@ from . import headers
 from .admission import retry_after_s
 from .call import Call, CallReader, ReadCall, Record
 from .endpoints import Model, Replica
-from .errors import GatewayError, ModelNotFound, TimedOut, Unavailable, UpstreamFailed
+from .errors import GatewayError, ModelNotFound, QuotaExceeded, TimedOut, Unavailable, UpstreamFailed
 from .keys import Gate
 from .metrics import UNKNOWN_MODEL, Metrics
-from .reply import ClientGone, Reply
+from .quotas import Quotas
+from .reply import EVENT_STREAM, ClientGone, Reply
 from .request_body import BodyBudget, BodyReader
 from .router import Router
 from .upstream import AttemptFailed, send
+from .usage import BodyUsage, StreamUsage, Usage, UsageReader
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Bounds:
     """Bounds of requests; bytes and seconds."""
 
     max_request_bytes: int
@@ -64,18 +66,20 @@ class Proxy:
         self,
         router: Router,
         gate: Gate,
+        quotas: Quotas,
         metrics: Metrics,
         session: aiohttp.ClientSession,
         *,
-        limits: Limits,
+        bounds: Bounds,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._router = router
-        self._calls = CallReader(router, gate)
+        self._calls = CallReader(router, gate, quotas)
+        self._quotas = quotas
         self._metrics = metrics
         self._session = session
-        self._limits = limits
-        self._budget = BodyBudget(limits.max_buffered_bytes)
+        self._bounds = bounds
+        self._budget = BodyBudget(bounds.max_buffered_bytes)
         self._new_id = new_id
         self._running: set[asyncio.Task[object]] = set()
         self._is_stopping = False
@@ -106,7 +110,7 @@ class Proxy:
         started = time.monotonic()
         record = Record(request_id=headers.request_id_of(request, self._new_id))
         reply = Reply(request, record.request_id, close=self.is_draining)
-        limit = asyncio.timeout(self._limits.request_timeout_s or None)
+        limit = asyncio.timeout(self._bounds.request_timeout_s or None)
         try:
             async with limit:
                 return await self._answer(request, reply, read_call, record)
@@ -129,6 +133,7 @@ class Proxy:
         finally:
             self._running.discard(task)
             self._metrics.in_flight.dec()
+            self._settle(record, reply.code)
             self._count(record, reply.code, time.monotonic() - started)
 
     async def wait_idle(self, timeout_s: float) -> bool:
@@ -150,12 +155,14 @@ class Proxy:
     async def _answer(
         self, request: web.Request, reply: Reply, read_call: ReadCall, record: Record
     ) -> web.StreamResponse:
-        with BodyReader(self._budget, self._limits.max_request_bytes) as reader:
+        with BodyReader(self._budget, self._bounds.max_request_bytes) as reader:
             call: Call | None = None
             try:
                 call = await read_call(request, reply, reader, record)
                 return await self._serve(call)
             except GatewayError as error:
+                if isinstance(error, QuotaExceeded):
+                    self._metrics.quota_rejections.labels(record.model_key, error.code or "").inc()
                 return await reply.fail(error)
             finally:
                 if call is not None and call.hold is not None:
@@ -169,13 +176,23 @@ class Proxy:
                 if response is None:
                     continue
                 try:
-                    return await call.reply.pass_on(response)
+                    return await self._pass_on(call, response)
                 except UpstreamFailed:
                     self._note_failure(call, replica, "broken")
                     raise
                 finally:
                     # Not release: a half-read answer must close, so that the replica aborts the request.
                     response.close()
+
+    async def _pass_on(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
+        if response.status != 200:
+            return await call.reply.pass_on(response)
+        is_stream = response.content_type == EVENT_STREAM
+        reader: UsageReader = StreamUsage(hide=call.hides_usage) if is_stream else BodyUsage()
+        try:
+            return await call.reply.pass_on(response, reader)
+        finally:
+            call.record.usage = reader.usage
 
     async def _attempt(self, call: Call, replica: Replica) -> aiohttp.ClientResponse | None:
         """The response to pass on, or None where the next replica should be tried."""
@@ -184,14 +201,14 @@ class Proxy:
                 self._session,
                 replica.url,
                 call.outbound,
-                first_byte_timeout_s=self._limits.first_byte_timeout_s,
+                first_byte_timeout_s=self._bounds.first_byte_timeout_s,
             )
         except AttemptFailed as failure:
             self._note_failure(call, replica, failure.reason)
             self._note_sick(call, replica)
             if failure.reason == "timeout":
                 raise TimedOut(
-                    f"The replica did not begin to answer within {self._limits.first_byte_timeout_s:g} s; "
+                    f"The replica did not begin to answer within {self._bounds.first_byte_timeout_s:g} s; "
                     "ask for less, or for a stream."
                 ) from failure
             if call.pinned is not None:
@@ -287,6 +304,16 @@ class Proxy:
             "attempt on a replica failed", extra={"model": call.model_key, "pod": replica.pod, "why": reason}
         )
 
+    def _settle(self, record: Record, code: int) -> None:
+        """What was reserved becomes what was used; an answer that does not tell leaves it as it is."""
+        usage = record.usage
+        if usage is None and code >= 400 and code != CLIENT_CLOSED_REQUEST:
+            usage = Usage(prompt_tokens=0, output_tokens=0)
+        if usage is not None and record.reservation is not None:
+            self._quotas.settle(
+                record.reservation, prompt_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens
+            )
+
     def _note_answer(self, call: Call, replica: Replica, status: int) -> None:
         """A 503 is a replica's word that it loads or drains; any other 5xx is taken for a sign of sickness."""
         if status >= 500 and status != 503:
@@ -306,7 +333,7 @@ class Proxy:
     async def _give_up(self, reply: Reply) -> web.StreamResponse:
         """The request's time is over; a client that does not read must not keep it longer."""
         error = TimedOut(
-            f"The request took longer than {self._limits.request_timeout_s:g} s, the gateway's limit; "
+            f"The request took longer than {self._bounds.request_timeout_s:g} s, the gateway's limit; "
             "ask for less, or in several requests."
         )
         try:
@@ -323,6 +350,9 @@ class Proxy:
             model_key = UNKNOWN_MODEL
         self._metrics.requests.labels(model_key, str(code)).inc()
         self._metrics.request_seconds.labels(model_key).observe(seconds)
+        if record.usage is not None:
+            self._metrics.tokens.labels(model_key, "prompt").inc(record.usage.prompt_tokens)
+            self._metrics.tokens.labels(model_key, "output").inc(record.usage.output_tokens)
 
 
 def _shutting_down() -> Unavailable:

@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 
 from . import headers
 from .errors import GatewayError, UpstreamFailed, error_body
+from .usage import UsageReader
 
 EVENT_STREAM = "text/event-stream"
 HEARTBEAT = b": waiting for a replica\n\n"
@@ -47,8 +48,8 @@ class Reply:
             await self._start(200, CIMultiDict(sse))
         await self._write(HEARTBEAT)
 
-    async def pass_on(self, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
-        """Send an upstream's answer, each piece as it comes."""
+    async def pass_on(self, upstream: aiohttp.ClientResponse, reader: UsageReader | None = None) -> web.StreamResponse:
+        """Send an upstream's answer, each piece as it comes; what a reader takes out of it is not sent."""
         if self._response is not None and not _is_good_stream(upstream):
             return await self._pass_on_as_event(upstream)
         if self._response is None:
@@ -56,9 +57,14 @@ class Reply:
         self.code = upstream.status
         try:
             async for piece in upstream.content.iter_any():
-                await self._write(piece)
+                shown = reader.feed(piece) if reader is not None else piece
+                if shown:
+                    await self._write(shown)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UpstreamFailed("The replica broke off in the middle of its answer; ask again.") from error
+        rest = reader.end() if reader is not None else b""
+        if rest:
+            await self._write(rest)
         return await self._finish()
 
     async def fail(self, error: GatewayError) -> web.StreamResponse:

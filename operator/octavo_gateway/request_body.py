@@ -22,6 +22,8 @@ AFFINITY_TOKENS = 512
 """The same of a prompt that comes as token ids."""
 READ_TIMEOUT_S = 30.0
 """A body of which nothing comes for so long is given up: what came of it takes from the budget of all."""
+MAX_COUNT = 10**9
+"""A larger number of tokens or answers is the server's to refuse."""
 MAX_VALUES = 4_000_000
 """Most values in a body, as its brackets and commas tell before it is parsed: two bytes become fifty in memory."""
 
@@ -37,12 +39,23 @@ class InboundBody:
     """A digest of the conversation's beginning and the cache salt: equal for all turns of one conversation."""
     previous_response_id: str | None = None
     """What ``/v1/responses`` goes on from."""
+    asks_for_usage: bool = False
+    """A stream that shall end with its usage."""
+    has_stream_options: bool = False
+    max_tokens: int | None = None
+    num_answers: int = 1
 
-    def for_server(self, served_name: str) -> bytes:
-        """The bytes to send: as they came, or with ``model`` replaced by the name that the server goes by."""
-        if served_name == self.model:
+    def for_server(self, served_name: str, *, ask_for_usage: bool = False) -> bytes:
+        """The bytes to send: as they came, or with the name that the server goes by, or asking for usage too."""
+        if served_name == self.model and not ask_for_usage:
             return self.raw
-        return json.dumps({**json.loads(self.raw), "model": served_name}).encode()
+        if served_name == self.model and not self.has_stream_options:
+            # At the end, so that the rest goes as it came: an object with a model is not empty.
+            return self.raw.rstrip()[:-1] + b', "stream_options": {"include_usage": true}}'
+        fields = {**json.loads(self.raw), "model": served_name}
+        if ask_for_usage:
+            fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+        return json.dumps(fields).encode()
 
 
 class BodyBudget:
@@ -133,14 +146,28 @@ def parse_body(raw: bytes) -> InboundBody:
         raise BadRequest("The field 'model' is missing; GET /v1/models lists what there is.", param="model")
     if not isinstance(model, str) or not model:
         raise BadRequest("The field 'model' must be a non-empty string.", param="model")
-    previous = fields.get("previous_response_id")
+    previous, options = fields.get("previous_response_id"), fields.get("stream_options")
     return InboundBody(
         raw=raw,
         model=model,
         stream=fields.get("stream") is True,
         affinity=_affinity(fields),
         previous_response_id=previous if isinstance(previous, str) and previous else None,
+        # Options that are no object are the server's to refuse, so nothing is added to them.
+        asks_for_usage=not isinstance(options, dict | None) or (options or {}).get("include_usage") is True,
+        has_stream_options="stream_options" in fields,
+        max_tokens=_max_tokens(fields),
+        num_answers=_count(fields.get("n")) or 1,
     )
+
+
+def _max_tokens(fields: Mapping[str, Any]) -> int | None:
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    return next((count for name in names if (count := _count(fields.get(name))) is not None), None)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT else None
 
 
 def _affinity(fields: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from .endpoints import Model, RoutingTable, table_of
 from .errors import KubeApiError
+from .quota_loops import QuotaBackend
 
 
 class StaticSource:
@@ -13,6 +14,8 @@ class StaticSource:
         self, publish: Callable[[RoutingTable], None], *, secrets: Mapping[str, Mapping[str, bytes]] | None = None
     ) -> None:
         """`secrets` has the entries of each Secret by ``NAMESPACE/NAME``."""
+        self.quota_backend: QuotaBackend | None = None
+        """Nothing outlives a local gateway, and it is alone."""
         self._publish = publish
         self._secrets = secrets or {}
 

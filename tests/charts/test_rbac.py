@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from octavo_gateway import kube_objects
+from octavo_gateway.kube_quota import SHARDS
 from octavo_operator.kube import kinds
 
 Rule = tuple[str, str, frozenset[str]]
@@ -44,11 +45,14 @@ def test_no_rule_has_a_star(rendered):
 def test_secrets_are_readable_by_one_name_or_where_keys_lie(rendered):
     for role in rendered.of("ClusterRole"):
         assert all("secrets" not in rule["resources"] for rule in role["rules"])
+    own = {
+        ("octavo-operator", "octavo-metrics-adapter", ("get", "update")),
+        ("octavo-gateway", "octavo-gateway-peers", ("get", "patch")),
+    }
     for role in (role for role in rendered.of("Role") if role["metadata"]["name"] != "sys-octavo-keys"):
         for rule in (rule for rule in role["rules"] if "secrets" in rule["resources"]):
             assert role["metadata"]["namespace"] == "sys"
-            assert rule["resourceNames"] == ["octavo-metrics-adapter"]
-            assert rule["verbs"] == ["get", "update"]
+            assert (role["metadata"]["name"], *rule["resourceNames"], tuple(rule["verbs"])) in own
 
 
 @pytest.mark.parametrize(("given", "namespaces"), [([], ["sys"]), (["team-a", "team-b"], ["team-a", "team-b"])])
@@ -114,6 +118,8 @@ def test_what_can_be_limited_to_a_name_is(render):
         ("clusterroles", ("sys-octavo-metrics-reader",)),
         ("leases", ("octavo-operator",)),
         ("secrets", ("octavo-metrics-adapter",)),
+        ("secrets", ("octavo-gateway-peers",)),
+        ("configmaps", tuple(f"octavo-gateway-quota-{shard}" for shard in range(SHARDS))),
     }
 
 
@@ -124,6 +130,20 @@ def test_the_gateway_may_read_and_wake(render):
         ("octavo.dev", "modeldeployments/scale", frozenset({"patch"})),
         ("", "pods", READ),
     }
+
+
+def test_the_gateway_may_in_its_own_namespace_only_what_quotas_need_and_those_objects_are_made_empty(render):
+    rendered = render()
+
+    assert rules(rendered.find("Role", "octavo-gateway")) == {
+        ("discovery.k8s.io", "endpointslices", READ),
+        ("", "secrets", frozenset({"get", "patch"})),
+        ("", "configmaps", frozenset({"get", "patch"})),
+    }
+    made = [rendered.find("Secret", "octavo-gateway-peers")]
+    made += [rendered.find("ConfigMap", f"octavo-gateway-quota-{shard}") for shard in range(SHARDS)]
+    assert not any("data" in each or "stringData" in each for each in made)
+    assert rendered.find("Service", "octavo-gateway-internal")
 
 
 def test_the_hpa_controller_may_read_what_the_adapter_serves(render):

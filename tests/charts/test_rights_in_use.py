@@ -106,6 +106,8 @@ def test_a_models_whole_life_needs_no_other_right(server: ApiServer, release, tm
         await_that(lambda: namespace.deployment_of("scaled")["spec"]["replicas"], lambda replicas: replicas == 0)
         await_that(lambda: namespace.names("Event"), bool)
         await_that(lambda: is_ready(internal), bool)
+        peers = f"/api/v1/namespaces/sys/secrets/{name}-gateway-peers"
+        await_that(lambda: server.request("GET", peers).body.get("data"), bool)
         with asking(port, "scaled"):
             await_that(
                 lambda: (namespace.get("ModelDeployment", "scaled") or {})["spec"]["replicas"],

@@ -8,6 +8,7 @@ import pytest
 
 from octavo_gateway.endpoints import Strategy
 from octavo_gateway.kube_objects import build_table, duration_s, read_model, read_pod
+from octavo_gateway.quota import Limits
 
 
 def a_deployment(name: str = "qwen", **parts: Any) -> dict[str, Any]:
@@ -66,12 +67,19 @@ def test_auto_keeps_conversations_together_where_prefixes_are_cached(spec: dict[
     assert (model.strategy, model.service_url) == (strategy, "http://qwen.default.svc:8000")
 
 
+def test_limits_are_read() -> None:
+    access = {"keysFrom": [{"secretRef": {"name": "a"}}], "tokensPerMinute": 5, "tokensPerDay": 7}
+
+    assert read_model(a_deployment(spec={"access": access})).model.access.limits == Limits(per_minute=5, per_day=7)
+
+
 def test_keys_come_from_secrets_of_the_models_namespace() -> None:
     access = {"keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}]}
 
     model = read_model(a_deployment(spec={"access": access})).model
 
     assert model.key_secrets == ("default/a", "default/b")
+    assert model.access.limits == Limits()
     assert read_model(a_deployment()).model.key_secrets == ()
 
 

@@ -73,6 +73,44 @@ def test_all_turns_of_responses_have_one_affinity_however_the_first_is_written()
     assert affinity(instructions="be long", input="hello") != affinity(instructions="be brief", input="hello")
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"), [({}, False), ({"include_usage": True}, True), ({"include_usage": False}, False)]
+)
+def test_a_stream_is_asked_for_its_usage_where_the_client_did_not(options: dict[str, Any], asked: bool) -> None:
+    fields = {"model": "m", "stream": True, "stream_options": {**options, "other": 1}, "n": 3, "max_tokens": 7}
+
+    body = parse_body(json.dumps(fields).encode())
+    sent = json.loads(body.for_server("m", ask_for_usage=True))
+
+    assert (body.asks_for_usage, body.num_answers, body.max_tokens) == (asked, 3, 7)
+    assert sent == {**fields, "stream_options": {"other": 1, "include_usage": True}}
+
+
+@pytest.mark.parametrize("raw", [b'{"model":"m","x": 1.00}', b' { "model" : "m" } \n', b'{"model":"m","a":{}}'])
+def test_without_options_the_question_is_put_at_the_end_and_the_rest_goes_as_it_came(raw: bytes) -> None:
+    sent = parse_body(raw).for_server("m", ask_for_usage=True)
+
+    assert sent.startswith(raw.rstrip()[:-1])
+    assert json.loads(sent) == {**json.loads(raw), "stream_options": {"include_usage": True}}
+
+
+def test_the_name_and_the_question_go_together() -> None:
+    sent = parse_body(b'{"model": "ns/m", "stream_options": null}').for_server("m", ask_for_usage=True)
+
+    assert json.loads(sent) == {"model": "m", "stream_options": {"include_usage": True}}
+
+
+def test_options_that_are_none_are_the_servers_to_refuse() -> None:
+    assert parse_body(b'{"model": "m", "stream_options": 5}').asks_for_usage
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "7", None, 10**30])
+def test_a_strange_number_of_tokens_or_answers_is_the_servers_to_refuse(value: Any) -> None:
+    body = parse_body(json.dumps({"model": "m", "max_tokens": value, "n": value}).encode())
+
+    assert (body.max_tokens, body.num_answers) == (None, 1)
+
+
 def test_lone_surrogates_do_not_break_the_hash() -> None:
     assert parse_body(b'{"model": "m", "prompt": "\\ud800"}').affinity is not None
 
@@ -133,4 +171,4 @@ def test_what_was_parsed_is_not_kept() -> None:
     """A request may wait for minutes; beyond its bytes only what routing needs stays in memory."""
     body = parse_body(b'{"model": "m", "prompt": "hi"}')
 
-    assert {type(getattr(body, field.name)) for field in fields(body)} <= {bytes, str, bool, type(None)}
+    assert {type(getattr(body, field.name)) for field in fields(body)} <= {bytes, str, bool, int, type(None)}

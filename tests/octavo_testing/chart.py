@@ -38,7 +38,7 @@ PATHS = {
     "ScaledObject": "/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects",
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
 }
-RIGHTS = ("ServiceAccount", "Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+RIGHTS = ("ServiceAccount", "Secret", "ConfigMap", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 
 
 OPTIONAL_KINDS = ("HTTPRoute", "PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject")
@@ -68,7 +68,7 @@ def path_of(manifest: Manifest) -> str:
 
 
 def install_rights(server: ApiServer, manifests: Iterable[Manifest]) -> None:
-    """Accounts, roles, bindings and the empty Secret; nothing that would need a kubelet."""
+    """Accounts, roles, bindings and the empty Secrets and ConfigMaps; nothing that would need a kubelet."""
     for manifest in (each for each in manifests if each["kind"] in RIGHTS):
         answer = server.request("POST", path_of(manifest), manifest)
         assert answer.status == 201, answer.message

@@ -19,6 +19,7 @@ from octavo_gateway.config import GatewayConfig
 from octavo_gateway.endpoints import Model, Replica, RoutingTable
 from octavo_gateway.errors import KubeApiError
 from octavo_gateway.metrics import Metrics
+from octavo_gateway.quota_loops import QuotaBackend
 from octavo_gateway.static_source import StaticSource
 
 CHAT = "/v1/chat/completions"
@@ -197,12 +198,16 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def a_gateway(
-    *models: Model, secrets: Mapping[str, Mapping[str, bytes]] | None = None, **settings: Any
+    *models: Model,
+    secrets: Mapping[str, Mapping[str, bytes]] | None = None,
+    quota_backend: QuotaBackend | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Bench]:
     sources: list[WakingSource] = []
 
     def make_source(publish: Callable[[RoutingTable], None], _: Metrics) -> WakingSource:
         sources.append(WakingSource(publish, secrets=secrets or {}))
+        sources[0].quota_backend = quota_backend
         return sources[0]
 
     config = GatewayConfig(**{"host": "127.0.0.1", "port": 0, "internal_port": 0, **settings})

@@ -63,7 +63,11 @@ EVERYTHING = {
     },
     "drain": {"timeout": "30s"},
     "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m"},
-    "access": {"keysFrom": [{"secretRef": {"name": "team-keys"}}]},
+    "access": {
+        "keysFrom": [{"secretRef": {"name": "team-keys"}}],
+        "tokensPerMinute": 60_000,
+        "tokensPerDay": 10**9,
+    },
     "rollout": {
         "strategy": "HoldAndSwap",
         "maxHold": "90s",
@@ -147,6 +151,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "routing tag": ({"engine": {"extraArgs": ["--routing-tag=a/b/c"]}}, "extraArgs may not set --host"),
     "keys from nowhere": ({"access": {"keysFrom": [{}]}}, "spec.access.keysFrom[0].secretRef"),
     "keys by value": ({"access": {"keysFrom": [{"secretRef": {"name": "a"}, "key": "sk"}]}}, "unknown field"),
+    "a quota of nobody": ({"access": {"tokensPerMinute": 5}}, "count per key and need keysFrom"),
+    "a day of nobody": ({"access": {"tokensPerDay": 5, "keysFrom": []}}, "count per key and need keysFrom"),
+    "less than no tokens": ({"access": {"tokensPerDay": -1}}, "spec.access.tokensPerDay"),
     "no name of a Secret": ({"access": {"keysFrom": [{"secretRef": {"name": "A/B"}}]}}, "secretRef.name"),
     "rollout strategy": ({"rollout": {"strategy": "RollingUpdate"}}, "spec.rollout.strategy"),
     "hold": ({"rollout": {"maxHold": "soon"}}, "spec.rollout.maxHold"),

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from octavo_gateway import endpoints
+from octavo_gateway.quota import Limits
 from octavo_operator.api import reasons
+from octavo_operator.api.types import Access
 from octavo_operator.conditions import READY, Condition, make_conditions
 from octavo_operator.desired.render import Desired
 from octavo_operator.observed import Node, Observed
@@ -65,7 +67,7 @@ class LocalDeployment:
             strategy=endpoints.resolve_strategy(
                 resource.spec.routing.strategy, prefix_caching=resource.spec.engine.prefix_caching
             ),
-            access=endpoints.Access(keys_from=resource.spec.access.keys_from),
+            access=_access(resource.spec.access),
             service_url=self.replicas[0].url if self.replicas else "",
             max_held=resource.spec.routing.max_held_requests,
             hold_timeout_s=resource.spec.routing.hold_timeout_s,
@@ -109,3 +111,8 @@ class LocalDeployment:
         for replica in self.replicas:
             message = message.replace(f"pod {replica.name}", replica.name)
         return message
+
+
+def _access(access: Access) -> endpoints.Access:
+    limits = Limits(per_minute=access.tokens_per_minute, per_day=access.tokens_per_day)
+    return endpoints.Access(keys_from=access.keys_from, limits=limits)

@@ -91,10 +91,13 @@ class Routing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who may use the model through the gateway."""
+    """Who may use the model through the gateway, and how much."""
 
     keys_from: tuple[str, ...] = ()
     """Names of Secrets whose entries are API keys; empty is open to all."""
+    tokens_per_minute: int = 0
+    """Of each key; 0 is no limit."""
+    tokens_per_day: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.api.types import Rollout, RolloutWhen, Scaling, SecretRef, Source
+from octavo_operator.api.types import Access, Rollout, RolloutWhen, Scaling, SecretRef, Source
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.errors import SpecInvalidError
 from octavo_testing.control_plane import a_manifest, a_resource
@@ -44,7 +44,11 @@ def test_every_field_is_read() -> None:
         replicas=2,
         drain={"timeout": "1m"},
         routing={"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s"},
-        access={"keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}]},
+        access={
+            "keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}],
+            "tokensPerMinute": 7,
+            "tokensPerDay": 9,
+        },
         rollout={
             "strategy": "HoldAndSwap",
             "maxHold": "90s",
@@ -76,7 +80,7 @@ def test_every_field_is_read() -> None:
         5,
         30,
     )
-    assert spec.access.keys_from == ("a", "b")
+    assert spec.access == Access(keys_from=("a", "b"), tokens_per_minute=7, tokens_per_day=9)
     window = RolloutWhen(policy="Window", cron="0 2 * * *", duration_s=3600, time_zone="Europe/Berlin")
     assert spec.rollout == Rollout(strategy="HoldAndSwap", max_hold_s=90, when=window, operator_upgrade="Roll")
     assert spec.placement.topology_spread == "Hard"
