@@ -3,13 +3,16 @@
 Compiling takes seconds, so the code is cached on disk, under $NUMBA_CACHE_DIR, else $OCTAVO_CACHE, else the user's
 cache folder. The folder's name holds all that the code depends on, because Numba itself looks at one source file only.
 NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another processor than this one, e.g. while an image is built.
+$OCTAVO_COMPILED_KERNELS names what was compiled then: it may lie where nothing can be written, so it is copied from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +52,26 @@ def _cache_folder() -> Path | None:
     base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("OCTAVO_CACHE") or Path(home) / "octavo"
     folder = Path(base) / f"numba-{key.hexdigest()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _begin_with(folder, os.environ.get("OCTAVO_COMPILED_KERNELS"))
+        folder.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         logger.warning("compiled kernels are not kept, each start compiles them anew: %s", error)
         return None
+
+
+def _begin_with(folder: Path, compiled: str | None) -> None:
+    """A copy of the folder of the same name in `compiled`, whole or not at all, where there is none yet."""
+    if not compiled or folder.exists() or not (Path(compiled) / folder.name).is_dir():
+        return
+    with tempfile.TemporaryDirectory(prefix=".numba-", dir=folder.parent) as scratch:
+        # Times are kept: Numba compares them with the source's.
+        copy = Path(shutil.copytree(Path(compiled) / folder.name, Path(scratch) / folder.name))
+        with contextlib.suppress(OSError):
+            # Another process may have been first.
+            copy.rename(folder)
 
 
 _CACHE = _cache_folder()

@@ -167,7 +167,9 @@ def podman(command: str) -> None:
     for number, word in enumerate(words):
         if word == "--build-arg":
             assert f"ARG {words[number + 1].partition('=')[0]}=" in recipe
-    sources = re.findall(r"^COPY (.+) \S+$", recipe, re.MULTILINE)
+    if "--target" in words:
+        assert re.search(rf"^FROM \S+ AS {words[words.index('--target') + 1]}$", recipe, re.MULTILINE)
+    sources = re.findall(r"^COPY (?!--from)(.+) \S+$", recipe, re.MULTILINE)
     assert [path for line in sources for path in line.split() if not (ROOT / path).exists()] == []
 
 
