@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
+
+from octavo_server.models.config import parse_model_config
+from octavo_server.models.expected_shapes import expected_shapes
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -35,10 +39,14 @@ def write_gguf(
     architecture: str,
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     *,
+    other_kinds: Mapping[str, GGMLQuantizationType] | None = None,
     rope_factors: Iterable[float] | None = None,
     **metadata: Any,
 ) -> None:
-    """`model` as transformers has it; matrices of type `kind`, vectors float32."""
+    """`model` as transformers has it; matrices of type `kind`, or what `other_kinds` says of a module's last name.
+
+    Vectors are float32.
+    """
     config = model.config
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -62,11 +70,29 @@ def write_gguf(
             values = pairs_together(values, config.num_attention_heads)
         if architecture == "llama" and "k_proj" in name:
             values = pairs_together(values, config.num_key_value_heads)
-        _add(writer, stored_name(name), values.numpy(), kind)
+        _add(writer, stored_name(name), values.numpy(), (other_kinds or {}).get(name.split(".")[-2], kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+class RandomModel:
+    """What `write_gguf` reads of a model, of the sizes in a config.json, without transformers, which takes long to import."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        parsed = parse_model_config(values, {}, source="random")
+        self.config = SimpleNamespace(
+            **{"rms_norm_eps": 1e-6, "rope_parameters": {"rope_theta": 10_000.0}, "head_dim": parsed.head_dim, **values}
+        )
+        self.config.tie_word_embeddings = parsed.tie_word_embeddings
+        generator = torch.Generator().manual_seed(7)
+        self._tensors = {
+            name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(parsed).items()
+        }
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self._tensors
 
 
 def stored_name(name: str) -> str:

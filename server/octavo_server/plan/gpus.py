@@ -67,6 +67,8 @@ _ALIASES = {"h100-sxm": "H100", "h100-80gb": "H100", "a100-80gb": "A100", "a100-
 def find_gpu(text: str) -> Device:
     """The GPU called `text`, in any case and with any dashes, or one of that much memory, such as 48GiB.
 
+    A node's label `nvidia.com/gpu.product` is such a name too: NVIDIA-H100-80GB-HBM3.
+
     Raises:
         ConfigError: there is none in the table, naming the nearest and all.
     """
@@ -79,6 +81,9 @@ def find_gpu(text: str) -> Device:
     known |= {_plain(alias): GPUS[name] for alias, name in _ALIASES.items()}
     if wanted in known:
         return known[wanted]
+    labelled = _labelled(text)
+    if labelled is not None:
+        return labelled
     near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
     hint = f"did you mean {known[near[0]].name}? " if near else ""
     raise ConfigError(
@@ -89,17 +94,30 @@ def find_gpu(text: str) -> Device:
 
 def device_called(name: str, memory_bytes: int) -> Device:
     """A GPU as its driver names it, with the table's bandwidth where that knows it."""
+    best = _best_match(name, memory_bytes)
+    return Device(
+        name=name, kind="gpu", memory_bytes=memory_bytes, bytes_per_s=None if best is None else best.bytes_per_s
+    )
+
+
+def _labelled(text: str) -> Device | None:
+    """By a maker's full name, with the gigabytes that it holds where it does."""
+    size = re.search(r"(\d+)GB", text)
+    # A part of a GPU (MIG) is named after the whole.
+    if re.match(r"(?i)nvidia|tesla|amd", text) is None or "MIG" in text:
+        return None
+    return _best_match(text, None if size is None else int(size[1]) * GIB)
+
+
+def _best_match(name: str, memory_bytes: int | None) -> Device | None:
     found = [
         gpu
         for gpu in GPUS.values()
         if _plain(_CAPACITY.sub("", gpu.name)) in _plain(name)
-        and abs(gpu.memory_bytes - memory_bytes) < 0.1 * memory_bytes
+        and (memory_bytes is None or abs(gpu.memory_bytes - memory_bytes) < 0.1 * memory_bytes)
     ]
     # The longest name: an H100 PCIe is no H100, an A10G no A10.
-    best = max(found, key=lambda gpu: len(gpu.name), default=None)
-    return Device(
-        name=name, kind="gpu", memory_bytes=memory_bytes, bytes_per_s=None if best is None else best.bytes_per_s
-    )
+    return max(found, key=lambda gpu: len(gpu.name), default=None)
 
 
 def _plain(name: str) -> str:

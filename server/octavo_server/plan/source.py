@@ -1,10 +1,11 @@
-"""From what names a model to its sizes: a folder, a config.json, a GGUF file or a name on the hub; no weights are read."""
+"""From what names a model to its sizes: a folder, a config.json, a GGUF file, or a place that it is fetched from."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import ConfigError, StartupError
@@ -15,30 +16,27 @@ from octavo_server.models.location import ModelLocation, read_json, resolve_loca
 from octavo_server.models.registry import FAMILIES
 from octavo_server.plan.architectures import RECIPES, planned_shape
 from octavo_server.plan.model_shape import ModelShape, served_shape
+from octavo_server.plan.remote import fetch_description
 from octavo_server.sources.uri import HubModel, parse_source
 
 if TYPE_CHECKING:
     from octavo_server.config import EngineConfig
 
-_CONFIG_FILES = ("config.json",)
-
 
 def read_shape(config: EngineConfig) -> ModelShape:
-    """The sizes of `config.model`; of a repository on the hub config.json is fetched, and nothing else.
+    """The sizes of `config.model`; of one that lies elsewhere only what describes it is fetched.
 
     Raises:
         StartupError: it is nowhere, cannot be read, or is of an architecture that nobody knows.
     """
     source = parse_source(config.model)
+    if config.revision is not None and not isinstance(source, HubModel):
+        raise ConfigError(f"--revision is for models of the hub, which {config.model[:200]} is not; leave it out")
     if isinstance(source, HubModel):
-        return shape_at(resolve_location(_fetched(source, config.revision)))
+        source = _pinned(source, config.revision)
     if not isinstance(source, Path):
-        raise ConfigError(
-            f"{config.model} is neither a folder, a file nor a name on the hub; fetch it with `octavo download "
-            f"{config.model} --to DIR` and plan that"
-        )
-    if config.revision is not None:
-        raise ConfigError(f"--revision is for models of the hub, {config.model} is on this machine; leave it out")
+        with TemporaryDirectory(prefix="octavo-plan-") as folder:
+            return shape_at(resolve_location(fetch_description(source, Path(folder))))
     path = source.expanduser()
     if path.is_file() and path.suffix == ".json":
         return parse_shape(read_json(path), source=str(path))
@@ -76,16 +74,7 @@ def parse_shape(raw: dict[str, Any], *, source: str) -> ModelShape:
     )
 
 
-def _fetched(source: HubModel, revision: str | None) -> Path:
-    """A folder with the repository's config.json."""
-    from octavo_server.sources.hub import fetch_model
-
-    if source.file:
-        raise ConfigError(
-            f"the sizes of {source.file} stand inside of it; fetch it with `octavo download "
-            f"hf://{source.repository}/{source.file} --to DIR` and plan that, or plan a repository with a config.json"
-        )
+def _pinned(source: HubModel, revision: str | None) -> HubModel:
     if revision is not None and source.revision not in (None, revision):
         raise ConfigError(f"--revision {revision} contradicts @{source.revision} in the model's name; leave one out")
-    wanted = replace(source, revision=source.revision or revision)
-    return fetch_model(wanted, on_bytes=lambda *_: None, files=_CONFIG_FILES)
+    return replace(source, revision=source.revision or revision)

@@ -66,7 +66,7 @@ def download_source(source: Source, to: Path, wanted: Wanted, on_bytes: OnBytes)
 
 
 def _from_store(source: WebModel | BucketModel | Artifact | Path, to: Path, wanted: Wanted, on_bytes: OnBytes) -> Path:
-    with closing(_open(source)) as store:
+    with closing(open_store(source)) as store:
         fetched = fetch_files(store, to, wanted.patterns, on_bytes, verify=wanted.verify)
         if wanted.checksum:
             checksums.check(wanted.checksum, store.digest or checksums.checksum_of(fetched.digests), store.title)
@@ -74,7 +74,7 @@ def _from_store(source: WebModel | BucketModel | Artifact | Path, to: Path, want
     return to / names[0] if len(names) == 1 and names[0].lower().endswith(".gguf") else to
 
 
-def _open(source: WebModel | BucketModel | Artifact | Path) -> Store:
+def open_store(source: WebModel | BucketModel | Artifact | Path) -> Store:
     """Each imports its library when it is needed."""
     match source:
         case WebModel():

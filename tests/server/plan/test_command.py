@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ from octavo_server.cli import main
 from octavo_server.config import EngineConfig
 from octavo_server.plan.command import plan_model
 from octavo_server.plan.table import rows
-from octavo_testing import hub as hubs
 from octavo_testing.model_shapes import DEEPSEEK_V3, LLAMA_8B, QWEN3_06B, a_config
 
 
@@ -141,21 +137,6 @@ def test_a_config_file_alone_is_enough(tmp_path: Path, capsys: pytest.CaptureFix
     assert of_json(capsys, str(folder / "config.json"), "--gpu", "L4") == of_json(capsys, str(folder), "--gpu", "L4")
 
 
-def test_of_a_model_on_the_hub_its_configuration_alone_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a process of its own: the library reads its variables when it is imported."""
-    monkeypatch.setitem(hubs.FILES, "config.json", json.dumps(QWEN3_06B).encode())
-    command = [sys.executable, "-m", "octavo_server", "plan", "hf://org/model", "--gpu", "H200", "--json"]
-    with hubs.running_hub() as hub:
-        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-
-        done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, check=True)
-
-    assert json.loads(done.stdout)["parameters"] == 596_049_920
-    assert hub.fetched == ["config.json"]
-
-
 def test_settings_come_from_the_servers_file_and_variables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +188,3 @@ def test_an_unknown_architecture_names_the_nearest_and_all_that_are_known(
 def test_a_model_that_is_nowhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in error_of(capsys, str(tmp_path / "nothing"), status=1)
     assert "MODEL is missing" in error_of(capsys)
-
-
-def test_a_file_of_the_hub_must_be_fetched_first(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "octavo download hf://org/model/x.gguf" in error_of(capsys, "hf://org/model/x.gguf", "--gpu", "H200")

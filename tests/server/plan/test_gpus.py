@@ -18,6 +18,14 @@ from octavo_server.plan.gpus import GIB, GPUS, device_called, find_gpu
         ("a100 40gb", "A100-40GB"),
         ("RTX 4090", "RTX-4090"),
         ("mi300x", "MI300X"),
+        # as nodes are labelled
+        ("NVIDIA-H100-80GB-HBM3", "H100"),
+        ("NVIDIA-A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA-A100-SXM4-80GB", "A100"),
+        ("Tesla-T4", "T4"),
+        ("Tesla-V100-SXM2-32GB", "V100-32GB"),
+        ("NVIDIA-L40S", "L40S"),
+        ("NVIDIA-GeForce-RTX-4090", "RTX-4090"),
     ],
 )
 def test_a_gpu_is_found_as_people_write_it(text: str, name: str) -> None:
@@ -46,6 +54,13 @@ def test_any_gpu_can_be_told_by_its_memory(text: str, num_bytes: int) -> None:
     found = find_gpu(text)
 
     assert (found.memory_bytes, found.bytes_per_s) == (num_bytes, None)
+
+
+@pytest.mark.parametrize("label", ["NVIDIA-H100-10GB", "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "NVIDIA-Unheard-Of"])
+def test_a_label_that_the_table_does_not_have_is_refused(label: str) -> None:
+    """A part of a GPU (MIG) is none of them."""
+    with pytest.raises(ConfigError):
+        find_gpu(label)
 
 
 def test_a_gpu_without_memory_is_none() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from octavo_server.config import EngineConfig
-from octavo_server.plan.layout import choose_layout, kv_shape, weight_sizes
+from octavo_server.plan.layout import choose_layout, kv_shape, rotary_bytes, weight_sizes
 from octavo_server.plan.source import parse_shape
 from octavo_testing import model_shapes
 
@@ -126,6 +126,16 @@ def test_windows_stand_where_the_pattern_says() -> None:
 
     assert windows[:7] == (1024, 1024, 1024, 1024, 1024, None, 1024)
     assert len(windows) == 34
+
+
+def test_rotary_tables_are_one_a_base_and_as_wide_as_what_turns() -> None:
+    tables = {name: rotary_bytes(parse_shape(SHAPES[name], source="x")) for name in SHAPES}
+
+    assert tables["llama-8b"] == 131_072 * 128 * 4
+    # full and sliding layers turn by another base each
+    assert tables["gemma3-4b"] == 131_072 * 256 * 4 * 2
+    assert tables["gemma2-9b"] == 8192 * 256 * 4
+    assert tables["deepseek-v3"] == 163_840 * 64 * 4
 
 
 def test_a_checkpoint_that_is_stored_quantised_is_told_of() -> None:
