@@ -21,7 +21,9 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from .audit import AuditLog
 from .balancer import Balancer
+from .call import CallReader
 from .config import GatewayConfig
 from .endpoints import Model, RoutingTable
 from .errors import BadRequest, CannotListen, GatewayError, ModelNotFound, Unavailable
@@ -43,7 +45,9 @@ from .quota_wire import (
 )
 from .quota_wire import PATH as QUOTA_PATH
 from .quotas import Quotas
+from .request_log import RequestLog
 from .router import Router
+from .tracing import Tracing, open_tracing
 from .upstream import new_session
 from .waker import Waker
 
@@ -94,6 +98,8 @@ class Parts:
     key_poller: KeyPoller
     quotas: Quotas
     quota_loops: QuotaLoops
+    audit: AuditLog
+    tracing: Tracing
     metrics: Metrics
 
 
@@ -258,6 +264,8 @@ async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: r
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await poller.close()
+            await parts.tracing.close()
+            await asyncio.to_thread(parts.audit.close)
 
 
 def _make_parts(
@@ -281,6 +289,8 @@ def _make_parts(
         wall_clock=time.time,
     )
     quota_loops = QuotaLoops(quotas, source.quota_backend, metrics)
+    audit, tracing = AuditLog(config.audit_log, metrics), open_tracing(config.otlp_traces_endpoint)
+    log = RequestLog(metrics, audit, tracing)
     bounds = Bounds(
         max_request_bytes=config.max_request_bytes,
         max_buffered_bytes=config.max_buffered_bytes,
@@ -289,12 +299,14 @@ def _make_parts(
     )
     return Parts(
         router=router,
-        proxy=Proxy(router, gate, quotas, metrics, session, bounds=bounds),
+        proxy=Proxy(router, CallReader(router, gate, quotas), log, metrics, session, bounds=bounds),
         waker=Waker(router, source, metrics),
         gate=gate,
         key_poller=key_poller,
         quotas=quotas,
         quota_loops=quota_loops,
+        audit=audit,
+        tracing=tracing,
         metrics=metrics,
     )
 

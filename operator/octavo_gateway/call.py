@@ -11,13 +11,14 @@ from multidict import CIMultiDict
 
 from . import headers
 from .admission import Hold
-from .endpoints import Model, Replica
+from .endpoints import Audit, Model, Replica
 from .errors import ModelNotFound, ResponseNotFound, Unavailable
-from .keys import Gate, Key
-from .metrics import UNKNOWN_MODEL
-from .quotas import Quotas, Reservation, Size
+from .keys import Gate
+from .quotas import Quotas, Size
+from .record import Record
 from .reply import Reply
 from .request_body import BodyReader, InboundBody
+from .request_log import CLIENT_CLOSED_REQUEST
 from .router import Router
 from .stored_responses import Place, find_place
 from .upstream import UpstreamRequest
@@ -25,20 +26,6 @@ from .usage import Usage
 
 STREAMS_WITH_OPTIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Whose streams tell usage only where they are asked to."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Record:
-    """What is known of a request by now, however far it came; read when it has ended."""
-
-    request_id: str
-    model_key: str = UNKNOWN_MODEL
-    key: Key | None = None
-    """Whose key let it in; None where the model is open."""
-    reservation: Reservation | None = None
-    """Of the key's tokens; None where there is no limit."""
-    usage: Usage | None = None
-    """What the answer says that it took."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,9 +69,10 @@ class CallReader:
         self._gate.check_any(self._router.table, authorization)
         body = await reader.read(request)
         model = self._resolve(body.model, authorization)
-        record.model_key = model.key
+        record.model_key, record.asked_model, record.is_stream = model.key, body.model, body.stream
+        _note_audit(record, model, body.raw)
         record.key = self._gate.check(model, authorization)
-        sent = _headers_to(model, request, record.request_id)
+        sent = _headers_to(model, request, record)
         # A compressed stream could not follow the plain heartbeats of a hold, nor could usage be read.
         sent.popall("Accept-Encoding", None)
         hides_usage = body.stream and not body.asks_for_usage and request.path in STREAMS_WITH_OPTIONS
@@ -103,8 +91,9 @@ class CallReader:
         self._check_complete()
         place = find_place(request.match_info["id"], self._router.table)
         record.model_key = place.model.key
+        _note_audit(record, place.model, b"")
         record.key = self._gate.check(place.model, request.headers.get("Authorization", ""))
-        sent = _headers_to(place.model, request, record.request_id)
+        sent = _headers_to(place.model, request, record)
         outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=None, method=request.method)
         body = InboundBody(raw=b"", model=place.model.key, stream=False, affinity=None)
         return Call(record=record, body=body, outbound=outbound, reply=reply, pinned=place.replica)
@@ -115,6 +104,16 @@ class CallReader:
         size = Size(num_bytes=len(body.raw), max_tokens=body.max_tokens, num_answers=body.num_answers)
         account = f"{model.key} {record.key}"
         record.reservation = await self._quotas.admit(account, model.access.limits, size)
+
+    def settle(self, record: Record, code: int) -> None:
+        """What was reserved becomes what was used; an answer that does not tell leaves it as it is."""
+        usage = record.usage
+        if usage is None and code >= 400 and code != CLIENT_CLOSED_REQUEST:
+            usage = Usage(prompt_tokens=0, output_tokens=0)
+        if usage is not None and record.reservation is not None:
+            self._quotas.settle(
+                record.reservation, prompt_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens
+            )
 
     def _place_of(self, response_id: str, body: InboundBody, model: Model) -> Place:
         place = find_place(response_id, self._router.table)
@@ -139,8 +138,15 @@ class CallReader:
             raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
 
 
-def _headers_to(model: Model, request: web.Request, request_id: str) -> CIMultiDict[str]:
-    sent = headers.to_upstream(request, request_id)
+def _note_audit(record: Record, model: Model, body: bytes) -> None:
+    record.audit = model.access.audit
+    if record.audit is Audit.FULL:
+        record.body = body
+
+
+def _headers_to(model: Model, request: web.Request, record: Record) -> CIMultiDict[str]:
+    sent = headers.to_upstream(request, record.request_id)
+    record.trace.inject(sent)
     if model.access.keys_from:
         # The key was for the gateway; no server needs to see it.
         sent.popall("Authorization", None)

@@ -35,6 +35,13 @@ class GatewayConfig:
     request_timeout_s: float = _option(
         3600.0, "seconds that a request may take in all, holding included, then 504; 0 means no limit"
     )
+    audit_log: str = _option(
+        "-",
+        "file for a JSON line of each request whose model wants it (access.audit); - is standard output, empty none",
+    )
+    otlp_traces_endpoint: str = _option(
+        "", "OTLP/HTTP endpoint of an OpenTelemetry collector for a span of each request; empty sends none"
+    )
     own_address: str = _option("", "this gateway's address among the ready ones of --quota-objects")
     quota_objects: str = _option(
         "",

@@ -54,14 +54,24 @@ class Replica:
         return self.ready and self.admitted and not self.terminating
 
 
+class Audit(Enum):
+    """What the audit log has of each request for a model."""
+
+    NONE = "None"
+    METADATA = "Metadata"
+    FULL = "Full"
+    """What was asked too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who may use a model."""
+    """Who may use a model, how much, and what is written down of it."""
 
     keys_from: tuple[str, ...] = ()
     """Names of Secrets in the model's namespace; each of their entries is a key. Empty: open to all."""
     limits: Limits = NO_LIMITS
     """Tokens that each key may use."""
+    audit: Audit = Audit.METADATA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from .endpoints import Access, Model, Replica, RoutingTable, resolve_strategy, table_of
+from .endpoints import Access, Audit, Model, Replica, RoutingTable, resolve_strategy, table_of
 from .quota import Limits
 
 MODEL_LABEL = "octavo.dev/modeldeployment"
@@ -70,6 +70,7 @@ def read_model(thing: KubeObject) -> ModelFacts:
 def read_access(access: KubeObject) -> Access:
     return Access(
         keys_from=tuple(source["secretRef"]["name"] for source in access.get("keysFrom") or ()),
+        audit=Audit(access.get("audit") or "Metadata"),
         limits=Limits(per_minute=access.get("tokensPerMinute", 0), per_day=access.get("tokensPerDay", 0)),
     )
 

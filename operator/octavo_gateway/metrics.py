@@ -48,6 +48,11 @@ class Metrics:
             "Times that the gateway which owns a key's quota did not answer.",
             registry=self.registry,
         )
+        self.lost_audits = Counter(
+            "octavo_gateway_lost_audit_lines",
+            "Lines of the audit log that could not be written in time.",
+            registry=self.registry,
+        )
         self.unsaved_days = Counter(
             "octavo_gateway_unsaved_days",
             "Day totals of keys that were not saved, because their ConfigMap is full.",

@@ -18,26 +18,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
 
-from . import headers
 from .admission import retry_after_s
-from .call import Call, CallReader, ReadCall, Record
+from .call import Call, CallReader, ReadCall
 from .endpoints import Model, Replica
 from .errors import GatewayError, ModelNotFound, QuotaExceeded, TimedOut, Unavailable, UpstreamFailed
-from .keys import Gate
-from .metrics import UNKNOWN_MODEL, Metrics
-from .quotas import Quotas
+from .metrics import Metrics
+from .record import Record
 from .reply import EVENT_STREAM, ClientGone, Reply
 from .request_body import BodyBudget, BodyReader
+from .request_log import CLIENT_CLOSED_REQUEST, RequestLog
 from .router import Router
 from .upstream import AttemptFailed, send
-from .usage import BodyUsage, StreamUsage, Usage, UsageReader
+from .usage import BodyUsage, StreamUsage, UsageReader
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +43,6 @@ RECHECK_S = 0.5
 MAX_DISCONNECTS = 2
 GIVE_UP_WITHIN_S = 5.0
 """Seconds to tell a client that its time is over, before its connection is cut."""
-CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +61,20 @@ class Proxy:
     def __init__(
         self,
         router: Router,
-        gate: Gate,
-        quotas: Quotas,
+        calls: CallReader,
+        log: RequestLog,
         metrics: Metrics,
         session: aiohttp.ClientSession,
         *,
         bounds: Bounds,
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._router = router
-        self._calls = CallReader(router, gate, quotas)
-        self._quotas = quotas
+        self._calls = calls
+        self._log = log
         self._metrics = metrics
         self._session = session
         self._bounds = bounds
         self._budget = BodyBudget(bounds.max_buffered_bytes)
-        self._new_id = new_id
         self._running: set[asyncio.Task[object]] = set()
         self._is_stopping = False
         self.is_draining = False
@@ -102,13 +96,11 @@ class Proxy:
         return await self._run(request, self._calls.find)
 
     async def _run(self, request: web.Request, read_call: ReadCall) -> web.StreamResponse:
-        """Answer, count, time."""
+        """Answer, and write down how that went."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
-        self._metrics.in_flight.inc()
-        started = time.monotonic()
-        record = Record(request_id=headers.request_id_of(request, self._new_id))
+        record = self._log.begin(request)
         reply = Reply(request, record.request_id, close=self.is_draining)
         limit = asyncio.timeout(self._bounds.request_timeout_s or None)
         try:
@@ -132,9 +124,8 @@ class Proxy:
             raise
         finally:
             self._running.discard(task)
-            self._metrics.in_flight.dec()
-            self._settle(record, reply.code)
-            self._count(record, reply.code, time.monotonic() - started)
+            self._calls.settle(record, reply.code)
+            self._log.end(record, reply.code, models=self._router.table.models)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing runs; False where the time was up first."""
@@ -166,7 +157,7 @@ class Proxy:
                 return await reply.fail(error)
             finally:
                 if call is not None and call.hold is not None:
-                    self._router.leave(call.hold)
+                    record.held_s = self._router.leave(call.hold) or record.held_s
 
     async def _serve(self, call: Call) -> web.StreamResponse:
         while True:
@@ -185,6 +176,7 @@ class Proxy:
                     response.close()
 
     async def _pass_on(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
+        self._log.note_answer(call.record)
         if response.status != 200:
             return await call.reply.pass_on(response)
         is_stream = response.content_type == EVENT_STREAM
@@ -196,6 +188,8 @@ class Proxy:
 
     async def _attempt(self, call: Call, replica: Replica) -> aiohttp.ClientResponse | None:
         """The response to pass on, or None where the next replica should be tried."""
+        call.record.pod = replica.pod
+        call.record.attempts += 1
         try:
             response = await send(
                 self._session,
@@ -255,7 +249,7 @@ class Proxy:
             replica = self._choose(call, model)
             if replica is not None:
                 if call.hold is not None:
-                    self._router.leave(call.hold)
+                    call.record.held_s = self._router.leave(call.hold) or call.record.held_s
                 return replica
             await self._wait(call, model)
 
@@ -304,16 +298,6 @@ class Proxy:
             "attempt on a replica failed", extra={"model": call.model_key, "pod": replica.pod, "why": reason}
         )
 
-    def _settle(self, record: Record, code: int) -> None:
-        """What was reserved becomes what was used; an answer that does not tell leaves it as it is."""
-        usage = record.usage
-        if usage is None and code >= 400 and code != CLIENT_CLOSED_REQUEST:
-            usage = Usage(prompt_tokens=0, output_tokens=0)
-        if usage is not None and record.reservation is not None:
-            self._quotas.settle(
-                record.reservation, prompt_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens
-            )
-
     def _note_answer(self, call: Call, replica: Replica, status: int) -> None:
         """A 503 is a replica's word that it loads or drains; any other 5xx is taken for a sign of sickness."""
         if status >= 500 and status != 503:
@@ -342,17 +326,6 @@ class Proxy:
         except (TimeoutError, asyncio.CancelledError):
             # Where a write was interrupted while the client does not read, aiohttp cancels the next one at once.
             return reply.cut()
-
-    def _count(self, record: Record, code: int, seconds: float) -> None:
-        model_key = record.model_key
-        logger.debug("request done", extra={"model": model_key, "code": code, "request_id": record.request_id})
-        if model_key != UNKNOWN_MODEL and model_key not in self._router.table.models:
-            model_key = UNKNOWN_MODEL
-        self._metrics.requests.labels(model_key, str(code)).inc()
-        self._metrics.request_seconds.labels(model_key).observe(seconds)
-        if record.usage is not None:
-            self._metrics.tokens.labels(model_key, "prompt").inc(record.usage.prompt_tokens)
-            self._metrics.tokens.labels(model_key, "output").inc(record.usage.output_tokens)
 
 
 def _shutting_down() -> Unavailable:

@@ -71,11 +71,13 @@ class Router:
             self.waiting.set()
         return entered
 
-    def leave(self, hold: Hold) -> None:
+    def leave(self, hold: Hold) -> float:
+        """The seconds that it waited, since it was let in the first time; 0 where it was not in."""
         if not hold.is_in:
-            return
+            return 0.0
         self.admission.leave(hold)
         # A model that left the table meanwhile has no series any more and gets none.
         if hold.key in self.table.models:
             self._metrics.held.labels(hold.key).set(self.admission.count(hold.key))
             self._metrics.hold_seconds.labels(hold.key).observe(self.clock() - hold.since)
+        return self.clock() - hold.since

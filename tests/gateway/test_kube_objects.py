@@ -67,6 +67,13 @@ def test_auto_keeps_conversations_together_where_prefixes_are_cached(spec: dict[
     assert (model.strategy, model.service_url) == (strategy, "http://qwen.default.svc:8000")
 
 
+@pytest.mark.parametrize(
+    ("given", "audit"), [({}, "Metadata"), ({"audit": "None"}, "None"), ({"audit": "Full"}, "Full")]
+)
+def test_what_is_written_down_is_read(given: dict[str, Any], audit: str) -> None:
+    assert read_model(a_deployment(spec={"access": given})).model.access.audit.value == audit
+
+
 def test_limits_are_read() -> None:
     access = {"keysFrom": [{"secretRef": {"name": "a"}}], "tokensPerMinute": 5, "tokensPerDay": 7}
 

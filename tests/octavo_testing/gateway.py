@@ -210,7 +210,7 @@ async def a_gateway(
         sources[0].quota_backend = quota_backend
         return sources[0]
 
-    config = GatewayConfig(**{"host": "127.0.0.1", "port": 0, "internal_port": 0, **settings})
+    config = GatewayConfig(**{"host": "127.0.0.1", "port": 0, "internal_port": 0, "audit_log": "", **settings})
     async with (
         running_gateway(config, make_source, random.Random(7)) as gateway,
         aiohttp.ClientSession() as client,

@@ -67,6 +67,7 @@ EVERYTHING = {
         "keysFrom": [{"secretRef": {"name": "team-keys"}}],
         "tokensPerMinute": 60_000,
         "tokensPerDay": 10**9,
+        "audit": "Full",
     },
     "rollout": {
         "strategy": "HoldAndSwap",
@@ -153,6 +154,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "keys by value": ({"access": {"keysFrom": [{"secretRef": {"name": "a"}, "key": "sk"}]}}, "unknown field"),
     "a quota of nobody": ({"access": {"tokensPerMinute": 5}}, "count per key and need keysFrom"),
     "a day of nobody": ({"access": {"tokensPerDay": 5, "keysFrom": []}}, "count per key and need keysFrom"),
+    "audit": ({"access": {"audit": "Some"}}, "spec.access.audit"),
     "less than no tokens": ({"access": {"tokensPerDay": -1}}, "spec.access.tokensPerDay"),
     "no name of a Secret": ({"access": {"keysFrom": [{"secretRef": {"name": "A/B"}}]}}, "secretRef.name"),
     "rollout strategy": ({"rollout": {"strategy": "RollingUpdate"}}, "spec.rollout.strategy"),

@@ -115,4 +115,4 @@ class LocalDeployment:
 
 def _access(access: Access) -> endpoints.Access:
     limits = Limits(per_minute=access.tokens_per_minute, per_day=access.tokens_per_day)
-    return endpoints.Access(keys_from=access.keys_from, limits=limits)
+    return endpoints.Access(keys_from=access.keys_from, limits=limits, audit=endpoints.Audit(access.audit))

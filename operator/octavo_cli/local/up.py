@@ -40,6 +40,7 @@ class UpOptions:
     host: str = launch.LOOPBACK
     port: int = 8080
     internal_port: int = 0
+    audit_log: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,6 +68,12 @@ def parse(argv: Sequence[str]) -> UpOptions:
     parser.add_argument(
         "--internal-port", type=int, default=0, help="port of /metrics /healthz /readyz /held; 0 takes a free one (0)"
     )
+    parser.add_argument(
+        "--audit-log",
+        default="",
+        metavar="FILE",
+        help="JSON line of each request whose model wants it (access.audit); - is standard output; default: none",
+    )
     given = parser.parse_args(argv)
     return UpOptions(
         files=tuple(given.files),
@@ -74,6 +81,7 @@ def parse(argv: Sequence[str]) -> UpOptions:
         host=given.host,
         port=given.port,
         internal_port=given.internal_port,
+        audit_log=given.audit_log,
     )
 
 
@@ -86,7 +94,9 @@ async def up(options: UpOptions, console: Console, *, server_command: Sequence[s
     stop = _stop_signals()
     folder = RunFolder(state_home(os.environ), pid=os.getpid(), now_s=time.time())
     session = LocalSession(folder, make_screen(console), loaded)
-    config = GatewayConfig(host=options.host, port=options.port, internal_port=options.internal_port)
+    config = GatewayConfig(
+        host=options.host, port=options.port, internal_port=options.internal_port, audit_log=options.audit_log
+    )
     try:
         async with (
             running_gateway(config, session.make_source, random.Random()) as gateway,

@@ -98,6 +98,7 @@ class Access:
     tokens_per_minute: int = 0
     """Of each key; 0 is no limit."""
     tokens_per_day: int = 0
+    audit: str = "Metadata"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

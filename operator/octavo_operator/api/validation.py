@@ -45,6 +45,7 @@ SPREADS = ("Soft", "Hard", "None")
 SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 MAX_REPLICAS = 1000
 MAX_KEY_SOURCES = 16
+AUDITS = ("None", "Metadata", "Full")
 MAX_TOKENS = 10**12
 
 
@@ -229,6 +230,7 @@ def _access(raw: ObjectReader) -> Access:
         keys_from=_keys_from(raw),
         tokens_per_minute=raw.integer("tokensPerMinute", low=0, high=MAX_TOKENS),
         tokens_per_day=raw.integer("tokensPerDay", low=0, high=MAX_TOKENS),
+        audit=raw.choice("audit", AUDITS, default="Metadata"),
     )
     if (result.tokens_per_minute or result.tokens_per_day) and not result.keys_from:
         raw.complain("", "tokensPerMinute and tokensPerDay count per key and need keysFrom")

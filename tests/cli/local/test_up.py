@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -220,16 +221,21 @@ async def test_keys_of_a_secret_among_the_documents_guard_the_model(tmp_path: Pa
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"alice": "sk-1"}}
     guarded = a_manifest(access={"keysFrom": [{"secretRef": {"name": "keys"}}]})
     path = write_manifests(tmp_path / "m.yaml", guarded, secret)
-    async with running_up(WITH_FAKE_SERVER, tmp_path, str(path), "--mount", f"/models={tmp_path}") as up:
+    audit = tmp_path / "audit.jsonl"
+    arguments = (str(path), "--mount", f"/models={tmp_path}", f"--audit-log={audit}")
+    async with running_up(WITH_FAKE_SERVER, tmp_path, *arguments) as up:
         await up.until_ready("tiny")
         async with aiohttp.ClientSession() as client:
             statuses = []
             for headers in ({}, {"Authorization": "Bearer sk-1"}):
-                async with client.get(f"{up.url}/v1/models/tiny", headers=headers) as answer:
+                async with client.post(
+                    f"{up.url}/v1/chat/completions", json={"model": "tiny"}, headers=headers
+                ) as answer:
                     statuses.append(answer.status)
         await up.end()
 
     assert statuses == [401, 200]
+    assert [json.loads(line)["who"] for line in audit.read_text().splitlines()] == [None, "default/keys/alice"]
 
 
 async def test_a_suspended_model_starts_nothing_and_says_so(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_every_field_is_read() -> None:
             "keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}],
             "tokensPerMinute": 7,
             "tokensPerDay": 9,
+            "audit": "None",
         },
         rollout={
             "strategy": "HoldAndSwap",
@@ -80,7 +81,7 @@ def test_every_field_is_read() -> None:
         5,
         30,
     )
-    assert spec.access == Access(keys_from=("a", "b"), tokens_per_minute=7, tokens_per_day=9)
+    assert spec.access == Access(keys_from=("a", "b"), tokens_per_minute=7, tokens_per_day=9, audit="None")
     window = RolloutWhen(policy="Window", cron="0 2 * * *", duration_s=3600, time_zone="Europe/Berlin")
     assert spec.rollout == Rollout(strategy="HoldAndSwap", max_hold_s=90, when=window, operator_upgrade="Roll")
     assert spec.placement.topology_spread == "Hard"
