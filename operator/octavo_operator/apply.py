@@ -12,16 +12,13 @@ from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
 from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
-from octavo_operator.kube.kinds import BY_NAME, CONTROLLER_REVISION, DEPLOYMENT, MODEL_DEPLOYMENT, Kind
+from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, NAMED_BY_HASH, Kind
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache, ResourceKey
 from octavo_operator.observed import Observed, controller_of
 from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas
 
 logger = logging.getLogger(__name__)
-
-_HASHED = (DEPLOYMENT, CONTROLLER_REVISION)
-"""Kinds whose names end in a revision's hash, so that somebody else's object hardly bears one."""
 
 
 class NotLeaderError(Exception):
@@ -80,7 +77,7 @@ class Executor:
         if operation.is_new:
             self._require_free(manifest, await self._look(kind, manifest), observed)
         try:
-            applied = await self._kube.apply(kind, manifest, force=not operation.is_new or kind not in _HASHED)
+            applied = await self._kube.apply(kind, manifest, force=not operation.is_new or kind not in NAMED_BY_HASH)
         except ClusterError as error:
             if error.status == 409 and operation.is_new:
                 raise NameTakenError(
@@ -92,7 +89,7 @@ class Executor:
     async def _look(self, kind: Kind, manifest: JsonObject) -> JsonObject | None:
         """What bears that name; the cache holds objects with our labels only, and some names end in a hash."""
         metadata = manifest["metadata"]
-        if kind in _HASHED:
+        if kind in NAMED_BY_HASH:
             return self._cache.find(kind.name, metadata["namespace"], metadata["name"])
         return await self._kube.find(kind, metadata["namespace"], metadata["name"])
 

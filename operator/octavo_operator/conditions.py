@@ -5,6 +5,7 @@
 | Ready | every wanted replica of the wanted revision serves (or zero is wanted and a request wakes it) |
 | Available | at least one replica serves |
 | Progressing | something is on its way to what is wanted |
+| ModelCached | the model is on its claim, whole and checked (only where a Job fetches it) |
 | Scheduled | no pod waits for a node |
 | ScalingActive | the HorizontalPodAutoscaler reads the pressure (only where `scaling` is set) |
 """
@@ -19,12 +20,12 @@ from octavo_operator.api import reasons
 from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired.render import Desired
-from octavo_operator.diagnosis import Finding, diagnose_deployment, diagnose_pod, quote, worst
+from octavo_operator.diagnosis import Finding, diagnose_deployment, diagnose_download, diagnose_pod, quote, worst
 from octavo_operator.observed import Observed
 from octavo_operator.plan import is_whole
 
 READY, AVAILABLE, PROGRESSING = "Ready", "Available", "Progressing"
-SCHEDULED, SCALING_ACTIVE = "Scheduled", "ScalingActive"
+MODEL_CACHED, SCHEDULED, SCALING_ACTIVE = "ModelCached", "Scheduled", "ScalingActive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +41,16 @@ class Condition:
 
 def make_conditions(resource: ModelDeployment, desired: Desired, observed: Observed) -> tuple[Condition, ...]:
     """The conditions of a valid resource whose plan was carried out."""
-    findings = _findings(resource, observed, desired.revision)
+    fetching = _fetching(resource, desired, observed)
+    findings = (*fetching, *_findings(resource, observed, desired.revision))
     conditions = [
         _ready(resource, desired, observed, findings),
         _available(observed, wanted=desired.replicas, rollout=desired.rollout),
         _progressing(resource, desired, observed, findings),
-        _scheduled(observed, _findings(resource, observed)),
+        _scheduled(observed, (*fetching, *_findings(resource, observed))),
     ]
+    if desired.job is not None:
+        conditions.append(_model_cached(desired, observed, fetching))
     if resource.spec.scaling is not None:
         conditions.append(_scaling_active(resource, observed))
     return tuple(conditions)
@@ -90,6 +94,25 @@ def _findings(resource: ModelDeployment, observed: Observed, revision: str | Non
     of_pods = (diagnose_pod(pod, observed.startups.get(pod.name), observed.nodes, gpu) for pod in pods)
     of_deployments = map(diagnose_deployment, deployments)
     return tuple(finding for finding in (*of_deployments, *of_pods) if finding is not None)
+
+
+def _fetching(resource: ModelDeployment, desired: Desired, observed: Observed) -> tuple[Finding, ...]:
+    """Why the model is not on its claim yet; nothing where it is, or where no Job fetches it."""
+    if observed.is_fetched(desired.job):
+        return ()
+    gpu = resource.spec.resources.gpu.resource_name
+    pods = [pod for pod in observed.downloads if not pod.is_finished and not pod.is_terminating]
+    found = tuple(diagnose_download(pod, observed.startups.get(pod.name), observed.nodes, gpu) for pod in pods)
+    return found or (Finding(reason=reasons.CREATING, sentence="the download of the model is being made"),)
+
+
+def _model_cached(desired: Desired, observed: Observed, fetching: tuple[Finding, ...]) -> Condition:
+    finding = worst(fetching)
+    if finding is not None:
+        return Condition(kind=MODEL_CACHED, status=False, reason=finding.reason, message=finding.sentence)
+    job = desired.job[1] if desired.job is not None else ""
+    message = f"Job {job} has fetched and checked the model"
+    return Condition(kind=MODEL_CACHED, status=True, reason=reasons.FETCHED, message=message)
 
 
 def _missing(resource: ModelDeployment, findings: tuple[Finding, ...]) -> Finding:

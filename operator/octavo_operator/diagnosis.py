@@ -61,7 +61,15 @@ _STAGES = {
     "warming_up": (reasons.WARMING_UP, "warms up"),
 }
 _IMAGE_WAITS = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "RegistryUnavailable",
+        # Of a model that is an image volume.
+        "ImageVolumeMountFailed",
+    }
 )
 _CONFIG_WAITS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
 _VOLUME_WORDS = (
@@ -87,8 +95,11 @@ def worst(findings: Iterable[Finding]) -> Finding | None:
 
 def diagnose_pod(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | None, gpu: str) -> Finding | None:
     """None for a pod that serves. `gpu` is the extended resource that stands for one GPU."""
-    if pod.is_ready:
-        return None
+    return None if pod.is_ready else diagnose_download(pod, startup, nodes, gpu)
+
+
+def diagnose_download(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | None, gpu: str) -> Finding:
+    """As `diagnose_pod`, of one that only fetches: that it runs is not the end."""
     if pod.waits_for_node:
         return _unschedulable(pod, str(pod.condition("PodScheduled").get("message", "")), nodes, gpu)
     return _waiting(pod) or _ended(pod, startup) or _loading(pod, startup)

@@ -87,7 +87,9 @@ class ObjectCache:
         return [self._objects[at] for at in sorted(self._by_owner.get(key, ())) if at[0] != KIND]
 
     def pods(self) -> list[JsonObject]:
-        return [obj for (kind, _, _), obj in self._objects.items() if kind == "Pod"]
+        """Those of servers; the ones that only fetch a model are left out."""
+        pods = (obj for (kind, _, _), obj in self._objects.items() if kind == "Pod")
+        return [pod for pod in pods if names.DOWNLOAD_LABEL not in pod["metadata"].get("labels", {})]
 
     def claimants(self, served_names: Iterable[str]) -> list[JsonObject]:
         """ModelDeployments that claim any of these names."""
@@ -127,7 +129,9 @@ def _address(obj: JsonObject) -> tuple[str, str, str]:
 
 def _owner_key(obj: JsonObject) -> ResourceKey:
     metadata = obj["metadata"]
-    name = metadata["name"] if obj["kind"] == KIND else metadata.get("labels", {}).get(names.NAME_LABEL, "")
+    labels = metadata.get("labels", {})
+    owner = labels.get(names.NAME_LABEL) or labels.get(names.DOWNLOAD_LABEL, "")
+    name = metadata["name"] if obj["kind"] == KIND else owner
     return str(metadata["namespace"]), str(name)
 
 

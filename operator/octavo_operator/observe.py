@@ -72,15 +72,17 @@ class Observer:
         if resource is None:
             return None
         owned = self._cache.owned(key)
-        pods = tuple(Pod(raw=obj) for obj in owned if obj["kind"] == "Pod")
+        all_pods = tuple(Pod(raw=obj) for obj in owned if obj["kind"] == "Pod")
+        pods = tuple(pod for pod in all_pods if not pod.is_download)
         return Observed(
             resource=resource,
             objects={key_of(obj): obj for obj in owned if obj["kind"] != "Pod" and belongs_to(obj, resource)},
             pods=pods,
-            startups=await self._probe.read(pods, also=pod_to_report(pods, resource.get("status") or {})),
+            downloads=tuple(pod for pod in all_pods if pod.is_download),
+            startups=await self._probe.read(all_pods, also=pod_to_report(pods, resource.get("status") or {})),
             pressure=self._loads.pressure(key),
             capacity=self._loads.capacity(key),
-            nodes=await self._list_nodes() if any(pod.waits_for_node for pod in pods) else None,
+            nodes=await self._list_nodes() if any(pod.waits_for_node for pod in all_pods) else None,
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),
             keys_trouble=await self._keys.trouble(resource),

@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo_operator.api.types import JsonObject
 from octavo_operator.desired import names
+from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.render import ObjectKey
 from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, read_revision
 
@@ -94,6 +95,11 @@ class Pod:
         return str(self.raw["metadata"].get("labels", {}).get(names.REVISION_LABEL, ""))
 
     @property
+    def is_download(self) -> bool:
+        """It only fetches the model."""
+        return names.DOWNLOAD_LABEL in self.raw["metadata"].get("labels", {})
+
+    @property
     def is_terminating(self) -> bool:
         return "deletionTimestamp" in self.raw["metadata"]
 
@@ -112,9 +118,9 @@ class Pod:
 
     @property
     def server(self) -> JsonObject:
-        """Status of the container "server"; empty before the kubelet has made one."""
-        statuses = self._status.get("containerStatuses", [])
-        return next((status for status in statuses if status["name"] == names.CONTAINER), {})
+        """Status of our container; empty before the kubelet has made one."""
+        ours = names.DOWNLOAD_CONTAINER if self.is_download else names.CONTAINER
+        return next((status for status in self._status.get("containerStatuses", []) if status["name"] == ours), {})
 
     @property
     def containers(self) -> tuple[JsonObject, ...]:
@@ -165,6 +171,8 @@ class Observed:
     objects: Mapping[ObjectKey, JsonObject] = field(default_factory=dict)
     """Our objects by (kind, name); pods are apart."""
     pods: tuple[Pod, ...] = ()
+    downloads: tuple[Pod, ...] = ()
+    """Pods of the Job that fetches the model."""
     startups: Mapping[str, Startup] = field(default_factory=dict)
     """`/startup` by pod name: of pods that are not ready, and once of a new one that is; absent where the pod did not answer."""
     pressure: float | None = None
@@ -202,6 +210,27 @@ class Observed:
             if kind == "Deployment" and names.REVISION_LABEL in obj["metadata"].get("labels", {})
         }
 
+    def is_fetched(self, job: ObjectKey | None) -> bool:
+        """Whether the Job's claim holds the model; no Job is as good."""
+        if job is None:
+            return True
+        conditions = self.objects.get(job, {}).get("status", {}).get("conditions") or []
+        is_complete = any(each["type"] == "Complete" and each["status"] == "True" for each in conditions)
+        return is_complete and not self.is_outlived(job)
+
+    def is_outlived(self, job: ObjectKey) -> bool:
+        """Whether the claim is another one than the Job filled: somebody deleted that."""
+        found = self.objects.get(job)
+        if found is None:
+            return False
+        filled = (self.objects.get(("PersistentVolumeClaim", name)) for name in claims_in(found))
+        return any(claim is not None and _created(claim) > _created(found) for claim in filled)
+
+    @property
+    def claims_in_use(self) -> frozenset[str]:
+        """Names of the claims that the Deployments' pods mount."""
+        return frozenset().union(*map(claims_in, self.deployments.values()))
+
     @property
     def revisions(self) -> dict[str, Revision]:
         """The templates that are kept, by name."""
@@ -223,6 +252,11 @@ class Observed:
     def has_pods(self, revision: str) -> bool:
         """Any that has not ended, those that drain included."""
         return any(pod.revision == revision and not pod.is_finished for pod in self.pods)
+
+
+def _created(obj: JsonObject) -> str:
+    """RFC 3339; times of one API server sort as text."""
+    return str(obj["metadata"].get("creationTimestamp", ""))
 
 
 def replicas_of(deployment: JsonObject) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired import names
+from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.render import Desired, ObjectKey, key_of
 from octavo_operator.drift import matches
 from octavo_operator.observed import Observed, replicas_of
@@ -75,8 +76,20 @@ def _replicas_to_write(resource: ModelDeployment, observed: Observed) -> WriteRe
 def _applies(desired: Desired, observed: Observed) -> Iterator[Apply]:
     for manifest in desired.objects:
         found = observed.objects.get(key_of(manifest))
+        if found is None and _waits_for_model(manifest, desired, observed):
+            continue
+        if found is not None and manifest["kind"] == "Job":
+            # Its template cannot be changed, and need not: what it fetches is in its name.
+            continue
         if found is None or not matches(manifest, found):
             yield Apply(manifest=manifest, is_new=found is None)
+
+
+def _waits_for_model(manifest: JsonObject, desired: Desired, observed: Observed) -> bool:
+    """Whether its pods would hold GPUs while the model is still being fetched onto their claim."""
+    if manifest["kind"] != "Deployment" or observed.is_fetched(desired.job):
+        return False
+    return bool(claims_in(manifest) & desired.claims_to_fill)
 
 
 def _retirements(desired: Desired, observed: Observed) -> Iterator[Scale]:
@@ -91,7 +104,14 @@ def _retirements(desired: Desired, observed: Observed) -> Iterator[Scale]:
 
 def _deletions(desired: Desired, observed: Observed) -> Iterator[Delete]:
     for key, found in observed.objects.items():
-        if key in desired.keys or key in desired.kept or "deletionTimestamp" in found["metadata"]:
+        if "deletionTimestamp" in found["metadata"] or key in desired.kept:
+            continue
+        if key in desired.keys:
+            if key[0] == "Job" and observed.is_outlived(key):
+                yield Delete(key=key)
+            continue
+        if key[0] == "PersistentVolumeClaim" and key[1] in observed.claims_in_use:
+            # Pods of that revision may still have to be made anew.
             continue
         revision = found["metadata"].get("labels", {}).get(names.REVISION_LABEL)
         if key[0] == "Deployment" and (replicas_of(found) or observed.has_pods(str(revision))):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from octavo_operator.api import reasons
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.apply import Executor
+from octavo_operator.desired.job import render_model
 from octavo_operator.desired.pod import PodSettings
-from octavo_operator.desired.render import Desired, render
+from octavo_operator.desired.render import Desired, job_of, render
 from octavo_operator.desired.revision import render_revision
 from octavo_operator.diagnosis import Finding, quote
 from octavo_operator.errors import (
@@ -88,9 +89,11 @@ class Reconciler:
             return Outcome()
         try:
             resource = parse_model_deployment(observed.resource)
-            decision = decide(resource, render_revision(resource, self._pods), observed, now=self._now())
+            model, revision = render_model(resource, self._pods), render_revision(resource, self._pods)
+            is_fetched = observed.is_fetched(job_of(model))
+            decision = decide(resource, revision, observed, now=self._now(), is_fetched=is_fetched)
             observed = await self._remember(key, decision, observed)
-            desired = _desired(resource, decision)
+            desired = _desired(resource, decision, model)
             changed = await self._executor.execute(key, make_plan(resource, desired, observed), observed)
         except OctavoOperatorError as error:
             if isinstance(error, ClusterError) and error.status == 409:
@@ -167,8 +170,15 @@ def explain(error: OctavoOperatorError) -> Finding:
     return Finding(reason=reason, sentence=quote(str(error)))
 
 
-def _desired(resource: ModelDeployment, decision: Decision) -> Desired:
-    return render(resource, decision.fleets, counts=decision.counts, kept=decision.kept, rollout=decision.status)
+def _desired(resource: ModelDeployment, decision: Decision, model: Sequence[JsonObject]) -> Desired:
+    return render(
+        resource,
+        decision.fleets,
+        counts=decision.counts,
+        kept=decision.kept,
+        rollout=decision.status,
+        model=model,
+    )
 
 
 def _soonest(*seconds: float | None) -> float | None:
@@ -178,9 +188,10 @@ def _soonest(*seconds: float | None) -> float | None:
 def _look_again_s(observed: Observed) -> float | None:
     if any(startup.is_loading for startup in observed.startups.values()):
         return LOOK_AGAIN_LOADING_S
+    waiting = (*observed.living_pods, *(pod for pod in observed.downloads if not pod.is_finished))
     if key_secrets(observed.resource):
         return LOOK_AGAIN_KEYS_S
-    return LOOK_AGAIN_WAITING_S if any(not pod.is_ready for pod in observed.living_pods) else None
+    return LOOK_AGAIN_WAITING_S if any(not pod.is_ready for pod in waiting) else None
 
 
 def _name(observed: Observed) -> tuple[str, str]:

@@ -10,8 +10,9 @@ from typing import Any
 from octavo_operator.api.types import ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.desired import names
+from octavo_operator.desired.job import render_model
 from octavo_operator.desired.pod import PodSettings
-from octavo_operator.desired.render import Desired, key_of, render
+from octavo_operator.desired.render import Desired, job_of, key_of, render
 from octavo_operator.desired.revision import render_revision
 from octavo_operator.observed import Node, Observed, Pod
 from octavo_operator.rollout.policy import decide
@@ -49,8 +50,18 @@ def a_desired(resource: ModelDeployment | None = None, observed: Observed | None
     """What should be there, given what is: as of a new resource where nothing is said."""
     resource = resource or a_resource()
     rendered = render_revision(resource, POD_SETTINGS)
-    decision = decide(resource, rendered, observed or Observed(resource=a_manifest()), now=AT)
-    return render(resource, decision.fleets, counts=decision.counts, kept=decision.kept, rollout=decision.status)
+    model = render_model(resource, POD_SETTINGS)
+    observed = observed or Observed(resource=a_manifest())
+    is_fetched = observed.is_fetched(job_of(model))
+    decision = decide(resource, rendered, observed, now=AT, is_fetched=is_fetched)
+    return render(
+        resource,
+        decision.fleets,
+        counts=decision.counts,
+        kept=decision.kept,
+        rollout=decision.status,
+        model=model,
+    )
 
 
 def a_pod(
@@ -89,6 +100,32 @@ def a_pod(
             "status": status,
         }
     )
+
+
+def a_download_pod(name: str = "qwen-fetch-1", **fields: Any) -> Pod:
+    """A pod of qwen's download Job; fields as of `a_pod`, `server` the status of its container."""
+    raw = dict(a_pod(name, **fields).raw)
+    statuses = [{**status, "name": names.DOWNLOAD_CONTAINER} for status in raw["status"].get("containerStatuses", ())]
+    return Pod(
+        raw={
+            **raw,
+            "metadata": {**raw["metadata"], "labels": names.download_labels("qwen")},
+            "status": {**raw["status"], "containerStatuses": statuses},
+        }
+    )
+
+
+def fetched(desired: Desired, *, at: str = "2026-01-01T00:10:00Z") -> list[dict[str, Any]]:
+    """The desired objects as they are once the Job has ended well."""
+    done = {"conditions": [{"type": "Complete", "status": "True"}]}
+    return [
+        {
+            **obj,
+            "metadata": {**obj["metadata"], "creationTimestamp": at},
+            **({"status": done} if obj["kind"] == "Job" else {}),
+        }
+        for obj in desired.objects
+    ]
 
 
 def running(**status: Any) -> dict[str, Any]:

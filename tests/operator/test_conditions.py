@@ -14,10 +14,12 @@ from octavo_testing.control_plane import (
     NOW,
     a_deployment,
     a_desired,
+    a_download_pod,
     a_pod,
     a_resource,
     an_observed,
     ended,
+    fetched,
     observed_as,
     running,
     termination_log,
@@ -289,3 +291,81 @@ def test_transition_time_moves_only_with_the_status() -> None:
         ("Unknown", NOW),
     ]
     assert {each["observedGeneration"] for each in merged} == {4}
+
+
+CACHED = {"cache": {"type": "PVC", "size": "1Gi"}}
+
+
+def test_while_a_job_fetches_the_model_its_progress_is_the_reason() -> None:
+    desired = a_desired(a_resource(**CACHED))
+    at_work = [obj for obj in desired.objects if obj["kind"] != "Deployment"]
+    pod = a_download_pod(server=running(), ready=True)
+    told = Startup(stage="downloading", done_bytes=3 * 10**9, total_bytes=15 * 10**9, bytes_per_second=10**9)
+
+    made = conditions(an_observed(*at_work), **CACHED)
+    evicted = a_download_pod("evicted", phase="Failed", server=waiting("CreateContainerError", "the node is gone"))
+    found = conditions(an_observed(*at_work, downloads=(evicted, pod), startups={pod.name: told}), **CACHED)
+
+    assert (made["ModelCached"].status, made["ModelCached"].reason) == (False, reasons.CREATING)
+    for kind in ("ModelCached", "Ready"):
+        assert (found[kind].status, found[kind].reason) == (False, reasons.DOWNLOADING)
+        assert "pod qwen-fetch-1 downloads the model, 3.0 of 15.0 GB, 12 s left" in found[kind].message
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        ({"server": waiting("CreateContainerConfigError", 'secret "s" not found')}, reasons.SECRET_NOT_FOUND, '"s"'),
+        (
+            {
+                "server": waiting(
+                    "CrashLoopBackOff",
+                    lastState=ended(1, termination_log("ModelAccessDenied", "set AWS_ACCESS_KEY_ID")),
+                    restartCount=2,
+                )
+            },
+            reasons.MODEL_ACCESS_DENIED,
+            "set AWS_ACCESS_KEY_ID (restart 2)",
+        ),
+        (
+            {"unschedulable": "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."},
+            reasons.VOLUME_UNBOUND,
+            "waits for its volume",
+        ),
+    ],
+    ids=["Secret", "access", "volume"],
+)
+def test_a_download_that_cannot_go_on_says_why(pod: dict[str, Any], reason: str, words: str) -> None:
+    desired = a_desired(a_resource(**CACHED))
+    at_work = [obj for obj in desired.objects if obj["kind"] != "Deployment"]
+
+    found = conditions(an_observed(*at_work, downloads=(a_download_pod(**pod),)), **CACHED)
+
+    for kind in ("ModelCached", "Ready"):
+        assert found[kind].reason == reason
+        assert words in found[kind].message
+    assert found["Scheduled"].status is (reason != reasons.VOLUME_UNBOUND)
+
+
+def test_another_claim_than_the_one_that_was_filled_holds_nothing() -> None:
+    desired = a_desired(a_resource(**CACHED))
+    newer = {"creationTimestamp": "2026-01-02T00:00:00Z"}
+    objects = [
+        {**obj, "metadata": {**obj["metadata"], **newer}} if obj["kind"] == "PersistentVolumeClaim" else obj
+        for obj in fetched(desired)
+    ]
+
+    assert conditions(an_observed(*objects), **CACHED)["ModelCached"].status is False
+
+
+def test_a_model_on_its_claim_is_told() -> None:
+    desired = a_desired(a_resource(**CACHED))
+    ended_pod = a_download_pod(phase="Succeeded")
+
+    found = conditions(
+        an_observed(*fetched(desired), pods=pods(desired.revision, ready=1), downloads=(ended_pod,)), **CACHED
+    )
+
+    assert (found["ModelCached"].status, found["ModelCached"].reason) == (True, reasons.FETCHED)
+    assert found["Ready"].status is True
+    assert "ModelCached" not in conditions(observed_as(a_desired()))

@@ -44,6 +44,7 @@ EVERYTHING = {
         "checksum": "sha256:" + "a" * 64,
         "allow": ["model-*.safetensors"],
     },
+    "cache": {"type": "PVC", "size": "40Gi", "storageClassName": "nfs", "accessMode": "ReadWriteOnce"},
     "servedNames": ["a", "org/b:c"],
     "resources": {"gpu": {"count": 0, "resourceName": "amd.com/gpu"}, "cpu": 2, "memory": "1Gi", "sharedMemory": "1Gi"},
     "engine": {
@@ -104,6 +105,24 @@ EVERYTHING = {
 def test_every_source_is_taken(clean: ApiServer, model: str) -> None:
     assert create(clean, manifest("one", model=model)).status == 201
     assert parse_model_deployment(manifest("one", model=model)).spec.model == model
+
+
+@pytest.mark.parametrize(
+    ("model", "cache", "kind"),
+    [
+        ("hf://org/name", {}, "None"),
+        ("hf://org/name", {"type": "None"}, "None"),
+        ("hf://org/name", {"storageClassName": "nfs", "size": "1Gi"}, "PVC"),
+        ("s3://bucket/m", {"type": "PVC", "size": 1000000}, "PVC"),
+        ("gs://bucket/m", {"type": "NodeLocal", "size": "1Gi", "storageClassName": "local"}, "NodeLocal"),
+        ("oci://r/m", {"type": "Image"}, "Image"),
+        ("file:///m", {"type": "None"}, "None"),
+        ("pvc://claim", {"type": "Auto"}, "None"),
+    ],
+)
+def test_every_cache_is_taken(clean: ApiServer, model: str, cache: dict[str, Any], kind: str) -> None:
+    assert create(clean, manifest("one", model=model, cache=cache)).status == 201
+    assert parse_model_deployment(manifest("one", model=model, cache=cache)).spec.cache.kind == kind
 
 
 def test_one_field_and_every_field_are_taken(clean: ApiServer) -> None:
@@ -177,7 +196,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "upgrade": ({"rollout": {"operatorUpgrade": "Never"}}, "spec.rollout.operatorUpgrade"),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
-    "field of a later version": ({"cache": {"type": "PVC"}}, 'unknown field "spec.cache"'),
+    "field of a later version": ({"adapters": []}, 'unknown field "spec.adapters"'),
+    "claim without size": ({"cache": {"type": "PVC"}}, "cache.size is required for a PersistentVolumeClaim"),
+    "class without size": ({"cache": {"storageClassName": "nfs"}}, "cache.size is required"),
+    "local volumes of no class": ({"cache": {"type": "NodeLocal", "size": "1Gi"}}, "required for NodeLocal"),
+    "size of nothing": ({"cache": {"size": "1Gi"}}, "are for PVC and NodeLocal"),
+    "class of nothing": ({"cache": {"type": "None", "storageClassName": "a"}}, "are for PVC and NodeLocal"),
+    "access to nothing": ({"cache": {"accessMode": "ReadWriteOnce"}}, "cache.accessMode is for PVC"),
+    "zero bytes": ({"cache": {"type": "PVC", "size": "lots"}}, "spec.cache.size"),
+    "a kind of cache": ({"cache": {"type": "Disk"}}, "spec.cache.type"),
+    "a cache of what is mounted": (
+        {"model": "pvc://claim", "cache": {"type": "PVC", "size": "1Gi"}},
+        "cache is for models that are fetched",
+    ),
+    "an image of the hub": ({"cache": {"type": "Image"}}, "model must be oci://"),
+    "an image with a checksum": (
+        {"model": "oci://r/m", "cache": {"type": "Image"}, "source": {"checksum": "sha256:" + "a" * 64}},
+        "source must be unset",
+    ),
 }
 
 

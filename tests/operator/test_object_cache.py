@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octavo_operator.object_cache import MAX_REMEMBERED_REMOVALS, ObjectCache
-from octavo_testing.control_plane import a_manifest
+from octavo_testing.control_plane import a_download_pod, a_manifest, a_pod
 
 QWEN, LLAMA = ("default", "qwen"), ("default", "llama")
 
@@ -142,3 +142,14 @@ def test_memory_of_deletions_is_bounded() -> None:
 
     assert cache.put(an_object("a", uid="0")) == {QWEN}
     assert cache.put(an_object("b", uid="1")) == frozenset()
+
+
+def test_a_pod_that_only_fetches_belongs_to_its_resource_and_is_no_server() -> None:
+    cache = ObjectCache()
+    server, fetching = a_pod(), a_download_pod()
+
+    cache.put(dict(server.raw))
+    assert cache.put(dict(fetching.raw)) == {("default", "qwen")}
+
+    assert {obj["metadata"]["name"] for obj in cache.owned(("default", "qwen"))} == {server.name, fetching.name}
+    assert [obj["metadata"]["name"] for obj in cache.pods()] == [server.name]

@@ -167,6 +167,33 @@ def test_want_of_an_adapter_is_told_in_condition_and_metric(namespace: Namespace
         assert "octavo_operator_metrics_adapter_up 0.0" in response.read().decode()
 
 
+def test_a_model_is_fetched_onto_a_claim_before_any_pod_is_made(namespace: Namespace) -> None:
+    namespace.create("qwen", cache={"type": "PVC", "size": "1Gi", "storageClassName": "nfs"})
+    (job,) = until(lambda: namespace.names("Job"), bool)
+    (claim,) = namespace.names("PersistentVolumeClaim")
+    waiting = {"name": "download", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
+    waiting |= {"state": {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}}}
+    made = namespace.get("Job", job) or {}
+
+    namespace.add_pod(made, "fetch-1", {"phase": "Pending", "containerStatuses": [waiting]})
+    cached = until(
+        lambda: namespace.condition("qwen", "ModelCached"), lambda got: got.get("reason") == "SecretNotFound"
+    )
+    assert 'secret "s" not found' in cached["message"]
+    assert namespace.names("Deployment") == set()
+
+    done = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    sure = {**done, "type": "SuccessCriteriaMet"}
+    times = {"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:00Z", "succeeded": 1}
+    namespace.patch("Job", job, {"status": {"conditions": [sure, done], **times}}, subresource="status")
+    deployment = namespace.deployment_of("qwen")
+    cached = until(lambda: namespace.condition("qwen", "ModelCached"), lambda got: got.get("status") == "True")
+
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "model", "persistentVolumeClaim": {"claimName": claim}} in volumes
+    assert cached["message"] == f"Job {job} has fetched and checked the model"
+
+
 def test_new_revision_takes_over_when_it_is_ready(namespace: Namespace) -> None:
     namespace.create("qwen", replicas=1)
     old = namespace.deployment_of("qwen")

@@ -13,6 +13,7 @@ from octavo_testing.control_plane import (
     a_pod,
     a_resource,
     an_observed,
+    fetched,
     observed_as,
 )
 
@@ -201,3 +202,68 @@ def plan_of(resource: ModelDeployment, observed: Observed) -> tuple[Operation, .
 
 def _edited(manifest: Any) -> Any:
     return {**manifest, "spec": {**manifest["spec"], "selector": {"app": "mine"}}}
+
+
+CACHED = {"cache": {"type": "PVC", "size": "1Gi"}}
+
+
+def test_no_pod_is_made_before_the_model_is_on_its_claim() -> None:
+    resource = a_resource(**CACHED)
+    desired = a_desired(resource)
+    at_work = [obj for obj in desired.objects if obj["kind"] != "Deployment"]
+
+    first = make_plan(resource, desired, an_observed())
+    then = make_plan(resource, desired, an_observed(*at_work))
+    last = make_plan(resource, desired, an_observed(*(o for o in fetched(desired) if o["kind"] != "Deployment")))
+
+    assert [operation.manifest["kind"] for operation in first if isinstance(operation, Apply)] == [
+        "ServiceAccount",
+        "Service",
+        "PersistentVolumeClaim",
+        "Job",
+        "ControllerRevision",
+    ]
+    assert then == ()
+    assert [operation.manifest["kind"] for operation in last if isinstance(operation, Apply)] == ["Deployment"]
+
+
+def test_a_job_that_exists_is_never_written_again() -> None:
+    """Its template cannot be changed; another image would otherwise be an error for ever."""
+    resource = a_resource(**CACHED)
+    desired = a_desired(resource)
+    objects = [{**obj, "spec": {}} if obj["kind"] == "Job" else obj for obj in fetched(desired)]
+    objects = [obj if obj["kind"] != "Job" else {**obj, "spec": {"template": {"spec": {}}}} for obj in objects]
+
+    assert make_plan(resource, desired, an_observed(*objects)) == ()
+
+
+def test_a_claim_that_is_newer_than_what_filled_it_is_filled_anew() -> None:
+    resource = a_resource(**CACHED)
+    desired = a_desired(resource)
+    assert desired.job is not None
+    later = {"creationTimestamp": "2026-01-02T00:00:00Z"}
+    objects = [
+        {**obj, "metadata": {**obj["metadata"], **later}} if obj["kind"] == "PersistentVolumeClaim" else obj
+        for obj in fetched(desired)
+    ]
+
+    assert make_plan(resource, desired, an_observed(*objects)) == (Delete(key=desired.job),)
+
+
+def test_the_claim_of_the_model_before_stays_as_long_as_its_pods() -> None:
+    before = a_desired(a_resource(**CACHED))
+    resource = a_resource(model="hf://org/other", **CACHED)
+    desired = a_desired(resource)
+    claim = next(obj for obj in before.objects if obj["kind"] == "PersistentVolumeClaim")
+    key = ("PersistentVolumeClaim", claim["metadata"]["name"])
+    serving = a_pod("old", revision="old", ready=True)
+
+    old = a_deployment("old")
+    volumes = [{"name": "model", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}]
+    old["spec"]["template"] = {"spec": {"volumes": volumes}}
+
+    during = make_plan(resource, desired, an_observed(*fetched(desired), claim, old, pods=(serving,)))
+    after = make_plan(resource, desired, an_observed(*fetched(desired), claim))
+
+    assert Delete(key=key) not in during
+    assert after == (Delete(key=key),)

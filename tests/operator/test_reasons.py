@@ -201,6 +201,7 @@ def test_no_reason_that_hinders_serving_is_left_out() -> None:
         reasons.ROLLED_OUT,
         reasons.ROLLING_OUT,
         reasons.ALL_SCHEDULED,
+        reasons.FETCHED,
         reasons.SCALER_READY,
         reasons.SCALER_STARTING,
         reasons.CREATING,

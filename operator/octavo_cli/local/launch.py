@@ -105,6 +105,8 @@ def notes(resource: ModelDeployment, gpus: Sequence[str]) -> list[str]:
         said.append("podTemplate does not apply here; there is no pod")
     if spec.source.secret_ref is not None:
         said.append("source.secretRef is not read here; the variables of this shell are used, such as HF_TOKEN")
+    if spec.cache.kind != "None":
+        said.append("cache does not apply here; what is fetched is kept under ~/.cache")
     return said
 
 

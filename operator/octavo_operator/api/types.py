@@ -41,6 +41,25 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """Where a fetched model is kept."""
+
+    type: str = "Auto"
+    size: str = ""
+    """Of the claim, as a quantity."""
+    storage_class_name: str = ""
+    access_mode: str = ""
+    """Of the claim; "" is ReadWriteMany, because replicas may be on several nodes."""
+
+    @property
+    def kind(self) -> str:
+        """PVC, NodeLocal, Image or None: what Auto means."""
+        if self.type != "Auto":
+            return self.type
+        return "PVC" if self.storage_class_name else "None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     count: int = 1
     resource_name: str = "nvidia.com/gpu"
@@ -140,6 +159,7 @@ class Placement:
 class ModelDeploymentSpec:
     model: str
     source: Source = field(default_factory=Source)
+    cache: Cache = field(default_factory=Cache)
     served_names: tuple[str, ...] = ()
     """Empty means metadata.name; see `ModelDeployment.served_names`."""
     resources: Resources = field(default_factory=Resources)

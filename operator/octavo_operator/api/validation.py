@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from octavo_operator.api.cache import parse_cache
 from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.reader import ObjectReader, Problem
 from octavo_operator.api.source import parse_model, parse_source
@@ -97,9 +98,11 @@ def parse_spec(raw: Any) -> ModelDeploymentSpec:
 def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
     spec = ObjectReader(raw, "spec", problems)
     model = parse_model(spec)
+    source = parse_source(spec.child("source"), model)
     result = ModelDeploymentSpec(
         model=model,
-        source=parse_source(spec.child("source"), model),
+        source=source,
+        cache=parse_cache(spec.child("cache"), model, source),
         served_names=_served_names(spec),
         resources=_resources(spec.child("resources")),
         engine=_engine(spec.child("engine")),

@@ -15,10 +15,16 @@ APPLIED_ANNOTATION = "octavo.dev/applied"
 
 MANAGED_BY = "octavo"
 COMPONENT = "server"
+DOWNLOAD_COMPONENT = "download"
+DOWNLOAD_LABEL = "octavo.dev/download-for"
+"""Of the download Job's pods, in place of NAME_LABEL: no Service, scaler or gateway may take them for replicas."""
 FIELD_MANAGER = "octavo-operator"
 ALL_OBJECTS_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY},{COMPONENT_LABEL}={COMPONENT}"
 
+ALL_PODS_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY},{COMPONENT_LABEL} in ({COMPONENT},{DOWNLOAD_COMPONENT})"
+
 CONTAINER = "server"
+DOWNLOAD_CONTAINER = "download"
 PORT_NAME = "http"
 PRESSURE_METRIC = "octavo_kv_pressure_ratio"
 
@@ -31,6 +37,11 @@ def object_labels(name: str) -> dict[str, str]:
 def revision_labels(name: str, revision: str) -> dict[str, str]:
     """Labels of a revision's Deployment and pods."""
     return {**object_labels(name), REVISION_LABEL: revision}
+
+
+def download_labels(name: str) -> dict[str, str]:
+    """Labels of the pods that fetch the model."""
+    return {MANAGED_BY_LABEL: MANAGED_BY, COMPONENT_LABEL: DOWNLOAD_COMPONENT, DOWNLOAD_LABEL: name}
 
 
 def pod_selector(name: str) -> dict[str, str]:

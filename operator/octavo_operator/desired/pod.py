@@ -10,8 +10,9 @@ from typing import Any
 
 from octavo_operator.api.types import ModelDeployment
 from octavo_operator.desired import names
+from octavo_operator.desired.cache import model_mounts, model_volumes, spec_as_mounted
 from octavo_operator.desired.credentials import credential_env
-from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, parse_source, render_server_args
+from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, render_server_args
 from octavo_operator.desired.merge import strategic_merge
 
 PRE_STOP_SLEEP_S = 5
@@ -41,7 +42,7 @@ def pod_template(resource: ModelDeployment, settings: PodSettings) -> dict[str, 
     return strategic_merge(merged, labels)
 
 
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
+def given(fields: dict[str, Any]) -> dict[str, Any]:
     """Only the fields that are set: an empty one would be an owned field that says nothing."""
     return {key: value for key, value in fields.items() if value not in ("", {}, [])}
 
@@ -63,17 +64,22 @@ def _pod_spec(resource: ModelDeployment, settings: PodSettings) -> dict[str, Any
         # A Service named octavo would otherwise inject OCTAVO_PORT=tcp://…, which reads like one of our settings.
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": PRE_STOP_SLEEP_S + resource.spec.drain_timeout_s + GRACE_SLACK_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": RUN_AS,
-            "runAsGroup": RUN_AS,
-            "fsGroup": RUN_AS,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "containers": [_container(resource, settings)],
         "volumes": _volumes(resource),
-        **_given(optional),
+        **given(optional),
+    }
+
+
+def pod_security() -> dict[str, Any]:
+    """What PodSecurity *restricted* asks of a pod."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": RUN_AS,
+        "runAsGroup": RUN_AS,
+        "fsGroup": RUN_AS,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 
@@ -96,9 +102,9 @@ def _container(resource: ModelDeployment, settings: PodSettings) -> dict[str, An
             "readOnlyRootFilesystem": not has_gpu,
         },
         # 200 from the moment that the port listens, before torch is imported: liveness takes over at once.
-        "startupProbe": _probe("/startup", period_s=2, timeout_s=5, failures=90),
-        "livenessProbe": _probe("/health", period_s=10, timeout_s=5, failures=3),
-        "readinessProbe": _probe("/ready", period_s=2, timeout_s=5, failures=2),
+        "startupProbe": probe("/startup", period_s=2, timeout_s=5, failures=90),
+        "livenessProbe": probe("/health", period_s=10, timeout_s=5, failures=3),
+        "readinessProbe": probe("/ready", period_s=2, timeout_s=5, failures=2),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SLEEP_S}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(resource),
@@ -107,33 +113,44 @@ def _container(resource: ModelDeployment, settings: PodSettings) -> dict[str, An
 
 def _args(resource: ModelDeployment) -> list[str]:
     """A server that was given a GPU and finds none must say so and not creep on the CPU; extraArgs have the last word."""
-    model, *flags = render_server_args(resource.spec, resource.name)
+    model, *flags = render_server_args(spec_as_mounted(resource.spec), resource.name)
     device = ["--device=cuda"] if resource.spec.resources.gpu.count > 0 else []
-    return ["serve", model, *device, *flags]
+    folder = [f"--download-dir={PVC_MOUNT_PATH}"] if resource.spec.cache.kind == "NodeLocal" else []
+    return ["serve", model, *device, *folder, *flags]
 
 
-def _env(resource: ModelDeployment) -> list[dict[str, Any]]:
-    env: list[dict[str, Any]] = [
+def home_env() -> list[dict[str, Any]]:
+    """Whatever keeps files for later finds a writable place."""
+    return [
         {"name": "HOME", "value": CACHE_PATH},
         {"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"},
         # The image's user has no line in /etc/passwd, and torch asks for its name.
         {"name": "USER", "value": "octavo"},
+    ]
+
+
+def _env(resource: ModelDeployment) -> list[dict[str, Any]]:
+    # Where a Job fetched the model, the server asks nobody for it.
+    fetches_itself = resource.spec.cache.kind in ("None", "NodeLocal")
+    secret = resource.spec.source.secret_ref if fetches_itself else None
+    return [
+        *home_env(),
         {"name": "OCTAVO_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         # Ids of stored responses end in digests of it, by which the gateway finds this pod again.
         {"name": "OCTAVO_ROUTING_TAG", "value": f"{resource.namespace}/{resource.name}/$(OCTAVO_POD_NAME)"},
+        *credential_env(secret, resource.spec.model),
     ]
-    return env + credential_env(resource.spec.source.secret_ref, resource.spec.model)
 
 
 def _resources(resource: ModelDeployment) -> dict[str, Any]:
     asked = resource.spec.resources
     gpus = {asked.gpu.resource_name: str(asked.gpu.count)} if asked.gpu.count else {}
-    requests = _given({"cpu": asked.cpu, "memory": asked.memory, **gpus})
-    limits = _given({"memory": asked.memory, **gpus})
-    return _given({"requests": requests, "limits": limits})
+    requests = given({"cpu": asked.cpu, "memory": asked.memory, **gpus})
+    limits = given({"memory": asked.memory, **gpus})
+    return given({"requests": requests, "limits": limits})
 
 
-def _probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:
+def probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:
     return {
         "httpGet": {"path": path, "port": names.PORT_NAME, "scheme": "HTTP"},
         "periodSeconds": period_s,
@@ -149,10 +166,7 @@ def _volumes(resource: ModelDeployment) -> list[dict[str, Any]]:
         {"name": "cache", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    claim = parse_source(resource.spec.model).claim
-    if claim:
-        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim}})
-    return volumes
+    return [*volumes, *model_volumes(resource)]
 
 
 def _mounts(resource: ModelDeployment) -> list[dict[str, Any]]:
@@ -161,9 +175,7 @@ def _mounts(resource: ModelDeployment) -> list[dict[str, Any]]:
         {"name": "cache", "mountPath": CACHE_PATH},
         {"name": "tmp", "mountPath": "/tmp"},
     ]
-    if parse_source(resource.spec.model).claim:
-        mounts.append({"name": "model", "mountPath": PVC_MOUNT_PATH, "readOnly": True})
-    return mounts
+    return [*mounts, *model_mounts(resource)]
 
 
 def _spread(resource: ModelDeployment) -> list[dict[str, Any]]:

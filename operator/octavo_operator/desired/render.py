@@ -9,6 +9,7 @@ from typing import Any
 from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired import names
+from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.deployment import render_deployment
 from octavo_operator.desired.hpa import render_hpa
 from octavo_operator.desired.pdb import render_pdb
@@ -36,6 +37,16 @@ class Desired:
     rollout: RolloutStatus = field(default_factory=RolloutStatus)
 
     @property
+    def job(self) -> ObjectKey | None:
+        """The Job that fetches the model; None where there is none."""
+        return job_of(self.objects)
+
+    @property
+    def claims_to_fill(self) -> frozenset[str]:
+        """Names of the claims that the Job fills."""
+        return frozenset().union(*(claims_in(manifest) for manifest in self.objects if manifest["kind"] == "Job"))
+
+    @property
     def keys(self) -> frozenset[ObjectKey]:
         return frozenset(key_of(manifest) for manifest in self.objects)
 
@@ -47,16 +58,19 @@ def render(
     counts: Mapping[str, int],
     kept: Collection[str],
     rollout: RolloutStatus,
+    model: Sequence[JsonObject] = (),
 ) -> Desired:
-    """Accounts, Services and templates come before the pods that need them, scalers after.
+    """Accounts, Services, claims and templates come before the pods that need them, scalers after.
 
-    `fleets` are the revisions that have replicas or pods, the one that is rolled out first.
+    `fleets` are the revisions that have replicas or pods, the one that is rolled out first; `model` is what fetches the
+    model, where that is no business of the pods.
     """
     target = fleets[0][0]
     optional = [manifest for manifest in (render_pdb(resource), render_hpa(resource)) if manifest is not None]
     objects = [
         render_service_account(resource),
         render_service(resource),
+        *model,
         render_controller_revision(resource, target, number=target.number),
         *(render_deployment(resource, revision, replicas=replicas) for revision, replicas in fleets),
         *optional,
@@ -71,10 +85,15 @@ def render(
     )
 
 
+def job_of(objects: Sequence[JsonObject]) -> ObjectKey | None:
+    """The Job among them."""
+    return next((key_of(manifest) for manifest in objects if manifest["kind"] == "Job"), None)
+
+
 def key_of(manifest: JsonObject) -> ObjectKey:
     return manifest["kind"], manifest["metadata"]["name"]
 
 
-def _stamped(manifest: dict[str, Any]) -> dict[str, Any]:
+def _stamped(manifest: JsonObject) -> dict[str, Any]:
     annotations = {names.APPLIED_ANNOTATION: names.fingerprint(manifest)}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}

@@ -37,10 +37,14 @@ SERVICE = Kind(name="Service", group="", version="v1", plural="services")
 SERVICE_ACCOUNT = Kind(name="ServiceAccount", group="", version="v1", plural="serviceaccounts")
 PDB = Kind(name="PodDisruptionBudget", group="policy", version="v1", plural="poddisruptionbudgets")
 HPA = Kind(name="HorizontalPodAutoscaler", group="autoscaling", version="v2", plural="horizontalpodautoscalers")
-POD = Kind(name="Pod", group="", version="v1", plural="pods")
+PVC = Kind(name="PersistentVolumeClaim", group="", version="v1", plural="persistentvolumeclaims")
+JOB = Kind(name="Job", group="batch", version="v1", plural="jobs")
+POD = Kind(name="Pod", group="", version="v1", plural="pods", selector=names.ALL_PODS_SELECTOR)
 EVENT = Kind(name="Event", group="", version="v1", plural="events", selector="")
 LEASE = Kind(name="Lease", group="coordination.k8s.io", version="v1", plural="leases", selector="")
 
-OWNED = (DEPLOYMENT, CONTROLLER_REVISION, SERVICE, SERVICE_ACCOUNT, PDB, HPA)
+OWNED = (DEPLOYMENT, CONTROLLER_REVISION, SERVICE, SERVICE_ACCOUNT, PVC, JOB, PDB, HPA)
+NAMED_BY_HASH = (DEPLOYMENT, CONTROLLER_REVISION, PVC, JOB)
+"""Nobody else has such a name, so that it need not be asked for."""
 WATCHED = (MODEL_DEPLOYMENT, *OWNED, POD)
 BY_NAME = {kind.name: kind for kind in WATCHED}

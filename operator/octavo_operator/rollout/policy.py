@@ -22,6 +22,8 @@ from octavo_operator.rollout.when import Wait, check_window, why_wait
 
 NO_ROOM_S = 20
 """How long a surge waits for room before replicas are swapped: a node that another pod just left is found sooner."""
+LOOK_AT_FETCH_S = 20.0
+"""The end of a download is an event; this is for one that was missed."""
 NEW_NODE_S = 900
 """How long a surge waits for a node that is on its way."""
 
@@ -49,8 +51,13 @@ class Decision:
     """Seconds until this decision may come out otherwise though nothing happens; None where it does not."""
 
 
-def decide(resource: ModelDeployment, rendered: Revision, observed: Observed, *, now: datetime) -> Decision:
-    """What this operator has rendered counts only where the spec asks for something that was not rendered before."""
+def decide(
+    resource: ModelDeployment, rendered: Revision, observed: Observed, *, now: datetime, is_fetched: bool = True
+) -> Decision:
+    """What this operator has rendered counts only where the spec asks for something that was not rendered before.
+
+    `is_fetched` says whether the model that the spec asks for is where its pods will look for it.
+    """
     before = _remembered(observed)
     wanted = choose_revision(resource, rendered, observed.revisions)
     known = {wanted.name: wanted, **observed.revisions}
@@ -58,7 +65,7 @@ def decide(resource: ModelDeployment, rendered: Revision, observed: Observed, *,
         return _suspended(known.get(before.revision, wanted), before, observed)
     before = replace(before, pending="", refused=_still_refused(before.refused, wanted, resource.spec.rollout))
     target = _choose_target(wanted, known, before)
-    wait = _why_wait(resource, wanted, target, observed, before, now)
+    wait = _why_wait(resource, wanted, target, observed, before, now, is_fetched)
     if wait is not None:
         target = known[before.revision]
     status = _begin(target, before)
@@ -159,6 +166,7 @@ def _why_wait(
     observed: Observed,
     before: RolloutStatus,
     now: datetime,
+    is_fetched: bool,
 ) -> Wait | None:
     """None for what needs no permission: what has begun, what goes back, and what disturbs nobody."""
     check_window(resource.spec.rollout.when)
@@ -166,6 +174,8 @@ def _why_wait(
     goes_back = target.name != wanted.name or target.name == before.stable
     if target.name == before.revision or before.revision not in observed.revisions or goes_back or not serves:
         return None
+    if not is_fetched:
+        return Wait(why="its model is being fetched", look_again_s=LOOK_AT_FETCH_S)
     return why_wait(resource.spec.rollout.when, idle_for_s=observed.idle_for_s, now=now)
 
 

@@ -143,6 +143,13 @@ INVALID = {
     ),
     "checksum": ({"source": {"checksum": "abc"}}, "spec.source.checksum: 'abc' must be sha256: and 64 digits"),
     "pattern": ({"source": {"allow": ["a b"]}}, "spec.source.allow: 'a b' is no pattern"),
+    "claim without size": ({"cache": {"type": "PVC"}}, "spec.cache.size: is required for a PersistentVolumeClaim"),
+    "size of nothing": ({"cache": {"size": "1Gi"}}, "spec.cache.size: and storageClassName are for PVC"),
+    "size that is none": ({"cache": {"type": "PVC", "size": "0"}}, "spec.cache.size: '0' is no quantity"),
+    "a cache of what is mounted": (
+        {"model": "file:///m", "cache": {"type": "PVC", "size": "1Gi"}},
+        "spec.cache: is for models that are fetched; file:// is mounted",
+    ),
     "names twice": ({"servedNames": ["a", "a"]}, "spec.servedNames: holds a name twice"),
     "bad served name": ({"servedNames": ["a b"]}, "spec.servedNames: 'a b' must begin"),
     "too many names": ({"servedNames": [f"n{i}" for i in range(17)]}, "has 17 items, at most 16"),

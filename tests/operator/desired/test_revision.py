@@ -89,6 +89,7 @@ def test_every_field_of_the_spec_is_in_the_template_or_outside_of_it() -> None:
     samples: dict[str, Any] = {
         "model": "hf://org/other",
         "source": {"secretRef": {"name": "hf"}},
+        "cache": {"type": "PVC", "size": "1Gi"},
         "servedNames": ["other"],
         "resources": {"gpu": {"count": 0}},
         "engine": {"maxNumSeqs": 4},
