@@ -2,7 +2,8 @@
 
 Closed loop: `concurrency` clients, each sends its next request when its last one has ended. Open loop: a Poisson process
 of `rate` requests a second, whatever the server does; with a bound on how many run at once, a request that waits for
-its turn is timed from when it was due. A server that is gone ends the load: what had finished by then is kept.
+its turn is timed from when it was due. Each request opens a connection, which is part of its time. A server that is gone
+ends the load: what had finished by then is kept.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ async def run_load(
     timed = asks[warmup:]
     load = _Load(target, Round(planned=len(timed)), on_end)
     timeout = aiohttp.ClientTimeout(total=target.timeout_s)
-    connector = aiohttp.TCPConnector(limit=0)
+    # Servers may close a connection while it is taken again, and a request that was sent once may not be sent twice.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**20) as session:
         for ask in asks[:warmup]:
             await load.notice_death(await send(session, target, ask))

@@ -67,9 +67,13 @@ class ServerProcess:
             time.sleep(POLL_S)
         raise ServerStartError("the server did not become ready:\n" + "\n".join(self.lines[-20:]))
 
+    def pids(self) -> list[int]:
+        """Of the process and all its descendants."""
+        return _family(self.child.pid)
+
     def rss_bytes(self) -> int:
-        """Resident memory of the process and all its descendants."""
-        return sum(_rss_bytes(pid) for pid in _family(self.child.pid))
+        """Resident memory of all of them."""
+        return sum(_rss_bytes(pid) for pid in self.pids())
 
     def stop(self) -> int:
         """Drains and ends it; the exit status."""

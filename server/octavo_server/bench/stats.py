@@ -24,6 +24,11 @@ class Measure:
     rounds: Rounds
 
     @property
+    def by_round(self) -> list[float]:
+        """Of a rate: its value in each round."""
+        return [value for round_ in self.rounds for request in round_ for value in request]
+
+    @property
     def values(self) -> list[float]:
         """All of them, in ascending order."""
         return sorted(pooled(self.rounds))
