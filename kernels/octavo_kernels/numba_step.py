@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from octavo_kernels.backend import AttentionBatch, DecoderSpec, KVCache
 from octavo_kernels.checks import check_attention_batch, check_table_width, require_own
 from octavo_kernels.numba_attention import NO_WINDOW, attend, plan_rows, running_buffers
+from octavo_kernels.numba_best import BEST_BYTES, best_of, choose_best, keep_best
 from octavo_kernels.numba_cache import TransposedCache, cache_numbers, multiply_row, rotate_halves, store_row
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import (
@@ -54,8 +55,9 @@ class CompiledDecoder:
         # The descriptions hold addresses: the handles must stay.
         self._handles = [[layer.qkv, layer.output, layer.gate_up, layer.down] for layer in spec.layers]
         self._linears = np.array(
-            [_packed(handle).describe() for handles in self._handles for handle in handles], np.int64
+            [_packed(handle).describe() for handles in [*self._handles, [spec.head]] for handle in handles], np.int64
         )
+        self._vocab = spec.head.out_features
         norms: list[list[torch.Tensor | None]] = [
             [layer.input_norm, layer.post_attention_norm] for layer in spec.layers
         ]
@@ -78,6 +80,27 @@ class CompiledDecoder:
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """See `DecoderStep`."""
+        return self._compute((hidden, positions, attention, cache, rows), likeliest=False)[0]
+
+    def likeliest(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionBatch,
+        cache: KVCache,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See `DecoderStep`."""
+        return self._compute((hidden, positions, attention, cache, rows), likeliest=True)[1]
+
+    def _compute(
+        self,
+        step: tuple[torch.Tensor, torch.Tensor, AttentionBatch, KVCache, torch.Tensor | None],
+        *,
+        likeliest: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> [num_rows, hidden] float32 and, where `likeliest`, [num_rows] int64."""
+        hidden, positions, attention, cache, rows = step
         own, spec = require_own(cache, TransposedCache), self._spec
         check_attention_batch(attention)
         check_table_width(attention, own.spec.block_size)
@@ -86,21 +109,23 @@ class CompiledDecoder:
         # Numba compiles again for an array of another type or layout, so each argument has one.
         indices = (positions.numpy(), attention.slot_mapping.numpy(), wanted)
         out = torch.empty((len(wanted), hidden.shape[1]), dtype=torch.float32)
-        self._reserve(hidden.shape[0])
+        tokens = np.zeros(len(wanted) if likeliest else 0, np.int64)
+        self._reserve(max(hidden.shape[0], len(wanted)))
         self._pool.run(
             _run,
-            _LAYER_PHASES * len(spec.layers) + 1,
+            _LAYER_PHASES * len(spec.layers) + 2,
             hidden.contiguous().numpy(),
             tuple(np.ascontiguousarray(values, np.int64) for values in indices),
             (plan.blocks, plan.block_tables, self._windows),
             (own.keys, own.values, own.spec.block_size, spec.num_heads),
-            (self._linears, self._norms, self._head_norms, self._final_norm, self._cos_sin),
+            (self._linears, self._norms, self._head_norms, self._final_norm, self._cos_sin, self._vocab),
             np.array([spec.rms_norm_eps, spec.head_dim**-0.5 * LOG2_E, 1.0], np.float32),
             self._scratch,
             self._memory,
             out.numpy(),
+            (best_of(self._pool.num_threads, len(tokens)), tokens),
         )
-        return out
+        return out, torch.from_numpy(tokens)
 
     def _reserve(self, num_tokens: int) -> None:
         if num_tokens <= self._capacity:
@@ -110,7 +135,7 @@ class CompiledDecoder:
         num_heads_features, num_inner = first.output.in_features, first.down.in_features
         hidden = self._final_norm.shape[0]
         num_own = max(num_tokens, _FEW_ROWS * self._pool.num_threads)
-        # normed and its codes; qkv; attention's result and its codes; the codes of gate times up
+        # normed and its codes; qkv; attention's result and its codes; the codes of gate times up, and of the head's rows
         self._scratch = (
             aligned((num_own, hidden), np.float32),
             *activation_buffers(num_own, hidden),
@@ -118,12 +143,13 @@ class CompiledDecoder:
             aligned((num_tokens, num_heads_features), np.float32),
             *activation_buffers(num_tokens, num_heads_features),
             *activation_buffers(num_tokens, num_inner),
+            *activation_buffers(num_tokens, hidden),
         )
 
 
 def can_compile(spec: DecoderSpec) -> bool:
     """Whether all linear layers are quantised and their widths are whole groups."""
-    handles = [h for layer in spec.layers for h in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    handles = [h for layer in spec.layers for h in (layer.qkv, layer.output, layer.gate_up, layer.down)] + [spec.head]
     group_width = spec.num_heads // spec.num_kv_heads * spec.head_dim
     return all(isinstance(handle, PackedLinear) for handle in handles) and group_width % GROUP == 0
 
@@ -199,7 +225,7 @@ def _rotate_and_store(qkv, layer, step, cache, weights, numbers, phase, threads)
 @part
 def _rotation(layer, head_dim, weights, numbers):  # type: ignore[no-untyped-def]
     """Addresses of the layer's two norms (0: it has none), cosines and sines, (eps, scale, 1); head_dim, rotary_dim."""
-    _, _, head_norms, _, cos_sin = weights
+    _, _, head_norms, _, cos_sin, _ = weights
     norms = head_norms.ctypes.data + layer * 2 * head_dim * 4 if head_norms.shape[0] else 0
     return norms, cos_sin.ctypes.data, numbers.ctypes.data, head_dim, cos_sin.shape[1]
 
@@ -299,22 +325,41 @@ def _gate_group(layer, index, x, first_row, memory, out):  # type: ignore[no-unt
 
 
 @part
-def _final_rows(rows, hidden, weight, eps, out, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: the wanted rows of hidden, normed."""
+def _final_rows(rows, hidden, weight, eps, out, codes, scales, phase, threads):  # type: ignore[no-untyped-def]
+    """A phase: the wanted rows of hidden, normed, quantised into codes and scales."""
     pieces, width = num_pieces(rows.shape[0], threads), out.shape[1]
     done, (start, end) = 0, claim(rows.shape[0], pieces, phase, threads)
     while start < end:
         for i in range(start, end):
             row, own = hidden.ctypes.data + rows[i] * width * 4, out.ctypes.data + i * width * 4
             norm_row(row, weight.ctypes.data, own, eps, width)
+            quantize_row(own, i, codes, scales)
         done, (start, end) = done + 1, claim(rows.shape[0], pieces, phase, threads)
     finish(done, pieces, phase, threads)
 
 
+@part
+def _find_likeliest(head, codes, scales, vocab, best, memory, phase, thread, threads):  # type: ignore[no-untyped-def]
+    """A phase: the head's product with all rows; of it this thread keeps what it has to know of the largest."""
+    pieces, num_groups, num_rows = num_pieces(head[NUM_TILES], threads), head[NUM_GROUPS], best.shape[1]
+    done, (start, end) = 0, claim(head[NUM_TILES], pieces, phase, threads)
+    while start < end:
+        for tile in range(start, end):
+            for first in range(0, num_rows, _NEAR_ROWS):
+                count = min(_NEAR_ROWS, num_rows - first)
+                x = (codes.ctypes.data + first * num_groups * 32, scales.ctypes.data + first * num_groups * 8, count)
+                multiply_tile(head, tile, x, (memory, 64))
+                for row in range(count):
+                    place = best.ctypes.data + (thread * num_rows + first + row) * BEST_BYTES
+                    keep_best(memory + row * 64, tile * 16, vocab - tile * 16, place)
+        done, (start, end) = done + 1, claim(head[NUM_TILES], pieces, phase, threads)
+    finish(done, pieces, phase, threads)
+
+
 @kernel
-def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, running, out):  # type: ignore[no-untyped-def]
+def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, running, out, likeliest):  # type: ignore[no-untyped-def]
     """hidden: [num_tokens, hidden] float32, embedded, becomes the residual. The rest: see `CompiledDecoder.__call__`."""
-    linears, norms, _, final_norm, _ = weights
+    linears, norms, _, final_norm, _, vocab = weights
     count, eps = hidden.shape[0], numbers.ctypes.data
     first = thread * count if count <= _FEW_ROWS else 0
     normed, codes, scales = scratch[0][first:], scratch[1][first : first + count], scratch[2][first : first + count]
@@ -323,7 +368,7 @@ def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, 
     inner_codes, inner_scales = scratch[7][:count], scratch[8][:count]
     own = running.ctypes.data + thread * running.shape[1] * 4
     phase = 0
-    for layer in range(linears.shape[0] // 4):
+    for layer in range(norms.shape[0]):
         qkv_layer, output = described(linears, 4 * layer), described(linears, 4 * layer + 1)
         gate_up_layer, down = described(linears, 4 * layer + 2), described(linears, 4 * layer + 3)
         norm = norms.ctypes.data + layer * 2 * hidden.shape[1] * 4
@@ -351,4 +396,11 @@ def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, 
         _gate(gate_up_layer, codes, scales, own, inner_codes, inner_scales, phase + 6, threads)
         _multiply_and_add(down, inner_codes, inner_scales, hidden, own, phase + 7, threads)
         phase += _LAYER_PHASES
-    _final_rows(step[2], hidden, final_norm, eps, out, phase, threads)
+    rows, (best, tokens) = step[2], likeliest
+    codes, scales = scratch[9][: rows.shape[0]], scratch[10][: rows.shape[0]]
+    _final_rows(rows, hidden, final_norm, eps, out, codes, scales, phase, threads)
+    if tokens.shape[0]:
+        head = described(linears, 4 * norms.shape[0])
+        _find_likeliest(head, codes, scales, vocab, best, own, phase + 1, thread, threads)
+        if thread == 0:
+            choose_best(best, tokens)
