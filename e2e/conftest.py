@@ -33,6 +33,7 @@ CASES = (
     "kubectl",
     "bad_model",
     "replacement",
+    "rollouts",
     "deletion",
     "autoscaling",
     "scale_to_zero",
