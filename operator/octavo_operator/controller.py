@@ -35,6 +35,7 @@ from octavo_operator.object_cache import ObjectCache, ResourceKey
 from octavo_operator.observe import Observer
 from octavo_operator.probe import StartupProbe
 from octavo_operator.reconcile import Reconciler
+from octavo_operator.rollout.gate_runner import GateRunner
 from octavo_operator.web import make_app, serving
 from octavo_operator.work_queue import WorkQueue
 
@@ -69,6 +70,7 @@ class Controller:
         )
         self._adapter = self._make_adapter()
         self._told_trouble = ""
+        self._gates = GateRunner(self._queue.add)
         observer = Observer(
             kube=kube,
             cache=self._cache,
@@ -82,9 +84,8 @@ class Controller:
             kube=kube,
             observer=observer,
             executor=executor,
-            pods=config.pods,
-            gateway_url=config.gateway_url,
-            identity=config.identity,
+            gates=self._gates,
+            config=config,
             now=lambda: datetime.datetime.now(datetime.UTC),
         )
         self._is_synced = False
@@ -112,6 +113,7 @@ class Controller:
         parts = {
             "resync": self._resync(),
             "leader": self._leader.run(),
+            "gates": self._gates.run(),
             "scraper": scraper.run(self._on_round),
             "gateways": self._loads.watch_gateways(self._kube, self._config.gateway_namespace),
         }

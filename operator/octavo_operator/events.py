@@ -17,6 +17,7 @@ from octavo_operator.kube.kinds import EVENT
 CONTROLLER = "octavo.dev/operator"
 NOTEWORTHY = frozenset(SEVERITY[: SEVERITY.index(reasons.DOWNLOADING)]) | {
     reasons.SERVED_NAME_CONFLICT,
+    reasons.ROLLOUT_GATE_FAILED,
     reasons.MAX_HOLD_EXCEEDED,
     reasons.ALL_READY,
     reasons.SCALED_TO_ZERO,

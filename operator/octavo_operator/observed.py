@@ -14,6 +14,7 @@ from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.render import ObjectKey
 from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, read_revision
+from octavo_operator.rollout.gate_report import GateReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +188,8 @@ class Observed:
     """Which Secret of access.keysFrom cannot be read, and the remedy; empty when all is well."""
     idle_for_s: float | None = None
     """Seconds without any request, told only where a rollout may wait for it; None where some replica does not tell."""
+    gate_report: GateReport | None = None
+    """The last report on a check that a rollout's gate has asked for."""
     awaits_node: bool = False
     """A pod has no node, and an autoscaler of nodes has said that it brings one."""
     adapter_trouble: str = ""

@@ -9,14 +9,14 @@ import datetime
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from octavo_operator.api import reasons
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.apply import Executor
+from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.job import render_model
-from octavo_operator.desired.pod import PodSettings
 from octavo_operator.desired.render import Desired, job_of, render
 from octavo_operator.desired.revision import render_revision
 from octavo_operator.diagnosis import Finding, quote
@@ -35,6 +35,7 @@ from octavo_operator.object_cache import ResourceKey
 from octavo_operator.observe import Observer
 from octavo_operator.observed import Observed
 from octavo_operator.plan import make_plan
+from octavo_operator.rollout.gate_report import GateCheck, GateReport
 from octavo_operator.rollout.policy import Decision, decide
 from octavo_operator.status import make_failed_status, make_status, status_patch
 
@@ -60,6 +61,16 @@ class Outcome:
     """Seconds until the resource should be looked at though nothing tells so; 0 after own changes."""
 
 
+class GateChecks(Protocol):
+    """Who asks pods what a rollout's gate wants to know."""
+
+    def report(self, key: ResourceKey) -> GateReport | None:
+        """The report on the check that is wanted, once there is one."""
+
+    def want(self, key: ResourceKey, check: GateCheck | None) -> None:
+        """From now on this check and no other."""
+
+
 class Reconciler:
     """Brings one ModelDeployment at a time closer to what it asks for."""
 
@@ -69,30 +80,32 @@ class Reconciler:
         kube: KubeClient,
         observer: Observer,
         executor: Executor,
-        pods: PodSettings,
-        gateway_url: str,
-        identity: str,
+        gates: GateChecks,
+        config: OperatorConfig,
         now: Callable[[], datetime.datetime],
     ) -> None:
         self._kube = kube
         self._observer = observer
         self._executor = executor
-        self._pods = pods
-        self._gateway_url = gateway_url
-        self._identity = identity
+        self._gates = gates
+        self._config = config
         self._now = now
 
     async def reconcile(self, key: ResourceKey) -> Outcome:
         """One pass; the status is written even where a step failed."""
         observed = await self._observer.snapshot(key)
         if observed is None or "deletionTimestamp" in observed.resource["metadata"]:
+            self._gates.want(key, None)
             return Outcome()
+        observed = replace(observed, gate_report=self._gates.report(key))
         try:
             resource = parse_model_deployment(observed.resource)
-            model, revision = render_model(resource, self._pods), render_revision(resource, self._pods)
+            pods = self._config.pods
+            model, revision = render_model(resource, pods), render_revision(resource, pods)
             is_fetched = observed.is_fetched(job_of(model))
             decision = decide(resource, revision, observed, now=self._now(), is_fetched=is_fetched)
             observed = await self._remember(key, decision, observed)
+            self._gates.want(key, decision.check)
             desired = _desired(resource, decision, model)
             changed = await self._executor.execute(key, make_plan(resource, desired, observed), observed)
         except OctavoOperatorError as error:
@@ -118,7 +131,7 @@ class Reconciler:
         return replace(observed, resource=written)
 
     def _status(self, resource: ModelDeployment, desired: Desired, observed: Observed) -> dict[str, Any]:
-        return make_status(resource, desired, observed, gateway_url=self._gateway_url, now=self._stamp())
+        return make_status(resource, desired, observed, gateway_url=self._config.gateway_url, now=self._stamp())
 
     async def _write(self, key: ResourceKey, observed: Observed, status: JsonObject) -> None:
         patch = status_patch(observed.status, status)
@@ -133,7 +146,7 @@ class Reconciler:
         await self._tell(observed, status)
 
     async def _tell(self, observed: Observed, status: JsonObject) -> None:
-        event = make_event(observed.resource, status, identity=self._identity, now=self._now())
+        event = make_event(observed.resource, status, identity=self._config.identity, now=self._now())
         if event is None:
             return
         said = {"resource": "/".join(_name(observed)), "reason": event["reason"], "note": event["message"]}

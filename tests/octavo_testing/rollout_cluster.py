@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from octavo_operator.apply import Executor
+from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.pod import PodSettings
 from octavo_operator.errors import ClusterError
 from octavo_operator.kube.kinds import Kind
@@ -19,6 +20,7 @@ from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache
 from octavo_operator.observed import Observed, Pod
 from octavo_operator.reconcile import Outcome, Reconciler
+from octavo_operator.rollout.gate_report import GateCheck, GateReport
 from octavo_testing.control_plane import AT, POD_SETTINGS, a_manifest
 
 T = TypeVar("T")
@@ -44,6 +46,12 @@ class Cluster:
     now: datetime.datetime = AT
     node_comes: bool = False
     idle_for_s: float | None = None
+    check: GateCheck | None = None
+    """What the operator wants to know for a gate."""
+    answers: bool = True
+    """Whether checks are answered."""
+    bad_answer: str = ""
+    """What is wrong with the new revision, of which the checks tell."""
     writes: list[str] = field(default_factory=list)
     writes_left: int | None = None
     events: list[str] = field(default_factory=list)
@@ -70,12 +78,21 @@ class Cluster:
             kube=self,  # type: ignore[arg-type]  # the fake
             observer=self,  # type: ignore[arg-type]  # the fake
             executor=executor,
-            pods=self.settings,
-            gateway_url="",
-            identity="test",
+            gates=self,
+            config=OperatorConfig(pods=self.settings, identity="test"),
             now=lambda: self.now,
         )
         return _run(reconciler.reconcile(KEY))
+
+    def want(self, _key: tuple[str, str], check: GateCheck | None) -> None:
+        """An operator that has just started has no report yet, and every check is answered by the next look."""
+        self.check = check
+
+    def report(self, _key: tuple[str, str]) -> GateReport | None:
+        if self.check is None or not self.answers:
+            return None
+        problem = self.bad_answer if self.check.state == "Running" else ""
+        return GateReport(check=self.check, problem=problem, tokens_per_second=20.0)
 
     async def snapshot(self, _key: tuple[str, str]) -> Observed:
         return Observed(
@@ -255,7 +272,7 @@ class Cluster:
         name = f"{deployment['metadata']['name']}-{self._made}"
         metadata = {**template["metadata"], "name": name, "namespace": "default", "uid": f"uid-{name}"}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": dict(template["spec"])}
-        return self._touch({**pod, "status": {"phase": "Pending", "conditions": []}})
+        return self._touch({**pod, "status": {"phase": "Pending", "conditions": [], "podIP": "10.0.0.7"}})
 
     def _set_condition(self, pod: dict[str, Any], kind: str, status: str, *, message: str = "") -> None:
         conditions = pod["status"]["conditions"]

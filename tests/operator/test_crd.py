@@ -74,6 +74,12 @@ EVERYTHING = {
         "strategy": "HoldAndSwap",
         "maxHold": "90s",
         "when": {"policy": "Window", "cron": "0 2 * * 1-5", "duration": "2h", "timeZone": "America/Argentina/Ushuaia"},
+        "gate": {
+            "prompts": [{"prompt": "2 + 2?", "expect": "4", "maxTokens": 8}],
+            "minThroughputRatio": "0.9",
+            "query": {"prometheus": "http://prometheus.monitoring:9090/base", "expr": "up", "max": "-0.5"},
+            "timeout": "2m",
+        },
         "operatorUpgrade": "Roll",
     },
     "placement": {
@@ -193,6 +199,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "cron of four fields": (
         {"rollout": {"when": {"policy": "Window", "cron": "0 2 * *", "duration": "1h"}}},
         "spec.rollout.when.cron",
+    ),
+    "prompt without answer": ({"rollout": {"gate": {"prompts": [{"prompt": "x"}]}}}, "prompts[0].expect: Required"),
+    "ratio of nothing": ({"rollout": {"gate": {"minThroughputRatio": "0"}}}, "spec.rollout.gate.minThroughputRatio"),
+    "query without limit": (
+        {"rollout": {"gate": {"query": {"prometheus": "http://p:9090", "expr": "up"}}}},
+        "spec.rollout.gate.query.max: Required",
+    ),
+    "query with a password": (
+        {"rollout": {"gate": {"query": {"prometheus": "http://a:b@p", "expr": "up", "max": "1"}}}},
+        "spec.rollout.gate.query.prometheus",
     ),
     "upgrade": ({"rollout": {"operatorUpgrade": "Never"}}, "spec.rollout.operatorUpgrade"),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),

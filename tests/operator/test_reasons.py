@@ -215,7 +215,12 @@ def test_no_reason_that_hinders_serving_is_left_out() -> None:
         reasons.NAME_TAKEN,
     }
     # Shown where rollouts are: tests/operator/rollout.
-    of_rollouts = {reasons.ROLLOUT_PENDING, reasons.MAX_HOLD_EXCEEDED, reasons.HOLDING_REQUESTS}
+    of_rollouts = {
+        reasons.ROLLOUT_PENDING,
+        reasons.ROLLOUT_GATE_FAILED,
+        reasons.MAX_HOLD_EXCEEDED,
+        reasons.HOLDING_REQUESTS,
+    }
     known = {value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)}
 
     assert known - passing - others - of_rollouts == set(CASES)

@@ -25,6 +25,18 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GateStatus:
+    """How far the gate is; `rollout.gate` has the states."""
+
+    state: str
+    at: datetime
+    """Since when."""
+    message: str = ""
+    baseline: str = ""
+    """Tokens a second of the revision before; "" where they were not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutStatus:
     """What became of the revisions so far."""
 
@@ -45,6 +57,8 @@ class RolloutStatus:
     held_since: datetime | None = None
     """Since when no admitted replica is ready in a swap."""
     refused: Refused | None = None
+    gate: GateStatus | None = None
+    """Of the rollout under way, or of the last one."""
 
     @classmethod
     def read(cls, status: JsonObject) -> RolloutStatus:
@@ -56,12 +70,13 @@ class RolloutStatus:
             admitted=tuple(raw.get("admitted") or ()),
             no_room_since=parse_time(raw.get("noRoomSince")),
             held_since=parse_time(raw.get("heldSince")),
+            gate=_read_gate(raw.get("gate")),
             refused=_read_refused(refused) if isinstance(refused, Mapping) else None,
         )
 
     def as_json(self) -> dict[str, Any]:
         """As it is written; fields that say nothing are left out."""
-        refused = self.refused
+        refused, gate = self.refused, self.gate
         fields = {
             "revision": self.revision,
             "stable": self.stable,
@@ -72,6 +87,7 @@ class RolloutStatus:
             "noRoomSince": format_time(self.no_room_since) if self.no_room_since else "",
             "heldSince": format_time(self.held_since) if self.held_since else "",
             "refused": {name: getattr(refused, name) for name in Refused.__slots__} if refused else {},
+            "gate": _gate_as_json(gate) if gate else {},
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -88,6 +104,19 @@ def parse_time(text: Any) -> datetime | None:
     except ValueError:
         return None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _gate_as_json(gate: GateStatus) -> dict[str, str]:
+    fields = {"state": gate.state, "message": gate.message, "at": format_time(gate.at), "baseline": gate.baseline}
+    return {name: value for name, value in fields.items() if value}
+
+
+def _read_gate(raw: Any) -> GateStatus | None:
+    at = parse_time(raw.get("at")) if isinstance(raw, Mapping) else None
+    if at is None:
+        return None
+    texts = {name: str(raw.get(name) or "") for name in ("state", "message", "baseline")}
+    return GateStatus(at=at, **texts)
 
 
 def _read_refused(raw: JsonObject) -> Refused:

@@ -134,6 +134,44 @@ class RolloutWhen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenPrompt:
+    """A prompt whose answer is known."""
+
+    prompt: str
+    expect: str
+    """What the answer must contain."""
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateQuery:
+    """A Prometheus query whose value must not exceed `maximum`."""
+
+    prometheus: str
+    """Base URL."""
+    expr: str
+    """PromQL; `$(revision)` is the new revision."""
+    maximum: str
+    """A decimal string."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGate:
+    """What a new revision must show before the gateway routes to it."""
+
+    prompts: tuple[GoldenPrompt, ...] = ()
+    min_throughput_ratio: str = ""
+    """Least speed as a share of the speed of the revision before, a decimal string; "" is any."""
+    query: GateQuery | None = None
+    timeout_s: int = 300
+    """How long the checks may take from the first ready replica, in seconds."""
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self.prompts or self.min_throughput_ratio or self.query)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """How a new revision replaces the one that serves."""
 
@@ -141,6 +179,7 @@ class Rollout:
     max_hold_s: int = 300
     """Longest time without a ready replica in a swap, in seconds; then the revision before comes back."""
     when: RolloutWhen = field(default_factory=RolloutWhen)
+    gate: RolloutGate = field(default_factory=RolloutGate)
     operator_upgrade: str = "Keep"
     """Keep: what a newer operator renders differently waits for the next change of the spec. Roll: it rolls out."""
 

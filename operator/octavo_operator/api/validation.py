@@ -13,6 +13,7 @@ from typing import Any
 from octavo_operator.api.cache import parse_cache
 from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.reader import ObjectReader, Problem
+from octavo_operator.api.rollout import parse_rollout
 from octavo_operator.api.source import parse_model, parse_source
 from octavo_operator.api.types import (
     API_VERSION,
@@ -25,8 +26,6 @@ from octavo_operator.api.types import (
     ModelDeploymentSpec,
     Placement,
     Resources,
-    Rollout,
-    RolloutWhen,
     Routing,
     Scaling,
 )
@@ -40,8 +39,6 @@ PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-
 RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key|routing-tag)(=.*)?"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
-ROLLOUT_STRATEGIES = ("Auto", "Surge", "HoldAndSwap", "Recreate")
-CRON = r"[^\s]+( [^\s]+){4}"
 SPREADS = ("Soft", "Hard", "None")
 SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 MAX_REPLICAS = 1000
@@ -111,7 +108,7 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
         drain_timeout_s=_drain_timeout_s(spec.child("drain")),
         routing=_routing(spec.child("routing")),
         access=_access(spec.child("access")),
-        rollout=_rollout(spec.child("rollout")),
+        rollout=parse_rollout(spec.child("rollout")),
         placement=_placement(spec.child("placement")),
         pod_template=_pod_template(spec),
         suspend=spec.boolean("suspend", default=False),
@@ -217,17 +214,6 @@ def _routing(raw: ObjectReader) -> Routing:
     return result
 
 
-def _rollout(raw: ObjectReader) -> Rollout:
-    result = Rollout(
-        strategy=raw.choice("strategy", ROLLOUT_STRATEGIES, default="Auto"),
-        max_hold_s=raw.duration_s("maxHold", default=300),
-        when=_when(raw.child("when")),
-        operator_upgrade=raw.choice("operatorUpgrade", ("Keep", "Roll"), default="Keep"),
-    )
-    raw.finish()
-    return result
-
-
 def _access(raw: ObjectReader) -> Access:
     result = Access(
         keys_from=_keys_from(raw),
@@ -259,25 +245,6 @@ def _keys_from(raw: ObjectReader) -> tuple[str, ...]:
         reader.finish()
         names.append(name)
     return tuple(names)
-
-
-def _when(raw: ObjectReader) -> RolloutWhen:
-    result = RolloutWhen(
-        policy=raw.choice("policy", ("Immediately", "Idle", "Window"), default="Immediately"),
-        cron=raw.string("cron", pattern=CRON, remedy='must have five fields, such as "0 2 * * 1-5"'),
-        duration_s=raw.duration_s("duration", default=0),
-        time_zone=raw.string("timeZone"),
-    )
-    if result.policy == "Window":
-        for name, value in (("cron", result.cron), ("duration", result.duration_s)):
-            if not value:
-                raw.complain(name, "is required where policy is Window")
-    else:
-        for name in ("cron", "duration", "timeZone"):
-            if raw.has(name):
-                raw.complain(name, f"is for policy Window, and policy is {result.policy}")
-    raw.finish()
-    return result
 
 
 def _placement(raw: ObjectReader) -> Placement:

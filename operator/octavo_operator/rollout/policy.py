@@ -18,6 +18,8 @@ from octavo_operator.desired.revision import Revision, choose_revision, number_o
 from octavo_operator.observed import Observed, replicas_of
 from octavo_operator.rollout.counts import STRATEGIES, Situation
 from octavo_operator.rollout.fleet import Fleet, count_fleet
+from octavo_operator.rollout.gate import FAILED, MEASURING, PASSED, RUNNING, advance, next_check
+from octavo_operator.rollout.gate_report import GateCheck
 from octavo_operator.rollout.when import Wait, check_window, why_wait
 
 NO_ROOM_S = 20
@@ -47,6 +49,8 @@ class Decision:
     kept: frozenset[str]
     """Revisions to go on keeping; older ones may be forgotten."""
     status: RolloutStatus
+    check: GateCheck | None = None
+    """What has to be asked for the gate now."""
     look_again_s: float | None = None
     """Seconds until this decision may come out otherwise though nothing happens; None where it does not."""
 
@@ -71,9 +75,10 @@ def decide(
     status = _begin(target, before)
     scene = _Scene(resource=resource, target=target, known=known, observed=observed, now=now)
     status = _choose_strategy(scene, status)
-    status = _hold(scene, status)
-    if _is_held_too_long(scene, status):
-        status = _roll_back(scene, status)
+    status = _hold(scene, _advance_gate(scene, status))
+    failure = _failure(scene, status)
+    if failure is not None:
+        status = _roll_back(scene, status, *failure)
         scene = replace(scene, target=known[status.stable])
     status = _admit(scene, status)
     counts = _count(scene, status)
@@ -143,6 +148,7 @@ def _decision(
         counts=counts,
         kept=revisions_to_keep(kept, in_use),
         status=status,
+        check=_next_check(scene, status),
         look_again_s=_next_look_s(scene, status, wait),
     )
 
@@ -220,6 +226,51 @@ def _hold(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
     return replace(status, held_since=status.held_since or scene.now)
 
 
+def _is_guarded(scene: _Scene, status: RolloutStatus) -> bool:
+    """Whether the target must pass the gate first; where there is nothing to go back to, it would be of no use."""
+    is_new = status.stable in scene.known and scene.target.name not in (status.stable, *status.admitted)
+    return is_new and scene.resource.spec.rollout.gate.is_set
+
+
+def _advance_gate(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
+    if not _is_guarded(scene, status):
+        return status
+    gate = advance(
+        scene.resource.spec.rollout.gate,
+        status.gate,
+        stable=status.stable,
+        target=scene.target.name,
+        observed=scene.observed,
+        now=scene.now,
+    )
+    return replace(status, gate=gate)
+
+
+def _next_check(scene: _Scene, status: RolloutStatus) -> GateCheck | None:
+    if not _is_guarded(scene, status):
+        return None
+    return next_check(
+        scene.resource.spec.rollout.gate,
+        status.gate,
+        stable=scene.known[status.stable],
+        target=scene.target,
+        default_name=scene.resource.name,
+        observed=scene.observed,
+    )
+
+
+def _failure(scene: _Scene, status: RolloutStatus) -> tuple[str, str] | None:
+    """Reason and message, where the target must make room for the stable revision again."""
+    name = scene.target.name
+    if _is_guarded(scene, status) and status.gate is not None and status.gate.state == FAILED:
+        return reasons.ROLLOUT_GATE_FAILED, f"revision {name} did not pass the gate: {status.gate.message}"
+    if _is_held_too_long(scene, status):
+        max_hold_s = scene.resource.spec.rollout.max_hold_s
+        message = f"no replica of revision {name} became ready within maxHold, {max_hold_s} s"
+        return reasons.MAX_HOLD_EXCEEDED, message
+    return None
+
+
 def _is_held_too_long(scene: _Scene, status: RolloutStatus) -> bool:
     """Only where there is something to go back to; what is ready but not admitted yet is about to be."""
     if status.held_since is None or status.stable not in scene.known or scene.fleet.ready:
@@ -227,24 +278,23 @@ def _is_held_too_long(scene: _Scene, status: RolloutStatus) -> bool:
     return scene.now - status.held_since >= timedelta(seconds=scene.resource.spec.rollout.max_hold_s)
 
 
-def _roll_back(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
-    rollout = scene.resource.spec.rollout
-    message = f"no replica of revision {scene.target.name} became ready within maxHold, {rollout.max_hold_s} s"
-    refused = Refused(
-        revision=scene.target.name, settings=settings_of(rollout), reason=reasons.MAX_HOLD_EXCEEDED, message=message
-    )
+def _roll_back(scene: _Scene, status: RolloutStatus, reason: str, message: str) -> RolloutStatus:
+    settings = settings_of(scene.resource.spec.rollout)
     return RolloutStatus(
         revision=status.stable,
         stable=status.stable,
         admitted=tuple(name for name in status.admitted if name != scene.target.name) or (status.stable,),
         strategy=status.strategy,
         why=f"rolled back: {message}",
-        refused=refused,
+        refused=Refused(revision=scene.target.name, settings=settings, reason=reason, message=message),
+        gate=status.gate,
     )
 
 
 def _admit(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
     """The target joins with its first ready replica, or at once where no other serves."""
+    if _is_guarded(scene, status) and (status.gate is None or status.gate.state != PASSED):
+        return status
     serves_elsewhere = any(fleet.ready for fleet in scene.serving(status).values())
     if scene.target.name in status.admitted or scene.fleet.ready or not serves_elsewhere:
         others = tuple(name for name in status.admitted if name != scene.target.name)
@@ -260,6 +310,7 @@ def _count(scene: _Scene, status: RolloutStatus) -> dict[str, int]:
         is_admitted=scene.target.name in status.admitted,
         serving=serving,
         others_existing=sum(fleet.existing for fleet in scene.others.values()),
+        may_begin=status.gate is None or status.gate.state != MEASURING,
     )
     counts = STRATEGIES[status.strategy or "Surge"](situation)
     return {**dict.fromkeys(scene.observed.deployments, 0), **counts.others, scene.target.name: counts.target}
@@ -289,6 +340,8 @@ def _next_look_s(scene: _Scene, status: RolloutStatus, wait: Wait | None) -> flo
         due.append(scene.now + timedelta(seconds=wait.look_again_s))
     if status.no_room_since is not None:
         due.append(status.no_room_since + _patience(scene))
+    if status.gate is not None and status.gate.state in (MEASURING, RUNNING):
+        due.append(status.gate.at + timedelta(seconds=scene.resource.spec.rollout.gate.timeout_s))
     if status.held_since is not None:
         due.append(status.held_since + timedelta(seconds=scene.resource.spec.rollout.max_hold_s))
     return min(((at - scene.now).total_seconds() for at in due if at > scene.now), default=None)

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.api.types import Access, Rollout, RolloutWhen, Scaling, SecretRef, Source
+from octavo_operator.api.types import (
+    Access,
+    GateQuery,
+    GoldenPrompt,
+    Rollout,
+    RolloutGate,
+    RolloutWhen,
+    Scaling,
+    SecretRef,
+    Source,
+)
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.errors import SpecInvalidError
 from octavo_testing.control_plane import a_manifest, a_resource
@@ -54,6 +64,12 @@ def test_every_field_is_read() -> None:
             "strategy": "HoldAndSwap",
             "maxHold": "90s",
             "when": {"policy": "Window", "cron": "0 2 * * *", "duration": "1h", "timeZone": "Europe/Berlin"},
+            "gate": {
+                "prompts": [{"prompt": "2 + 2?", "expect": "4"}],
+                "minThroughputRatio": "0.9",
+                "query": {"prometheus": "http://p:9090", "expr": "up", "max": "1"},
+                "timeout": "2m",
+            },
             "operatorUpgrade": "Roll",
         },
         placement={
@@ -83,7 +99,15 @@ def test_every_field_is_read() -> None:
     )
     assert spec.access == Access(keys_from=("a", "b"), tokens_per_minute=7, tokens_per_day=9, audit="None")
     window = RolloutWhen(policy="Window", cron="0 2 * * *", duration_s=3600, time_zone="Europe/Berlin")
-    assert spec.rollout == Rollout(strategy="HoldAndSwap", max_hold_s=90, when=window, operator_upgrade="Roll")
+    gate = RolloutGate(
+        prompts=(GoldenPrompt(prompt="2 + 2?", expect="4", max_tokens=64),),
+        min_throughput_ratio="0.9",
+        query=GateQuery(prometheus="http://p:9090", expr="up", maximum="1"),
+        timeout_s=120,
+    )
+    assert spec.rollout == Rollout(
+        strategy="HoldAndSwap", max_hold_s=90, when=window, gate=gate, operator_upgrade="Roll"
+    )
     assert spec.placement.topology_spread == "Hard"
     assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
 

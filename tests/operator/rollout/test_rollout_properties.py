@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from octavo_testing.rollout_cluster import BROKEN, Cluster, OperatorDiedError, a_cluster
 
+GATE = {"prompts": [{"prompt": "What is 2 + 2?", "expect": "4"}], "timeout": "2m"}
 STRATEGIES = ("Auto", "Surge", "HoldAndSwap", "Recreate")
 
 
@@ -16,16 +19,18 @@ class Rollouts(RuleBasedStateMachine):
     """People edit, servers start, crash and drain, the operator acts and dies, in any order."""
 
     cluster: Cluster
+    settings: dict[str, Any]
 
     @initialize(
         gpus=st.integers(1, 4),
         replicas=st.integers(1, 3),
         strategy=st.sampled_from(STRATEGIES),
+        gate=st.sampled_from([{}, {}, GATE, {**GATE, "minThroughputRatio": "0.9"}]),
     )
-    def begin(self, gpus: int, replicas: int, strategy: str) -> None:
-        self.cluster = a_cluster(
-            gpus=max(gpus, replicas), replicas=replicas, rollout={"strategy": strategy, "maxHold": "3m"}
-        )
+    def begin(self, gpus: int, replicas: int, strategy: str, gate: dict[str, Any]) -> None:
+        self.proven: set[str] = set()
+        self.settings = {"strategy": strategy, "maxHold": "3m", "gate": gate}
+        self.cluster = a_cluster(gpus=max(gpus, replicas), replicas=replicas, rollout=self.settings)
         self.cluster.edit(engine={"maxNumSeqs": 4})
 
     @rule(to=st.sampled_from([3, 4, 5, BROKEN]))
@@ -43,7 +48,12 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule(to=st.sampled_from(STRATEGIES))
     def choose_strategy(self, to: str) -> None:
-        self.cluster.edit(rollout={"strategy": to, "maxHold": "3m"})
+        self.settings = {**self.settings, "strategy": to}
+        self.cluster.edit(rollout=self.settings)
+
+    @rule(answers=st.booleans(), bad_answer=st.sampled_from(["", "", "wrong"]))
+    def change_answers(self, answers: bool, bad_answer: str) -> None:
+        self.cluster.answers, self.cluster.bad_answer = answers, bad_answer
 
     @rule(to=st.sampled_from([False, False, False, True]))
     def suspend(self, to: bool) -> None:
@@ -106,6 +116,15 @@ class Rollouts(RuleBasedStateMachine):
         assert self.cluster.rollout["admitted"]
 
     @invariant()
+    def nobody_passes_by_the_gate(self) -> None:
+        rollout = self.cluster.rollout
+        self.proven.add(rollout["stable"])
+        if rollout.get("gate", {}).get("state") == "Passed":
+            self.proven.add(rollout["revision"])
+        if self.settings["gate"]:
+            assert self.proven.issuperset(rollout["admitted"])
+
+    @invariant()
     def what_may_be_needed_is_kept(self) -> None:
         kept = self.cluster.kept_revisions()
         assert set(self.cluster.counts()) <= kept
@@ -116,6 +135,7 @@ class Rollouts(RuleBasedStateMachine):
         if not hasattr(self, "cluster"):
             return
         cluster = self.cluster
+        cluster.answers = True
         cluster.edit(suspend=False)
         cluster.settle()
         is_sound = cluster.manifest["spec"].get("engine", {}).get("maxNumSeqs") != BROKEN
@@ -150,7 +170,7 @@ class Rollouts(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    "examples", [60, pytest.param(800, marks=[pytest.mark.full, pytest.mark.timeout(1200)])], ids=["short", "long"]
+    "examples", [30, pytest.param(800, marks=[pytest.mark.full, pytest.mark.timeout(1200)])], ids=["short", "long"]
 )
 def test_rollouts_keep_their_promises(examples: int) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis has no types here
