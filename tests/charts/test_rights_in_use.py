@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from octavo_testing.apiserver import ApiServer, free_ports
+from octavo_testing.audit import rights_given, rights_used
 from octavo_testing.chart import install_rights, kubeconfig_of
 from octavo_testing.operator_process import OPERATOR_PATH, Namespace
 from octavo_testing.operator_process import until as await_that
@@ -37,6 +38,23 @@ UNSCHEDULABLE = {
         }
     ],
 }
+
+
+OF_THE_ADAPTER = "of the metrics adapter, which test_on_api_server runs with the chart's account"
+USED_ELSEWHERE = {
+    "operator": {
+        ("", "secrets", "get"): OF_THE_ADAPTER,
+        ("", "secrets", "update"): OF_THE_ADAPTER,
+        ("apiregistration.k8s.io", "apiservices", "create"): OF_THE_ADAPTER,
+        ("apiregistration.k8s.io", "apiservices", "get"): OF_THE_ADAPTER,
+        ("apiregistration.k8s.io", "apiservices", "patch"): OF_THE_ADAPTER,
+        ("rbac.authorization.k8s.io", "clusterroles", "get"): OF_THE_ADAPTER,
+        ("octavo.dev", "modeldeployments/finalizers", "update"): "asked for by an admission plugin that OpenShift has",
+        ("", "events", "list"): "of a rollout whose new pod finds no node (tests/operator)",
+    },
+    "gateway": {("", "configmaps", "patch"): "of day totals of tokens (tests/gateway)"},
+}
+"""What the chart gives and the life below does not ask for, each with who does."""
 
 
 @contextlib.contextmanager
@@ -118,6 +136,13 @@ def test_a_models_whole_life_needs_no_other_right(server: ApiServer, release, tm
         namespace.add_pod(namespace.deployment_of("steady"), "steady-1", UNSCHEDULABLE)
         await_that(lambda: namespace.condition("steady"), lambda ready: "0 of 1 GPU nodes" in ready.get("message", ""))
 
+        namespace.create("cached", cache={"type": "PVC", "size": "1Gi"})
+        for kind in ("PersistentVolumeClaim", "Job"):
+            await_that(lambda kind=kind: namespace.names(kind), bool)
+
+        for kind, stray in add_strays(namespace, "steady"):
+            await_that(lambda kind=kind, stray=stray: namespace.get(kind, stray), is_gone, within_s=60)
+
         namespace.patch("ModelDeployment", "steady", {"spec": {"replicas": 1}})
         await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" not in names)
         namespace.delete("ModelDeployment", "steady")
@@ -125,6 +150,55 @@ def test_a_models_whole_life_needs_no_other_right(server: ApiServer, release, tm
     for log in logs.values():
         refused = [line for line in log.read_text().splitlines() if NO_RIGHT.search(line)]
         assert refused == []
+
+    for component, elsewhere in USED_ELSEWHERE.items():
+        given = rights_given(roles_of(rendered, f"{name}-{component}"))
+        used = rights_used(server.audit_log, f"sys:{name}-{component}")
+        assert given - used == set(elsewhere), f"{component}: given and not used, or used here and in the table"
+
+
+def roles_of(rendered, account: str) -> list[dict]:
+    """The roles that are bound to the account and are the chart's own."""
+    bindings = rendered.of("ClusterRoleBinding") + rendered.of("RoleBinding")
+    bound = {
+        (binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        for binding in bindings
+        if account in [subject["name"] for subject in binding["subjects"]]
+    }
+    return [
+        role
+        for role in rendered.of("ClusterRole") + rendered.of("Role")
+        if (role["kind"], role["metadata"]["name"]) in bound
+    ]
+
+
+def is_gone(found: dict | None) -> bool:
+    """A claim waits for a controller that is not here, once it is deleted."""
+    return found is None or "deletionTimestamp" in found["metadata"]
+
+
+def add_strays(namespace: Namespace, name: str) -> list[tuple[str, str]]:
+    """(kind, name) of objects that look like the operator's own and that it does not want."""
+    metadata = namespace.get("Service", name)["metadata"]
+    stray = {"name": f"{name}-stray", "labels": metadata["labels"], "ownerReferences": metadata["ownerReferences"]}
+    labels = {"app": "stray"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}
+    job = {"template": {"spec": {**template["spec"], "restartPolicy": "Never"}}}
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    specs = {
+        "Job": {"spec": job},
+        "PersistentVolumeClaim": {"spec": claim},
+        "Service": {"spec": {"ports": [{"port": 1}]}},
+        "ServiceAccount": {},
+        "Deployment": {"spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}},
+        "ControllerRevision": {"revision": 1, "data": {}},
+        "PodDisruptionBudget": {"spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}}},
+        "HorizontalPodAutoscaler": {"spec": {"scaleTargetRef": target, "maxReplicas": 2}},
+    }
+    for kind, rest in specs.items():
+        namespace.post(kind, {"metadata": stray, **rest})
+    return [(kind, str(stray["name"])) for kind in specs]
 
 
 def is_ready(internal_port: int) -> bool:

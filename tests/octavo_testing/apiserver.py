@@ -75,6 +75,8 @@ class ApiServer:
         self.url = f"https://127.0.0.1:{port}"
         self.ca_file = folder / "ca.crt"
         self.kubeconfig = folder / "kubeconfig"
+        self.audit_log: Path | None = None
+        """Where it notes what service accounts do, if it does."""
         self._processes = processes
         self._context = ssl.create_default_context(cafile=str(self.ca_file))
 

@@ -14,6 +14,7 @@ import yaml
 
 from octavo_testing.adapter import a_ca, a_client
 from octavo_testing.apiserver import ApiServer, BinariesMissingError, running_apiserver
+from octavo_testing.audit import audit_flags
 
 Manifest = dict[str, Any]
 
@@ -105,6 +106,7 @@ def aggregating_apiserver() -> Iterator[ApiServer]:
         ca_file.write_bytes(proxy_ca.cert_pem)
         cert, key = a_client("front-proxy-client", proxy_ca).write(Path(name), "front-proxy-client")
         with running_apiserver(
+            *audit_flags(Path(name)),
             f"--requestheader-client-ca-file={ca_file}",
             "--requestheader-allowed-names=front-proxy-client",
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
@@ -113,4 +115,5 @@ def aggregating_apiserver() -> Iterator[ApiServer]:
             f"--proxy-client-cert-file={cert}",
             f"--proxy-client-key-file={key}",
         ) as server:
+            server.audit_log = Path(name) / "audit.log"
             yield server
