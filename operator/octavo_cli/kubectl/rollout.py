@@ -63,6 +63,9 @@ def status(
             said = sentence
         if is_done or not given.watch:
             break
+        refused = (status_of(model).get("rollout") or {}).get("refused") or {}
+        if refused and condition(model, "Progressing").get("reason") == refused.get("reason"):
+            raise CliError(f"revision {refused.get('revision')} was rolled back; the one before serves")
         if clock() >= end:
             raise CliError(f"{given.name} was not rolled out within {given.timeout:g} s")
         sleep(POLL_S)

@@ -32,6 +32,7 @@ from .resources import (
 )
 
 NUM_EVENTS = 5
+START_STAGES = ("scheduled", "imagePull", "download", "load", "warmup", "total")
 GOOD, BAD, BUSY, QUIET = "green", "red", "yellow", "dim"
 
 
@@ -121,8 +122,9 @@ def _facts(model: Json, status: Json) -> list[tuple[str, str]]:
         ("serves", ", ".join(status.get("servedModels") or ())),
         ("endpoint", str(status.get("endpoint", ""))),
         ("pressure", str((status.get("scaling") or {}).get("pressure", ""))),
-        ("download", _download(download)),
-        ("cold start", ", ".join(f"{stage} {took}" for stage, took in start.items())),
+        ("capacity", _capacity(status.get("capacity") or {})),
+        ("download", str(download.get("progress", ""))),
+        ("cold start", ", ".join(f"{stage} {start[stage]}" for stage in START_STAGES if stage in start)),
     ]
     observed, wanted = status.get("observedGeneration"), model["metadata"].get("generation")
     if observed != wanted:
@@ -130,12 +132,10 @@ def _facts(model: Json, status: Json) -> list[tuple[str, str]]:
     return [(label, value) for label, value in facts if value]
 
 
-def _download(download: Json) -> str:
-    if not download.get("totalBytes"):
-        return ""
-    done = f"{download.get('bytes', 0) / 1e9:.1f}/{download['totalBytes'] / 1e9:.1f} GB"
-    left = download.get("remainingSeconds")
-    return f"{done}, {left} s left" if left else done
+def _capacity(found: Json) -> str:
+    units = {"kvTokensPerReplica": "tokens of KV cache", "maxConcurrent": "sequences", "tokensPerSecond": "tokens/s"}
+    said = ", ".join(f"{found[name]} {unit}" for name, unit in units.items() if found.get(name))
+    return f"{said} a replica" if said else ""
 
 
 def _condition_line(found: Json, now: datetime.datetime) -> Text:
@@ -171,9 +171,13 @@ def _add_revisions(tree: Tree, seen: Snapshot, now: datetime.datetime) -> None:
         branch = tree.add(Text.assemble(("revision ", QUIET), revision, ("  its Deployment is gone", BUSY)))
         for pod in left:
             branch.add(_pod_line(seen.model, pod, now))
-    for label in ("strategy", "why"):
+    for label in ("strategy", "why", "pending"):
         if rollout.get(label):
             tree.add(Text.assemble((f"rollout {label} ", QUIET), str(rollout[label])))
+    refused = rollout.get("refused") or {}
+    if refused:
+        said = f"{refused.get('revision', '')} {refused.get('reason', '')}: {refused.get('message', '')}"
+        tree.add(Text.assemble(("rolled back ", QUIET), (said, BAD)))
 
 
 def _pod_line(model: Json, raw: Json, now: datetime.datetime) -> Text:

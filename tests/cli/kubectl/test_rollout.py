@@ -82,6 +82,15 @@ def test_watch_gives_up_after_its_timeout() -> None:
         )
 
 
+def test_watch_ends_at_once_where_the_rollout_was_taken_back() -> None:
+    refused = {"revision": "r2", "reason": "MaxHoldExceeded", "message": "no replica within 5m"}
+    condition = a_condition("Progressing", "False", "MaxHoldExceeded", "no replica within 5m")
+    cluster = a_cluster(a_model("qwen", condition, rollout={"revision": "r1", "refused": refused}))
+
+    with pytest.raises(CliError, match="revision r2 was rolled back"):
+        run(cluster, "status", "qwen", "-w")
+
+
 @pytest.mark.parametrize(("action", "suspend"), [("pause", True), ("resume", False)])
 def test_pause_and_resume_write_suspend(action: str, suspend: bool) -> None:
     cluster = a_cluster(a_model("qwen", ROLLING))

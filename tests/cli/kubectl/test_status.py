@@ -72,6 +72,13 @@ def test_a_rollout_shows_both_revisions_and_who_gets_requests() -> None:
     assert "rollout why no GPU free" in text
 
 
+def test_a_revision_that_was_rolled_back_says_why() -> None:
+    refused = {"revision": "r2", "reason": "MaxHoldExceeded", "message": "no replica within 5m"}
+    model = a_model("qwen", rollout={"revision": "r1", "refused": refused})
+
+    assert "└── rolled back r2 MaxHoldExceeded: no replica within 5m" in told(status.Snapshot(model=model))
+
+
 def test_pods_whose_deployment_is_gone_are_not_lost() -> None:
     draining = a_pod("qwen-r0-a", "r0")
     draining["metadata"]["deletionTimestamp"] = "now"
@@ -85,8 +92,9 @@ def test_pods_whose_deployment_is_gone_are_not_lost() -> None:
 def test_restarts_download_cold_start_and_an_operator_that_sleeps_are_told() -> None:
     statuses = [{"name": "server", "restartCount": 3, "state": {"running": {}}}]
     model = a_model(
-        download={"bytes": 3.1e9, "totalBytes": 14.9e9, "remainingSeconds": 42},
-        coldStart={"load": "9s", "total": "46s"},
+        download={"bytes": 3_100_000_000, "totalBytes": 14_900_000_000, "progress": "3.1/14.9 GB 42 s"},
+        coldStart={"pod": "p", "created": "then", "total": "46s", "load": "9s"},
+        capacity={"kvTokensPerReplica": 412000, "maxConcurrent": 256},
     )
     model["metadata"]["generation"] = 3
 
@@ -98,7 +106,8 @@ def test_restarts_download_cold_start_and_an_operator_that_sleeps_are_told() -> 
         )
     )
 
-    assert "download 3.1/14.9 GB, 42 s left" in text
+    assert "download 3.1/14.9 GB 42 s" in text
+    assert "capacity 412000 tokens of KV cache, 256 sequences a replica" in text
     assert "cold start load 9s, total 46s" in text
     assert "behind the operator has seen generation 2 of 3" in text
     assert "3 restarts" in text
