@@ -235,7 +235,7 @@ async def test_keys_of_a_secret_among_the_documents_guard_the_model(tmp_path: Pa
         await up.end()
 
     assert statuses == [401, 200]
-    assert [json.loads(line)["who"] for line in audit.read_text().splitlines()] == [None, "default/keys/alice"]
+    assert [json.loads(line)["who"] for line in audit.read_text().splitlines()] == ["default/keys/alice"]
 
 
 async def test_a_suspended_model_starts_nothing_and_says_so(tmp_path: Path) -> None:
