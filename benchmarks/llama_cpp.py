@@ -7,6 +7,9 @@ llama.cpp is `llama-cpp-python` built from source for this processor (GGML_NATIV
 whole engine, scheduler, sampler and detokenizer included; theirs is `llama_decode` of a batch and an argmax. Both
 decode greedily. A busy machine moves both, hence rounds of turns: the ratio is the median round's, its spread beside it.
 
+Where its kernels die of an illegal instruction, it runs with plain layouts, and the table's head says so: the code that
+GCC 12 makes of its AMX kernels does.
+
 llama.cpp's threads wait for each other by spinning, which on a busy machine slows it 10 to 30 times. So they get the
 bound on it that ours have; `--spin` leaves them as they come, for a machine that does nothing else.
 """
@@ -17,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.record import write_json
 from octavo_server.engine.build import OMP_SPINS
@@ -132,16 +136,23 @@ class Theirs:
     """llama.cpp in a child process."""
 
     def __init__(self, python: Path, model: str, threads: int, *, spin: bool) -> None:
-        self._child = subprocess.Popen(
-            # -P: this folder holds a llama_cpp.py that is not theirs
-            [str(python), "-P", str(CHILD), model, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=dict(os.environ) if spin else {**os.environ, "GOMP_SPINCOUNT": str(OMP_SPINS)},
-        )
-        self.about = self._read()
+        env = dict(os.environ) if spin else {**os.environ, "GOMP_SPINCOUNT": str(OMP_SPINS)}
+        for layout in ("repacked", "plain"):
+            self._child = subprocess.Popen(
+                # -P: this folder holds a llama_cpp.py that is not theirs
+                [str(python), "-P", str(CHILD), model, str(threads), layout],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=env,
+            )
+            if (about := self._answer()) is not None:
+                break
+            self.close()
+            if self._child.returncode != -signal.SIGILL:
+                break
+        self.about = about or self._fail()
 
     def seconds(self, case: Case, prompts: list[list[int]]) -> list[float]:
         task = {"task": "decode" if case.steps else "prefill", "prompts": prompts, "steps": case.steps}
@@ -156,13 +167,18 @@ class Theirs:
         self._child.communicate()
 
     def _read(self) -> dict[str, Any]:
+        return self._answer() or self._fail()
+
+    def _answer(self) -> dict[str, Any] | None:
+        """None: it has ended."""
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
-        if not line:
-            self.close()
-            raise SystemExit(f"llama.cpp ended with status {self._child.returncode}; run with --install to build it")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] | None = json.loads(line) if line else None
         return answer
+
+    def _fail(self) -> NoReturn:
+        self.close()
+        raise SystemExit(f"llama.cpp ended with status {self._child.returncode}; run with --install to build it")
 
 
 def measure(ours: Ours, theirs: Theirs, case: Case, rounds: int) -> Result:
@@ -204,7 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     theirs = Theirs(python, values.model, values.threads, spin=values.spin)
     ours = Ours(values.model, values.quantization, values.threads)
     results = []
-    print(f"llama-cpp-python {theirs.about['version']}: {theirs.about['system'].strip()}")
+    print(
+        f"llama-cpp-python {theirs.about['version']}: {theirs.about['system'].strip()} layout {theirs.about['layout']}"
+    )
     print(
         f"{values.threads} threads each, load average {os.getloadavg()[0]:.1f}, {values.rounds} rounds; tokens a second"
     )

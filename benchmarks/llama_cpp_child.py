@@ -1,6 +1,8 @@
 """llama.cpp's side of `benchmarks.llama_cpp`: run by the interpreter of its own environment, imports nothing of ours.
 
-    python -P llama_cpp_child.py MODEL.gguf THREADS
+    python -P llama_cpp_child.py MODEL.gguf THREADS repacked|plain
+
+`repacked` is llama.cpp's own choice: weights in the layout of its fastest kernels, on some processors those of AMX.
 
 One JSON line on standard input a task, one on standard output an answer; the first answer says what was built.
 """
@@ -21,10 +23,11 @@ CONTEXT_TOKENS, BATCH_TOKENS, SEQUENCES = 64 * 256, 2048, 64
 class Model:
     """A model and a context with room for 64 sequences."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, *, repacks: bool) -> None:
         llama.llama_backend_init()
         model_settings = llama.llama_model_default_params()
         model_settings.n_gpu_layers = 0
+        model_settings.use_extra_bufts = repacks
         self._model = llama.llama_model_load_from_file(path.encode(), model_settings)
         settings = llama.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT_TOKENS, BATCH_TOKENS, 512
@@ -82,9 +85,12 @@ def _prompt(prompt: list[int], sequence: int) -> list[tuple[int, int, int, bool]
 
 def main() -> None:
     """Answers tasks until standard input ends."""
-    path, threads = sys.argv[1:]
-    model = Model(path, int(threads))
-    answer({"version": llama.__version__, "system": llama.llama_print_system_info().decode(), "ready": True})
+    path, threads, layout = sys.argv[1:]
+    model = Model(path, int(threads), repacks=layout == "repacked")
+    # Dies here, before it says that it is ready, where its kernels cannot run.
+    prefill(model, list(range(10, 74)))
+    about = {"version": llama.__version__, "system": llama.llama_print_system_info().decode(), "layout": layout}
+    answer(about)
     for line in sys.stdin:
         task: dict[str, Any] = json.loads(line)
         if task["task"] == "decode":

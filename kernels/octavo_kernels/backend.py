@@ -224,6 +224,7 @@ class DecoderSpec:
     windows: Sequence[int | None]
     """A layer's window each, see `plan_attention`."""
     final_norm: torch.Tensor
+    head: LinearHandle
 
 
 class DecoderStep(Protocol):
@@ -240,6 +241,19 @@ class DecoderStep(Protocol):
         """hidden: [num_tokens, hidden] float32, the embedded tokens, overwritten; K/V are written into `cache`.
 
         -> new [num_rows, hidden]: after the final norm, the rows in `rows` [num_rows] int64, or all where it is None.
+        """
+
+    def likeliest(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionBatch,
+        cache: KVCache,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """As the call, and on to the token: no logits are kept.
+
+        -> new [num_rows] int64: the lowest id of each row's largest logit, -1 where one is not finite.
         """
 
 

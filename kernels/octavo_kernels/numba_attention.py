@@ -21,7 +21,7 @@ from octavo_kernels.backend import AttentionBatch
 from octavo_kernels.numba_cache import MAX_HEAD_DIM, cache_numbers, place_of
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import aligned
-from octavo_kernels.numba_threads import claim, finish, num_small_pieces, wait
+from octavo_kernels.numba_threads import claim, finish, num_small_pieces
 from octavo_kernels.numba_vector import (
     FLOAT,
     FLOATS,
@@ -314,16 +314,15 @@ def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # t
     memory = running.ctypes.data + thread * running.shape[1] * 4
     count = blocks.shape[0] * shape[1]
     pieces = num_small_pieces(count, threads)
-    start, end = claim(count, pieces, 0, threads)
+    done, (start, end) = 0, claim(count, pieces, 0, threads)
     while start < end:
         for item in range(start, end):
             index = item // shape[1]
             table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
             block = (blocks[index, 0], blocks[index, 1], blocks[index, 3], window, table)
             attend(source, block, places, shape, layer, item - index * shape[1], target, memory)
-        finish(0, threads)
-        start, end = claim(count, pieces, 0, threads)
-    wait(pieces, 0, threads)
+        done, (start, end) = done + 1, claim(count, pieces, 0, threads)
+    finish(done, pieces, 0, threads)
 
 
 def running_buffers(num_threads: int, at_least: int = 0) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from octavo_kernels.backend import PAD_SLOT, KVCacheSpec
 from octavo_kernels.errors import KernelError
 from octavo_kernels.numba_compile import kernel, part
-from octavo_kernels.numba_threads import claim, finish, num_pieces, wait
+from octavo_kernels.numba_threads import claim, finish, num_pieces
 from octavo_kernels.numba_vector import FLOAT, FLOATS, LANES, WORD, Emitter, vector_function
 
 MAX_HEAD_DIM = 512
@@ -142,12 +142,11 @@ def store_kernel(thread, threads, k, v, cache, layer, slots):  # type: ignore[no
     """k, v: [num_tokens, kv_heads, head_dim] float32."""
     places, shape = cache_numbers(cache)
     pieces = num_pieces(slots.shape[0], threads)
-    start, end = claim(slots.shape[0], pieces, 0, threads)
+    done, (start, end) = 0, claim(slots.shape[0], pieces, 0, threads)
     while start < end:
         for row in range(start, end):
             for kv_head in range(k.shape[1]):
                 place = (row * k.shape[1] + kv_head) * k.shape[2] * 4
                 store_row(k.ctypes.data + place, v.ctypes.data + place, places, shape, layer, slots[row], kv_head)
-        finish(0, threads)
-        start, end = claim(slots.shape[0], pieces, 0, threads)
-    wait(pieces, 0, threads)
+        done, (start, end) = done + 1, claim(slots.shape[0], pieces, 0, threads)
+    finish(done, pieces, 0, threads)

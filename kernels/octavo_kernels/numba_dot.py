@@ -40,6 +40,10 @@ VECTORS = {4: 4, 8: 8}
 SCALE_BYTES = 64
 """Of a tile and group: 16 scales, 16 minima."""
 
+_AHEAD = 4096
+"""Bytes from what is read to what is asked for: the processor guesses the next lines, but not far enough for memory
+to keep up with one token's product."""
+
 _BYTES64 = ir.VectorType(BYTE, 64)
 _HALVES = ir.VectorType(HALF, 32)
 
@@ -100,6 +104,8 @@ def _tile(dot: Any, num_tokens: int, bits: int, e: Emitter, *addresses: Any) -> 
     with cgutils.for_range(b, num_groups, intp=LONG) as loop:
         group = loop.index
         block = e.times(group, block_bytes(bits))
+        for line in range(0, block_bytes(bits), 64):
+            e.prefetch(weight, b.add(block, LONG(_AHEAD + line)))
         codes = _codes(e, weight, block, bits)
         scale = e.widen(e.load(weight, block, HALVES, align=32))
         minimum = e.widen(e.load(weight, e.sum(block, LONG(2 * LANES)), HALVES, align=32))

@@ -24,7 +24,7 @@ from octavo_kernels.numba_dot import (
     tile8_4,
     tile8_8,
 )
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, wait
+from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces
 from octavo_kernels.numba_vector import LANES, quantize_group
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight
 
@@ -220,13 +220,12 @@ def described(layers, index):  # type: ignore[no-untyped-def]
 def quantize_rows(x, codes, scales, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: x: [num_tokens, in] float32 -> codes and scales."""
     pieces = num_pieces(x.shape[0], threads)
-    start, end = claim(x.shape[0], pieces, phase, threads)
+    done, (start, end) = 0, claim(x.shape[0], pieces, phase, threads)
     while start < end:
         for row in range(start, end):
             quantize_row(x.ctypes.data + row * x.shape[1] * 4, row, codes, scales)
-        finish(phase, threads)
-        start, end = claim(x.shape[0], pieces, phase, threads)
-    wait(pieces, phase, threads)
+        done, (start, end) = done + 1, claim(x.shape[0], pieces, phase, threads)
+    finish(done, pieces, phase, threads)
 
 
 @part
@@ -235,13 +234,12 @@ def multiply(layer, codes, scales, out, phase, threads):  # type: ignore[no-unty
     pieces = num_pieces(layer[NUM_TILES], threads)
     x = (codes.ctypes.data, scales.ctypes.data, codes.shape[0])
     target, stride = out.ctypes.data, out.shape[1] * 4
-    start, end = claim(layer[NUM_TILES], pieces, phase, threads)
+    done, (start, end) = 0, claim(layer[NUM_TILES], pieces, phase, threads)
     while start < end:
         for tile in range(start, end):
             multiply_tile(layer, tile, x, (target + tile * 64, stride))
-        finish(phase, threads)
-        start, end = claim(layer[NUM_TILES], pieces, phase, threads)
-    wait(pieces, phase, threads)
+        done, (start, end) = done + 1, claim(layer[NUM_TILES], pieces, phase, threads)
+    finish(done, pieces, phase, threads)
 
 
 @kernel

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from octavo_kernels.backend import SamplingBatch
 from octavo_kernels.checks import check_sample
 from octavo_kernels.numba_compile import kernel, part
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_small_pieces, wait
+from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_small_pieces
 from octavo_kernels.numba_vector import FLOAT, FLOATS, LANES, LONG, Emitter, vector_function
 
 _BLOCK = 64
@@ -408,12 +408,11 @@ def _sample(thread, threads, logits, floats, integers, memory, out):  # type: ig
         memory[6][thread],
     )
     pieces = num_small_pieces(out.shape[0], threads)
-    start, end = claim(out.shape[0], pieces, 0, threads)
+    done, (start, end) = 0, claim(out.shape[0], pieces, 0, threads)
     while start < end:
         for row in range(start, end):
             numbers = (floats[0][row], floats[1][row], floats[2][row])
             others = (integers[0][row], integers[1][row], integers[2][row])
             out[row] = _sample_row(address + row * stride, vocab, numbers, others, own)
-        finish(0, threads)
-        start, end = claim(out.shape[0], pieces, 0, threads)
-    wait(pieces, 0, threads)
+        done, (start, end) = done + 1, claim(out.shape[0], pieces, 0, threads)
+    finish(done, pieces, 0, threads)

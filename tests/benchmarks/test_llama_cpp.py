@@ -14,7 +14,7 @@ from octavo_testing.server import a_tiny_model
 
 STAND_IN = """
 import json, sys
-print(json.dumps({"version": "0", "system": "stand-in", "ready": True}), flush=True)
+print(json.dumps({"version": "0", "system": "stand-in", "layout": sys.argv[3]}), flush=True)
 for line in sys.stdin:
     task = json.loads(line)
     assert [len(prompt) for prompt in task["prompts"]] == [16] * (2 if task["task"] == "decode" else 1)
@@ -53,6 +53,19 @@ def test_both_sides_take_turns_and_the_file_says_what_ran(folder: Path, capsys: 
     assert prefill["ratio_of_bests"] == pytest.approx(max(prefill["ours"]) / 4.0)
     assert {"sha256", "threads", "cpu_flags", "versions", "load_average", "commit", "spin"} <= record.keys()
     assert "decode 2" in capsys.readouterr().out
+
+
+def test_where_its_fastest_kernels_cannot_run_the_plain_ones_do_and_the_file_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dies = "import os, signal, sys\nif sys.argv[3] == 'repacked': os.kill(os.getpid(), signal.SIGILL)\n"
+    (folder / "child.py").write_text(dies + STAND_IN, encoding="utf-8")
+    arguments = [str(folder / "tiny"), "--batches", "2", "--context", "16", "--prefill", "16", "--rounds", "1"]
+
+    llama_cpp.main([*arguments, "--steps", "3", "--threads", "1", "--json", str(folder / "out.json")])
+
+    assert json.loads((folder / "out.json").read_text(encoding="utf-8"))["llama_cpp"]["layout"] == "plain"
+    assert "stand-in layout plain" in capsys.readouterr().out
 
 
 def test_a_child_that_ends_is_told(folder: Path) -> None:

@@ -18,7 +18,7 @@ from octavo_kernels.errors import KernelError
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.numba_dot import tile_function
 from octavo_kernels.numba_linear import activation_buffers, linear, pack
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, wait
+from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces
 from octavo_kernels.quantized_weight import QuantizedWeight, quantize, stack
 
 WITHIN_8_BITS = 0.02
@@ -138,16 +138,15 @@ def test_work_is_whole_without_the_threads_that_do_not_come() -> None:
 def _slow_pieces(thread, threads, values, seen):  # type: ignore[no-untyped-def]
     """Each piece takes milliseconds; the caller's thread then looks at what all have written."""
     pieces = num_pieces(values.shape[0], threads)
-    start, end = claim(values.shape[0], pieces, 0, threads)
+    done, (start, end) = 0, claim(values.shape[0], pieces, 0, threads)
     while start < end:
         for i in range(start, end):
             total = 0.0
             for step in range(100_000):
                 total += np.sin(step + i)
             values[i] = 1.0 if total != 0.0 else 2.0
-        finish(0, threads)
-        start, end = claim(values.shape[0], pieces, 0, threads)
-    wait(pieces, 0, threads)
+        done, (start, end) = done + 1, claim(values.shape[0], pieces, 0, threads)
+    finish(done, pieces, 0, threads)
     if thread == 0:
         seen[0] = values.sum()
 

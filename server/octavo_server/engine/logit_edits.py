@@ -44,6 +44,20 @@ class LogitEdits:
                 failed[row] = NOTHING_LEFT
         return failed
 
+    def touches(self, sequence: Sequence) -> bool:
+        """Whether `apply` may change the sequence's next logits."""
+        params = sequence.request.params
+        return bool(
+            sequence.grammar is not None
+            or params.allowed_token_ids is not None
+            or params.logit_bias
+            or sequence.request.bad_token_ids
+            or sequence.num_output_tokens < params.min_tokens
+            or params.repetition_penalty != 1.0
+            or params.presence_penalty
+            or params.frequency_penalty
+        )
+
     def apply_to_prompt(self, logits: torch.Tensor, params: SamplingParams) -> None:
         """What holds for a prompt's tokens too: allowed_token_ids and logit_bias; the rest is about the output.
 

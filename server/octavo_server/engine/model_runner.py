@@ -45,6 +45,8 @@ class DecoderRunner:
         if not output.scheduled:
             return RunnerOutput(sampled={})
         batch = self._builder.build(output)
+        if (likeliest := self._likeliest(batch)) is not None:
+            return likeliest
         hidden = self.decoder.forward(
             batch.token_ids, batch.positions, batch.attention, self.kv_cache, batch.logit_rows
         )
@@ -64,6 +66,28 @@ class DecoderRunner:
             hidden_states=hidden_states,
             failed=failed,
         )
+
+    def _likeliest(self, batch: ForwardBatch) -> RunnerOutput | None:
+        """The step where all that is asked for are likeliest tokens, and the decoder finds them itself; else None."""
+        if (
+            batch.pooled
+            or batch.prompt_targets
+            or not batch.samples
+            or not self._sampler.takes_likeliest(batch.samples)
+        ):
+            return None
+        tokens = self.decoder.likeliest(
+            batch.token_ids, batch.positions, batch.attention, self.kv_cache, batch.logit_rows
+        )
+        if tokens is None:
+            return None
+        failed, sampled = dict(batch.invalid), {}
+        for item, token_id in zip(batch.samples, tokens.tolist(), strict=True):
+            if token_id < 0:
+                failed.setdefault(item.sequence.sequence_id, _NON_FINITE)
+            elif item.sequence.sequence_id not in failed:
+                sampled[item.sequence.sequence_id] = SampledToken(token_id=token_id)
+        return RunnerOutput(sampled=sampled, failed=failed)
 
     @torch.inference_mode()
     def warm_up(self, max_num_tokens: int, max_num_seqs: int) -> None:

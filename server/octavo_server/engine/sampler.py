@@ -39,6 +39,14 @@ class Sampler:
         self._edits = LogitEdits(eos_token_ids)
         self._mode = logprobs_mode
 
+    def takes_likeliest(self, items: Items[ScheduledSequence]) -> bool:
+        """Whether `sample` would give each row the likeliest token of its logits and nothing else."""
+        return all(
+            params.temperature == 0.0 and params.logprobs is None and not self._edits.touches(item.sequence)
+            for item in items
+            for params in (item.sequence.request.params,)
+        )
+
     def sample(self, logits: torch.Tensor, items: Items[ScheduledSequence]) -> list[SampledToken | str]:
         """A token a row, or why there is none.
 

@@ -76,6 +76,25 @@ class Decoder:
             x, residual = x[rows], residual[rows]
         return backend.add_rms_norm(x, residual, weights.final_norm, eps)
 
+    def likeliest(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionBatch,
+        cache: KVCache,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """As `forward`, and on to the token without keeping logits.
+
+        Returns:
+            [num_rows] int64, the lowest id of each row's largest logit, -1 where one is not finite; None, and nothing
+            was computed, where the backend has no such step.
+        """
+        if self._step is None:
+            return None
+        embedded = functional.embedding(token_ids, self.weights.embedding)
+        return self._step.likeliest(embedded, positions, attention, cache, rows)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [num_rows, hidden], as forward returns -> [num_rows, vocab] float32."""
         return self.backend.linear(hidden, self.weights.head).float()
@@ -120,5 +139,6 @@ def _compile(config: ModelConfig, weights: DecoderWeights, backend: KernelBacken
             layers=weights.layers,
             windows=config.windows,
             final_norm=weights.final_norm,
+            head=weights.head,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
 from octavo_kernels import numba_linear, numba_step
+from octavo_kernels.numba_threads import ThreadPool
 from octavo_server.errors import StartupError
 from octavo_server.models.loader import LoadedModel, load_model
 from octavo_server.quantization.gguf_types import read_codes
@@ -134,6 +136,78 @@ def test_a_sequence_is_the_same_alone_and_in_a_batch(tmp_path: Path) -> None:
     alone = [logprobs(loaded, [prompt])[0] for prompt in prompts]
     assert torch.equal(prompt_logprobs(together), prompt_logprobs(alone))
     assert [item.tokens for item in together] == [item.tokens for item in alone]
+
+
+@pytest.mark.parametrize("vocab_size", [512, 509])
+def test_likeliest_tokens_found_without_logits_are_those_of_the_logits(tmp_path: Path, vocab_size: int) -> None:
+    """Prompts and decodes in one step, more rows than are computed at once; asking for log-probabilities keeps logits."""
+    checkpoint = a_checkpoint(tmp_path, "LlamaForCausalLM", {**SIZES, "vocab_size": vocab_size})
+    loaded = load_model(checkpoint.path, quantization="int8")
+    prompts = [prompt_tokens(1 + count % 50, 500, seed=count) for count in range(40)]
+
+    found, told = (
+        Stepper(loaded, max_num_batched_tokens=200).generate(prompts, max_tokens=6, logprobs=logprobs)
+        for logprobs in (None, 0)
+    )
+
+    assert [item.token_ids for item in found] == [item.token_ids for item in told]
+    assert all(token.logprob is None for item in found for token in item.tokens)
+
+
+def test_edits_hold_where_the_likeliest_token_would_do(tmp_path: Path) -> None:
+    loaded = load_model(a_checkpoint(tmp_path, "LlamaForCausalLM", SIZES).path, quantization="int8")
+    prompt = prompt_tokens(9, 512)
+    plain = Stepper(loaded).generate([prompt], max_tokens=1)[0].token_ids
+
+    biased = Stepper(loaded).generate([prompt], max_tokens=1, logit_bias={plain[0]: -100.0})[0].token_ids
+    allowed = Stepper(loaded).generate([prompt], max_tokens=1, allowed_token_ids=(7,))[0].token_ids
+
+    assert biased != plain
+    assert allowed == [7]
+
+
+def test_a_sequence_of_no_numbers_fails_alone_without_logits(tmp_path: Path) -> None:
+    loaded = load_model(a_checkpoint(tmp_path, "LlamaForCausalLM", SIZES).path, quantization="int8")
+    loaded.decoder.weights.embedding[7] = torch.nan
+    stepper = Stepper(loaded)
+
+    good, bad = stepper.run([stepper.add([5, 6], max_tokens=2), stepper.add([5, 7], max_tokens=2)])
+
+    assert len(good.tokens) == 2
+    assert "not a number" in str(bad.sequence.error)
+    assert bad.tokens == []
+
+
+class LateThreads(ThreadPool):
+    """Whose other thread comes later at each call, by some thousand additions."""
+
+    calls = 0
+
+    def run(self, kernel: Callable[..., None], num_phases: int, *arguments: Any) -> None:
+        self.calls += 1
+
+        def late(thread: int, *shared: Any) -> None:
+            if thread:
+                sum(range(1000 * (self.calls % 30)))
+            kernel(thread, *shared)
+
+        super().run(late, num_phases, *arguments)
+
+
+def test_a_thread_that_comes_late_changes_nothing(tmp_path: Path) -> None:
+    """It must not take a piece with what it read from rows that have changed since."""
+    # The other tests' one thread is never late.
+    torch.set_num_threads(2)
+    loaded = load_model(a_checkpoint(tmp_path, "LlamaForCausalLM", SIZES).path, quantization="int8")
+    torch.set_num_threads(1)
+    prompts = [prompt_tokens(count, 512) for count in (3, 40)]
+    expected = Stepper(loaded).generate(prompts, max_tokens=60, logprobs=2)
+    assert loaded.decoder._step is not None
+
+    loaded.decoder._step._pool = LateThreads(2)
+
+    late = Stepper(loaded).generate(prompts, max_tokens=60, logprobs=2)
+    assert [item.tokens for item in late] == [item.tokens for item in expected]
 
 
 def test_weights_take_the_memory_that_is_reported(tmp_path: Path) -> None:
