@@ -124,7 +124,7 @@ class Transformers:
     name = "transformers"
 
     def __init__(self, setup: Setup) -> None:
-        python = install("transformers-serve", ["fastapi", "uvicorn"], shares_ours=True)
+        python = install("transformers-serve", ["fastapi", "uvicorn", "openai", "pydantic"], shares_ours=True)
         self._folder = dequantise(setup.model)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
