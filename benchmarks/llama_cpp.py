@@ -82,14 +82,14 @@ class Result:
 class Ours:
     """The engine in this process."""
 
-    def __init__(self, model: str, quantization: str, threads: int) -> None:
+    def __init__(self, model: str, quantization: str, threads: int, **settings: Any) -> None:
         import torch
 
         from octavo_server.llm import LLM
 
         torch.set_num_threads(threads)
         # What a second run of the same prompts would read from the cache is not computed.
-        self._llm = LLM(model, quantization=quantization, enable_prefix_caching=False)
+        self._llm = LLM(model, quantization=quantization, enable_prefix_caching=False, **settings)
         self.vocabulary = self._llm.engine.limits.vocab_size
         self._count = 0
 
