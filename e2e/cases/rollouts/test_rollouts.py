@@ -59,9 +59,40 @@ def test_eight_streams_see_nothing_of_a_rollout(
     assert _rollout(model)["admitted"] == [_rollout(model)["revision"]] != [old]
 
 
-def _change(model: Model) -> None:
+@pytest.mark.usefixtures("gpus")
+def test_revision_that_fails_its_gate_never_serves_and_one_that_passes_does(octavo: Octavo, namespace: str) -> None:
+    """The real model is asked a question whose answer it does not give, and then one that it does."""
+    assert octavo.target.lab is not None
+    octavo.target.lab.add_fake_gpus(2)
+    model = apply_model(octavo, read_manifest(MANIFEST, octavo), namespace)
+    model.wait_ready()
+    old = _rollout(model)["revision"]
+
+    _change(model, rollout={"gate": _gate(expect="no model says this")})
+    wait_until(
+        lambda: model.condition("Ready").get("reason") == "RolloutGateFailed" and len(model.pods()) == 1,
+        "the new revision is rolled back",
+        limit_s=120,
+        describe=model.describe,
+    )
+    assert "the answer does not contain 'no model says this'" in model.condition("Ready")["message"]
+    assert (_rollout(model)["admitted"], model.condition("Available")["status"]) == ([old], "True")
+
+    _change(model, rollout={"gate": _gate(expect="a")})
+    wait_until(lambda: _is_over(model, old), "the new revision serves", limit_s=120, describe=model.describe)
+    gate = _rollout(model)["gate"]
+    assert gate["state"] == "Passed"
+    assert float(gate["baseline"]) > 0
+
+
+def _gate(*, expect: str) -> dict[str, Any]:
+    prompt = {"prompt": "Name an animal.", "expect": expect, "maxTokens": 24}
+    return {"prompts": [prompt], "minThroughputRatio": "0.01"}
+
+
+def _change(model: Model, **fields: Any) -> None:
     """Another template that computes the same."""
-    patch = json.dumps({"spec": {"engine": {"maxModelLen": 1000}}})
+    patch = json.dumps({"spec": {"engine": {"maxModelLen": 1000}, **fields}})
     words = ["patch", "modeldeployment", model.name, f"--namespace={model.namespace}", "--type=merge"]
     model.octavo.target.kubectl(*words, f"--patch={patch}")
 

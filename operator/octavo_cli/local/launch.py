@@ -95,6 +95,8 @@ def notes(resource: ModelDeployment, gpus: Sequence[str]) -> list[str]:
         said.append(f"this machine has no {spec.resources.gpu.resource_name}; it runs on the CPU")
     if spec.scaling is not None:
         said.append(f"scaling does not apply here; {replicas_here(resource)} replica(s) run")
+    if spec.rollout != type(spec.rollout)():
+        said.append("rollout does not apply here; start again to change a model")
     if spec.suspend:
         said.append("suspend is true; nothing is started")
     if spec.resources.cpu or spec.resources.memory or spec.resources.shared_memory:

@@ -93,11 +93,14 @@ def recreate(now: Situation) -> Counts:
 
 
 def _share(keep: int, now: Situation, limits: Mapping[str, int]) -> dict[str, int]:
-    """`keep` replicas over the revisions that serve, in their order, none above its limit."""
-    shares = {}
-    for name in now.serving:
-        shares[name] = min(keep, limits[name])
-        keep -= shares[name]
+    """`keep` replicas over the revisions that serve, in their order, none above its limit; ready ones before others."""
+    shares = dict.fromkeys(now.serving, 0)
+    ready = {name: min(fleet.ready, limits[name]) for name, fleet in now.serving.items()}
+    for bounds in (ready, limits):
+        for name in shares:
+            more = min(keep, bounds[name] - shares[name])
+            shares[name] += more
+            keep -= more
     return shares
 
 

@@ -119,6 +119,7 @@ def test_everything_of_a_manifest_that_does_not_apply_is_said() -> None:
         model="hf://org/name",
         resources={"gpu": {"count": 0}, "memory": "1Gi"},
         scaling={"maxReplicas": 2},
+        rollout={"strategy": "Surge"},
         placement={"topologySpread": "Hard"},
         podTemplate={"metadata": {"labels": {"a": "b"}}},
         source={"secretRef": {"name": "s"}},
@@ -126,7 +127,9 @@ def test_everything_of_a_manifest_that_does_not_apply_is_said() -> None:
 
     said = " ".join(launch.notes(resource, []))
 
-    assert [word for word in ("scaling", "memory", "placement", "podTemplate", "secretRef") if word not in said] == []
+    assert [
+        word for word in ("scaling", "rollout", "memory", "placement", "podTemplate", "secretRef") if word not in said
+    ] == []
     assert launch.notes(a_resource(), []) == []
 
 

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 
+from octavo_operator.api.rollout_status import GateStatus
+from octavo_operator.api.types import RolloutGate
+from octavo_operator.rollout.gate import advance
+from octavo_operator.rollout.gate_report import GateCheck, GateReport
+from octavo_testing.control_plane import AT, an_observed
 from octavo_testing.rollout_cluster import Cluster, OperatorDiedError, a_cluster, revision_of
 
 PROMPTS = [{"prompt": "What is 2 + 2?", "expect": "4"}]
@@ -205,3 +210,19 @@ def test_operator_killed_while_the_gate_is_asked_comes_to_the_same_end(bad_answe
         for state in (end, expected):
             state["rollout"]["gate"] = {**state["rollout"]["gate"], "at": ""}
         assert end == expected, f"killed after {kill_after} writes"
+
+
+def test_report_on_another_check_is_no_answer() -> None:
+    """It was asked under settings, or of a revision, that have changed since."""
+    asked, other = RolloutGate(min_throughput_ratio="0.9"), RolloutGate(min_throughput_ratio="0.8")
+    running = GateStatus(state="Running", at=AT)
+
+    def next_state(**fields: Any) -> str:
+        check = GateCheck(
+            **{"state": "Running", "revision": "new", "address": "", "model": "", "gate": asked, **fields}
+        )
+        observed = an_observed(gate_report=GateReport(check=check))
+        return advance(asked, running, stable="old", target="new", observed=observed, now=AT).state
+
+    assert next_state() == "Passed"
+    assert next_state(gate=other) == next_state(revision="old") == next_state(state="Measuring") == "Running"
