@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datetime
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import ConfigError, StartupError
+from octavo_server.sources.http import fallback_authorities
 from octavo_server.sources.store import CHUNK_BYTES, BrokenOffError, RemoteFile
 
 if TYPE_CHECKING:
@@ -103,7 +104,11 @@ def _open(model: BucketModel, env: Mapping[str, str]) -> Any:
     from obstore.store import GCSStore, S3Store
 
     allow_http = model.scheme == "gs" or env.get("AWS_ALLOW_HTTP", "").lower() == "true"
-    options: Any = {"client_options": {"read_timeout": STALL, "allow_http": allow_http}, "retry_config": RETRIES}
+    client: dict[str, Any] = {"read_timeout": STALL, "allow_http": allow_http}
+    authorities = fallback_authorities()
+    if authorities is not None:
+        client["root_certificate"] = Path(authorities).read_bytes()
+    options: Any = {"client_options": client, "retry_config": RETRIES}
     if model.scheme == "gs" and env.get(GOOGLE_JSON):
         options["service_account_key"] = env[GOOGLE_JSON]
     try:

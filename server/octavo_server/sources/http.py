@@ -5,7 +5,9 @@ Never sends a header of credentials to another host than the one that was asked,
 
 from __future__ import annotations
 
+import ssl
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
@@ -31,7 +33,10 @@ class HttpClient:
 
         # Tries are counted by whoever knows whether bytes came.
         self._pool = urllib3.PoolManager(
-            retries=False, timeout=urllib3.Timeout(connect=20.0, read=STALL_S), maxsize=8, ca_certs=None
+            retries=False,
+            timeout=urllib3.Timeout(connect=20.0, read=STALL_S),
+            maxsize=8,
+            ca_certs=fallback_authorities(),
         )
 
     @contextmanager
@@ -96,6 +101,16 @@ class HttpClient:
 
     def close(self) -> None:
         self._pool.clear()
+
+
+def fallback_authorities() -> str | None:
+    """A file of certificates to trust, where the machine has none of its own, as in images that are nearly empty."""
+    system = ssl.get_default_verify_paths()
+    if system.cafile or (system.capath and any(Path(system.capath).iterdir())):
+        return None
+    import certifi
+
+    return certifi.where()
 
 
 def range_header(offset: int, version: str = "") -> dict[str, str]:

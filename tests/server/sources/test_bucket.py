@@ -96,6 +96,16 @@ def test_all_that_serving_reads_below_a_path(scheme: str, tmp_path: Path) -> Non
 
 
 @both
+def test_a_machine_without_certificates_of_its_own_can_fetch_too(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
+
+    assert get(f"{scheme}://weights/one.gguf", tmp_path) == tmp_path / "one.gguf"
+
+
+@both
 def test_one_object(scheme: str, tmp_path: Path) -> None:
     assert get(f"{scheme}://weights/one.gguf", tmp_path) == tmp_path / "one.gguf"
     assert (tmp_path / "one.gguf").read_bytes() == b"GGUF"
