@@ -31,7 +31,7 @@ class StartupProbe:
 
     async def read(self, pods: Iterable[Pod], also: Pod | None = None) -> dict[str, Startup]:
         """`/startup` of those that run but are not ready, and of `also`, by pod name."""
-        asked = [pod for pod in pods if _is_loading(pod)] + ([also] if also is not None and also.ip else [])
+        asked = [pod for pod in pods if _is_loading(pod)] + ([also] if also is not None else [])
         answers = await asyncio.gather(*(self._read(pod) for pod in asked))
         return {pod.name: answer for pod, answer in zip(asked, answers, strict=True) if answer is not None}
 
@@ -65,4 +65,6 @@ def _number(value: object) -> float:
 
 
 def _is_loading(pod: Pod) -> bool:
-    return bool(pod.ip) and not pod.is_ready and not pod.is_terminating and "running" in pod.server.get("state", {})
+    """A pod that only fetches the model counts as ready while it is still at it."""
+    is_at_work = pod.is_download or not pod.is_ready
+    return bool(pod.ip) and is_at_work and not pod.is_terminating and "running" in pod.server.get("state", {})

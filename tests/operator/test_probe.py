@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from octavo_operator import probe
 from octavo_operator.observed import Pod, Startup
 from octavo_operator.probe import StartupProbe, parse_startup
-from octavo_testing.control_plane import a_pod, running, waiting
+from octavo_testing.control_plane import a_download_pod, a_pod, running, waiting
 
 
 def at_loopback(pod: Pod) -> Pod:
@@ -34,6 +34,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
 async def test_only_pods_that_run_and_are_not_ready_are_asked(server: None) -> None:
     pods = [
         at_loopback(a_pod("loading", server=running())),
+        at_loopback(a_download_pod("fetching", server=running(), ready=True)),
         at_loopback(a_pod("ready", server=running(), ready=True)),
         at_loopback(a_pod("waiting", server=waiting("ContainerCreating"))),
         at_loopback(a_pod("leaving", server=running(), terminating=True)),
@@ -42,7 +43,8 @@ async def test_only_pods_that_run_and_are_not_ready_are_asked(server: None) -> N
     async with StartupProbe.open_session() as session:
         told = await StartupProbe(session).read(pods)
 
-    assert told == {"loading": Startup(stage="downloading", done_bytes=5, total_bytes=9)}
+    downloading = Startup(stage="downloading", done_bytes=5, total_bytes=9)
+    assert told == {"loading": downloading, "fetching": downloading}
 
 
 async def test_a_ready_pod_is_asked_where_its_start_is_to_be_told(server: None) -> None:
@@ -72,10 +74,3 @@ def test_fields_of_another_type_count_as_absent(answer: dict[str, Any]) -> None:
 
     assert (parsed.done_bytes, parsed.total_bytes, parsed.message) == (0, 0, "")
     assert (parsed.bytes_per_second, parsed.idle_s, parsed.stage_seconds) == (0, 0, {})
-
-
-async def test_pod_without_an_address_is_not_asked() -> None:
-    async with StartupProbe.open_session() as session:
-        unplaced = Pod(raw={**a_pod(ready=True).raw, "status": {}})
-
-        assert await StartupProbe(session).read([], also=unplaced) == {}
