@@ -31,7 +31,7 @@ class StartupProbe:
 
     async def read(self, pods: Iterable[Pod], also: Pod | None = None) -> dict[str, Startup]:
         """`/startup` of those that run but are not ready, and of `also`, by pod name."""
-        asked = [pod for pod in pods if _is_loading(pod)] + ([also] if also is not None else [])
+        asked = [pod for pod in pods if _is_loading(pod)] + ([also] if also is not None and also.ip else [])
         answers = await asyncio.gather(*(self._read(pod) for pod in asked))
         return {pod.name: answer for pod, answer in zip(asked, answers, strict=True) if answer is not None}
 

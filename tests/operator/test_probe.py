@@ -74,3 +74,10 @@ def test_fields_of_another_type_count_as_absent(answer: dict[str, Any]) -> None:
 
     assert (parsed.done_bytes, parsed.total_bytes, parsed.message) == (0, 0, "")
     assert (parsed.bytes_per_second, parsed.idle_s, parsed.stage_seconds) == (0, 0, {})
+
+
+async def test_pod_without_an_address_is_not_asked() -> None:
+    async with StartupProbe.open_session() as session:
+        unplaced = Pod(raw={**a_pod(ready=True).raw, "status": {}})
+
+        assert await StartupProbe(session).read([], also=unplaced) == {}
