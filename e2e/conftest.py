@@ -37,6 +37,7 @@ CASES = (
     "deletion",
     "autoscaling",
     "scale_to_zero",
+    "sources",
     "chart",
 )
 """Folders of e2e/cases in the order in which a person would meet them; the chart's goes last, it uninstalls."""
