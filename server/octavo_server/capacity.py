@@ -164,8 +164,8 @@ def activation_bytes(
 
 def _compiled_token_bytes(widths: StepWidths) -> int:
     """Scratch of the compiled step: float32, and int8 codes with their scales, a quarter of the codes' bytes."""
-    codes = (widths.hidden + widths.attention + widths.inner) * 5 // 4
-    return 4 * (4 * widths.hidden + widths.qkv + widths.attention) + codes
+    codes = (2 * widths.hidden + widths.attention + widths.inner) * 5 // 4
+    return 4 * (2 * widths.hidden + widths.qkv + widths.attention) + codes
 
 
 def default_cpu_kv_bytes(

@@ -15,7 +15,7 @@ MODEL = "file:///models/model.gguf"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no model": ({}, "spec.model: Required value"),
     "unknown field": ({"model": MODEL, "replica": 2}, 'unknown field "spec.replica"'),
-    "unknown scheme": ({"model": "ftp://example.com/model"}, "model must be hf://ORG/NAME[@REVISION]"),
+    "unknown scheme": ({"model": "ftp://example.com/model"}, "model must be hf://ORG/NAME[/FILE.gguf][@REVISION]"),
     "both replicas and scaling": (
         {"model": MODEL, "replicas": 2, "scaling": {"maxReplicas": 3}},
         "replicas and scaling exclude each other",
