@@ -120,7 +120,8 @@ _COMMON = optionals(
 
 _TEXT_PART = obj({"type": one_of("text"), "text": text()}, required=("type", "text"))
 _REFUSAL_PART = obj({"type": one_of("refusal"), "refusal": text()}, required=("type", "refusal"))
-_CONTENT = any_of(text(), array(any_of(_TEXT_PART, _REFUSAL_PART), 1, MAX_PARTS))
+_PART = any_of(_TEXT_PART, _REFUSAL_PART)
+_CONTENT = any_of(text(), array(_PART, 1, MAX_PARTS))
 _NAME = optional(text(maxLength=256))
 _CALL = obj(
     {
@@ -150,7 +151,7 @@ MESSAGE = any_of(
     obj(
         {
             "role": one_of("assistant"),
-            "content": optional(_CONTENT),
+            "content": optional(any_of(text(), array(_PART, 0, MAX_PARTS))),
             **_ASSISTANT,
             "tool_calls": array(_CALL, 1, MAX_CALLS),
         },
