@@ -91,7 +91,8 @@ def _response_format(fields: Fields) -> StructuredOutputsParams | None:
     if described is None:
         raise given.fail("json_schema", "an object with name and schema")
     # Every answer follows its schema, strict or not; the others are for people.
-    described.skip(("name", "description", "strict"))
+    described.text("name")
+    described.skip(("description", "strict"))
     schema = described.get("schema")
     if not isinstance(schema, dict | bool):
         raise described.fail("schema", "a JSON Schema, which is an object")

@@ -101,10 +101,11 @@ def examples(count: int) -> Callable[[Any], Any]:
 
 
 def as_sent(form: Any) -> Any:
-    """What a form's fields say once they are sent: bytes are text, and a list of one is its item."""
+    """What a form's fields say once they are sent: bytes are text, a list of one is its item, an empty one nothing."""
     if not isinstance(form, dict):
         return form
-    values = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in form.items()}
+    given = {name: value for name, value in form.items() if value != []}
+    values = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in given.items()}
     return {name: value.decode("latin-1") if isinstance(value, bytes) else value for name, value in values.items()}
 
 

@@ -176,6 +176,11 @@ async def test_preempted_outputs_go_on_where_their_grammar_was(tiny_model: Path)
     [
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "an object"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": {}, "schema": {}}}},
+            "response_format.json_schema.name",
+            "a string",
+        ),
         ({"response_format": of_schema("x")}, "response_format.json_schema.schema", "a JSON Schema"),
         ({"response_format": of_schema({"type": "strng"})}, "response_format", "response_format cannot be"),
         ({"response_format": of_schema({"uniqueItems": True})}, "response_format", "uniqueItems"),
