@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 2048
 """OpenAI's limit of one request."""
+RETRY_S = 0.01
+"""Until a request that has begun asks again for room in the queue."""
 
 # vLLM's, known and not served; beside each the values that change nothing.
 NOT_SERVED: Mapping[str, tuple[Any, ...]] = {"mm_processor_kwargs": ({},), "chat_template": ()}
@@ -143,9 +145,12 @@ async def pool(state: ServerState, requests: Sequence[Request]) -> Pooled:
                     windows.popleft()
                     continue
                 except QueueFullError:
-                    # What is in the engine already may go on, and make room.
-                    if not streams:
+                    # What is in the engine already may go on, and make room; what has begun is not given up halfway.
+                    if not streams and not found:
                         raise
+                    if not streams:
+                        await asyncio.sleep(RETRY_S)
+                        continue
             cached_tokens += await _collect(state, streams[0], found)
             streams.popleft()
     finally:

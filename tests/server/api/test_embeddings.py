@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import openai
 import pytest
 from numpy.typing import NDArray
 
+from octavo_server.engine.request import Request
+from octavo_server.engine.request_stream import RequestStream
+from octavo_server.errors import QueueFullError
 from octavo_testing.server import CONTEXT, NAME, Answer, Server, a_completion, fake_server, real_server
 
 HIDDEN = 64
@@ -185,6 +189,23 @@ async def test_a_long_list_is_served_beside_a_small_queue(tokenizer_folder: Path
             vectors[number].tolist() for number in (0, 3, 4, 2047)
         ]
         assert server.state.engine.num_unfinished == 0
+
+
+async def test_a_list_that_has_begun_waits_for_a_full_queue(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_server(tokenizer_folder) as server:
+        submit, asked = server.state.engine.submit, itertools.count(1)
+
+        def full_for_a_while(requests: Sequence[Request]) -> RequestStream:
+            if 3 <= next(asked) <= 6:
+                raise QueueFullError("others were faster")
+            return submit(requests)
+
+        monkeypatch.setattr(server.state.engine, "submit", full_for_a_while)
+
+        assert len(await embed(server, [[7, 8]] * 20)) == 20
+        assert next(asked) > 7
 
 
 async def test_a_client_that_leaves_frees_everything(tokenizer_folder: Path) -> None:
