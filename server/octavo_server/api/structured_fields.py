@@ -68,8 +68,10 @@ def read_structured_outputs(fields: Fields) -> StructuredOutputsParams | None:
 
 
 def format_field(fields: Fields) -> str:
-    """The one of the two that the client sent, or the name of both together."""
-    return STRUCTURED_OUTPUTS if fields.get("response_format") is None else "response_format"
+    """The one of the two that says it; a `response_format` of type text beside `structured_outputs` says nothing."""
+    if fields.get("structured_outputs") is not None or fields.get("response_format") is None:
+        return STRUCTURED_OUTPUTS
+    return "response_format"
 
 
 def _response_format(fields: Fields) -> StructuredOutputsParams | None:

@@ -46,7 +46,7 @@ class TextDelta:
 
 
 class _Place(NamedTuple):
-    """Where a token's text is in the held text; what `min_tokens` demanded may have left before its token."""
+    """Where a token's text is in the held text."""
 
     start: int
     end: int
@@ -77,6 +77,7 @@ class Detokenizer:
         self._num_tokens = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
+        self._num_demanded = 0  # Of the held characters, the first ones that min_tokens keeps stop strings out of
         # Kept only where a stop string may hold any
         self._places: list[_Place] = []
 
@@ -91,8 +92,9 @@ class Detokenizer:
             self._held += self._decode(token_id)
             self._places.append(_Place(start, len(self._held), token_id, self._decoder.getstate()[0]))
             if self._num_tokens <= self._min_tokens:
-                # As vLLM: text that min_tokens demanded neither stops nor is held back.
-                released += self._release(len(self._held), cuts_tokens=True)
+                # As vLLM: text that min_tokens demanded does not stop; it waits for nothing but whole characters.
+                self._num_demanded = len(self._held)
+                released += self._release(len(self._held))
                 continue
             found = self._find_stop()
             if found is not None:
@@ -111,14 +113,15 @@ class Detokenizer:
             return ""
         return self._decoder.decode(self._tokens.token_bytes(token_id))
 
-    def _release(self, num_certain: int, *, cuts_tokens: bool = False) -> str:
-        """Lets the tokens go that are among the first `num_certain` characters, or all of these characters."""
+    def _release(self, num_certain: int) -> str:
+        """Lets the tokens go that are among the first `num_certain` characters."""
         count = sum(place.end <= num_certain for place in self._places)
         while count and self._places[count - 1].unfinished:
             count -= 1
         kept = self._places[count:]
-        cut = max(0, kept[0].start) if kept and not cuts_tokens else num_certain
+        cut = kept[0].start if kept else num_certain
         self._places = [place._replace(start=place.start - cut, end=place.end - cut) for place in kept]
+        self._num_demanded = max(0, self._num_demanded - cut)
         released, self._held = self._held[:cut], self._held[cut:]
         return released
 
@@ -136,7 +139,8 @@ class Detokenizer:
         return TextDelta(text=text, num_held_tokens=num_held, num_hidden_bytes=num_hidden, stop=stop)
 
     def _find_stop(self) -> tuple[int, str] | None:
-        ends = [(at + len(stop), -len(stop), stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        places = [(self._held.find(stop, self._num_demanded), stop) for stop in self._stop]
+        ends = [(at + len(stop), -len(stop), stop) for at, stop in places if at >= 0]
         if not ends:
             return None
         end, _, stop = min(ends)
@@ -145,7 +149,7 @@ class Detokenizer:
     def _possible_stop_length(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
         longest = max(len(stop) for stop in self._stop) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
+        for length in range(min(longest, len(self._held) - self._num_demanded), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):
                 return length
         return 0

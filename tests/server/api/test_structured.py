@@ -185,6 +185,11 @@ async def test_preempted_outputs_go_on_where_their_grammar_was(tiny_model: Path)
         ({"response_format": of_schema({"type": "strng"})}, "response_format", "response_format cannot be"),
         ({"response_format": of_schema({"uniqueItems": True})}, "response_format", "uniqueItems"),
         ({"structured_outputs": {"json": {"type": "strng"}}}, "structured_outputs", "Invalid type: strng"),
+        (
+            {"structured_outputs": {"json": {"type": "strng"}}, "response_format": {"type": "text"}},
+            "structured_outputs",
+            "structured_outputs cannot be",
+        ),
         ({"structured_outputs": {}}, "structured_outputs", "exactly one of"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs", "unclosed group"),
         ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex", "a string"),

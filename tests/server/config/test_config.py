@@ -73,6 +73,12 @@ def test_what_was_set_is_kept() -> None:
     assert limits.long_prefill_token_threshold == 300
 
 
+def test_the_share_of_a_prompt_is_never_nothing() -> None:
+    config = EngineConfig(model="m", max_num_batched_tokens=3)
+
+    assert config.resolve(context_length=4096, device="cpu", device_memory_bytes=0).long_prefill_token_threshold == 1
+
+
 def test_a_context_beyond_the_model_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match="5000 is more than the 4096 tokens"):
         EngineConfig(model="m", max_model_len=5000).resolve(context_length=4096, device="cpu", device_memory_bytes=0)

@@ -634,6 +634,16 @@ class TestPromptLogprobs:
         assert beside == {scored.sequence_id: 4, plain.sequence_id: 16}
         assert alone == [40]
 
+    def test_a_scored_prompt_goes_on_however_small_the_share(self) -> None:
+        scheduler = a_scheduler(budget=64, share=2)
+        scored, _ = added(
+            scheduler, a_sequence(40, params=SamplingParams(prompt_logprobs=0, max_tokens=0)), a_sequence(40)
+        )
+
+        beside = {item.sequence.sequence_id: item.num_tokens for item in scheduler.schedule(0.0).scheduled}
+
+        assert beside[scored.sequence_id] == 1
+
     def test_a_recomputation_reports_none_twice(self) -> None:
         scheduler = a_scheduler()
         (sequence,) = added(scheduler, a_sequence(6, params=SamplingParams(prompt_logprobs=0)))
