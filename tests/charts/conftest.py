@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from octavo_testing.apiserver import ApiServer, BinariesMissingError
+from octavo_testing.apiserver import ApiServer, skipping_without_binaries
 from octavo_testing.chart import aggregating_apiserver
 
 CHART = Path(__file__).parents[2] / "charts" / "octavo"
@@ -114,10 +114,7 @@ def everything() -> Manifest:
 @pytest.fixture(scope="session")
 def server() -> Iterator[ApiServer]:
     """A real API server with our CRD, a front proxy and the release's namespace `sys`."""
-    try:
-        with aggregating_apiserver() as server:
-            server.request("POST", "/api/v1/namespaces", {"metadata": {"name": "sys"}})
-            server.apply_crd()
-            yield server
-    except BinariesMissingError as missing:
-        pytest.skip(f"no API server to test against: {missing}")
+    with skipping_without_binaries(), aggregating_apiserver() as server:
+        server.request("POST", "/api/v1/namespaces", {"metadata": {"name": "sys"}})
+        server.apply_crd()
+        yield server

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from octavo_operator.desired.names import PRESSURE_METRIC as METRIC
-from octavo_testing.apiserver import BinariesMissingError
+from octavo_testing.apiserver import skipping_without_binaries
 from octavo_testing.chart import PATHS, install_optional_kinds
 from octavo_testing.live_scrape import Series, scrape_everything
 from octavo_testing.promtool import Promtool, find_promtool, label_names, parse_series
@@ -246,10 +246,8 @@ def test_by_default_nothing_asks_for_the_prometheus_operator(render):
 
 
 def test_the_keda_example_is_a_scaled_object_whose_query_finds_the_pressure(server, promtool, live):
-    try:
+    with skipping_without_binaries():
         install_optional_kinds(server)
-    except BinariesMissingError as missing:
-        pytest.skip(str(missing))
     example = yaml.safe_load((ROOT / "examples" / "autoscalers" / "keda-scaledobject.yaml").read_text())
     path = f"{PATHS['ScaledObject'].format(namespace='default')}?dryRun=All&fieldValidation=Strict"
 

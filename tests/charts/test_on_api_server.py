@@ -26,7 +26,7 @@ from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics_adapter.lifecycle import AdapterSettings, MetricsAdapter
 from octavo_operator.metrics_adapter.store import MetricsStore
 from octavo_testing.adapter import a_load, a_pod
-from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer, BinariesMissingError, free_ports
+from octavo_testing.apiserver import ADMIN_TOKEN, ApiServer, free_ports, skipping_without_binaries
 from octavo_testing.chart import (
     PATHS,
     add_account,
@@ -58,10 +58,8 @@ def test_every_object_is_accepted_with_strict_field_validation(server, render, v
 @pytest.mark.parametrize("kind", ["PodMonitor", "ServiceMonitor"])
 def test_every_object_of_every_option_is_accepted_too(server, render, everything, kind):
     """Against the CustomResourceDefinitions of the Prometheus operator and the Gateway API."""
-    try:
+    with skipping_without_binaries():
         install_optional_kinds(server)
-    except BinariesMissingError as missing:
-        pytest.skip(str(missing))
     monitoring = {**everything["monitoring"], "monitors": {"kind": kind, "labels": {"release": "prom"}}}
     rendered = render({**everything, "monitoring": monitoring}, release="dry")
 

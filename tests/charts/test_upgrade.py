@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 import yaml
 
-from octavo_testing.apiserver import BinariesMissingError, running_apiserver
+from octavo_testing.apiserver import running_apiserver, skipping_without_binaries
 from octavo_testing.chart import PATHS
 
 CHART = Path(__file__).parents[2] / "charts" / "octavo"
@@ -31,25 +30,22 @@ def an_older_chart(folder: Path) -> Path:
 
 def test_an_upgrade_brings_new_fields_and_an_uninstall_keeps_every_model(helm, tmp_path):
     """Helm never upgrades what lies in a chart's crds/, and deletes what lies in templates: neither may happen here."""
-    try:
-        with running_apiserver() as server:
-            flags = ["--namespace=sys", f"--kubeconfig={server.kubeconfig}"]
+    with skipping_without_binaries(), running_apiserver() as server:
+        flags = ["--namespace=sys", f"--kubeconfig={server.kubeconfig}"]
 
-            def knows_suspend() -> bool:
-                (version,) = server.request("GET", CRD).body["spec"]["versions"]
-                return "suspend" in version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        def knows_suspend() -> bool:
+            (version,) = server.request("GET", CRD).body["spec"]["versions"]
+            return "suspend" in version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
 
-            helm("install", "octavo", str(an_older_chart(tmp_path)), "--create-namespace", *flags)
-            assert not knows_suspend()
-            model = {"apiVersion": "octavo.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "qwen"}}
-            models = "/apis/octavo.dev/v1alpha1/namespaces/default/modeldeployments"
-            assert server.request("POST", models, {**model, "spec": {"model": "hf://org/name"}}).status == 201
+        helm("install", "octavo", str(an_older_chart(tmp_path)), "--create-namespace", *flags)
+        assert not knows_suspend()
+        model = {"apiVersion": "octavo.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "qwen"}}
+        models = "/apis/octavo.dev/v1alpha1/namespaces/default/modeldeployments"
+        assert server.request("POST", models, {**model, "spec": {"model": "hf://org/name"}}).status == 201
 
-            helm("upgrade", "octavo", str(CHART), *flags)
-            assert knows_suspend()
+        helm("upgrade", "octavo", str(CHART), *flags)
+        assert knows_suspend()
 
-            helm("uninstall", "octavo", *flags)
-            assert server.request("GET", f"{models}/qwen").status == 200
-            assert server.request("GET", PATHS["Deployment"].format(namespace="sys")).body["items"] == []
-    except BinariesMissingError as missing:
-        pytest.skip(f"no API server to test against: {missing}")
+        helm("uninstall", "octavo", *flags)
+        assert server.request("GET", f"{models}/qwen").status == 200
+        assert server.request("GET", PATHS["Deployment"].format(namespace="sys")).body["items"] == []

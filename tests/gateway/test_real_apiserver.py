@@ -13,7 +13,7 @@ from octavo_gateway.endpoints import RoutingTable
 from octavo_gateway.errors import KubeApiError
 from octavo_gateway.kube_source import KubeApiTransport, KubeSource
 from octavo_gateway.metrics import Metrics
-from octavo_testing.apiserver import ApiServer, BinariesMissingError, running_apiserver
+from octavo_testing.apiserver import ApiServer, apiserver_with_crd
 from octavo_testing.gateway import until
 
 DEPLOYMENTS = "/apis/octavo.dev/v1alpha1/namespaces/default/modeldeployments"
@@ -23,12 +23,8 @@ MERGE = "application/merge-patch+json"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ApiServer]:
-    try:
-        with running_apiserver() as server:
-            server.apply_crd()
-            yield server
-    except BinariesMissingError as missing:
-        pytest.skip(str(missing))
+    with apiserver_with_crd() as server:
+        yield server
 
 
 @contextlib.asynccontextmanager

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -141,6 +142,23 @@ def running_apiserver(*flags: str) -> Iterator[ApiServer]:
             process.kill()
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def skipping_without_binaries() -> Iterator[None]:
+    """Where what e2e's tools build is not on this machine, the test or fixture inside is skipped and says so."""
+    try:
+        yield
+    except BinariesMissingError as missing:
+        pytest.skip(str(missing))
+
+
+@contextlib.contextmanager
+def apiserver_with_crd() -> Iterator[ApiServer]:
+    """What most tests want of a fixture: a real API server that serves ModelDeployments, else a skip."""
+    with skipping_without_binaries(), running_apiserver() as server:
+        server.apply_crd()
+        yield server
 
 
 def _etcd_command(binary: Path, folder: Path, port: int, peer_port: int) -> list[str]:

@@ -7,7 +7,7 @@ happens by itself: each step of a controller is a call, and time is a number.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -203,6 +203,17 @@ class Cluster:
                 return
         raise AssertionError(f"it does not come to rest: {self.writes[-20:]}")
 
+    def settle_though_killed(self, *, after_writes: int) -> None:
+        """The operator dies after that many writes, and a new one finds what the dead one has left."""
+        self.writes_left = after_writes
+        try:
+            self.settle()
+        except OperatorDiedError:
+            self.writes_left = None
+            self.settle()
+        else:
+            raise AssertionError(f"it came to rest within {after_writes} writes")
+
     # What a test asks.
 
     @property
@@ -252,6 +263,8 @@ class Cluster:
     def end_state(self) -> dict[str, Any]:
         """What must not depend on how it came about: all but times, versions and the order of use."""
         rollout = {name: value for name, value in self.rollout.items() if name not in ("why", "strategy")}
+        if "gate" in rollout:
+            rollout["gate"] = {name: value for name, value in rollout["gate"].items() if name != "at"}
         return {"counts": self.counts(), "objects": sorted(self.objects), "rollout": rollout, "ready": self.ready()}
 
     def _could_serve(self, pod: dict[str, Any]) -> bool:
@@ -310,6 +323,16 @@ def a_cluster(*, gpus: int, replicas: int, **spec: Any) -> Cluster:
     assert cluster.served() == replicas
     cluster.writes.clear()
     return cluster
+
+
+def check_kills(make: Callable[[], Cluster], *, most: int = 20) -> None:
+    """The operator may die after any of its first writes: what comes of a cluster that `make` gives is the same."""
+    whole = make()
+    whole.settle()
+    for after_writes in range(min(most + 1, len(whole.writes))):
+        killed = make()
+        killed.settle_though_killed(after_writes=after_writes)
+        assert killed.end_state() == whole.end_state(), f"killed after {after_writes} writes"
 
 
 def _lives(pod: Mapping[str, Any]) -> bool:

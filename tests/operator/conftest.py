@@ -6,15 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from octavo_testing.apiserver import ApiServer, BinariesMissingError, running_apiserver
+from octavo_testing.apiserver import ApiServer, apiserver_with_crd
 
 
 @pytest.fixture(scope="session")
 def apiserver() -> Iterator[ApiServer]:
-    """A real kube-apiserver with our CRD; skipped, and said so, only where its binaries are missing."""
-    try:
-        with running_apiserver() as server:
-            server.apply_crd()
-            yield server
-    except BinariesMissingError as missing:
-        pytest.skip(f"no API server to test against: {missing}")
+    with apiserver_with_crd() as server:
+        yield server

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from octavo_cli.kubectl import __main__ as plugin
-from octavo_testing.apiserver import ApiServer, BinariesMissingError, running_apiserver
+from octavo_testing.apiserver import ApiServer, apiserver_with_crd
 from octavo_testing.operator_process import Namespace, running_operator, until
 
 PATIENCE_S = 120.0
@@ -27,12 +27,8 @@ def octavo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ApiServer]:
-    try:
-        with running_apiserver() as server:
-            server.apply_crd()
-            yield server
-    except BinariesMissingError as missing:
-        pytest.skip(f"no API server to test against: {missing}")
+    with apiserver_with_crd() as server:
+        yield server
 
 
 # Flags

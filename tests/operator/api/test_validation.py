@@ -22,6 +22,56 @@ from octavo_operator.errors import SpecInvalidError
 from octavo_testing.control_plane import a_manifest, a_resource
 
 CHECKSUM = "sha256:" + "a" * 64
+WHOLE: dict[str, Any] = {
+    "source": {"secretRef": {"name": "hf", "key": "t"}, "checksum": CHECKSUM, "allow": ["a.*"]},
+    "servedNames": ["a", "b"],
+    "resources": {
+        "gpu": {"count": 0, "resourceName": "amd.com/gpu"},
+        "cpu": 2,
+        "memory": "1Gi",
+        "sharedMemory": "2Gi",
+    },
+    "engine": {
+        "maxModelLen": 4096,
+        "maxNumSeqs": 8,
+        "gpuMemoryUtilization": "0.85",
+        "dtype": "float16",
+        "prefixCaching": False,
+        "extraArgs": ["--seed=1"],
+    },
+    "replicas": 2,
+    "drain": {"timeout": "1m"},
+    "routing": {"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s"},
+    "access": {
+        "keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}],
+        "tokensPerMinute": 7,
+        "tokensPerDay": 9,
+        "audit": "None",
+    },
+    "rollout": {
+        "strategy": "HoldAndSwap",
+        "maxHold": "90s",
+        "when": {"policy": "Window", "cron": "0 2 * * *", "duration": "1h", "timeZone": "Europe/Berlin"},
+        "gate": {
+            "prompts": [{"prompt": "2 + 2?", "expect": "4"}],
+            "minThroughputRatio": "0.9",
+            "query": {"prometheus": "http://p:9090", "expr": "up", "max": "1"},
+            "timeout": "2m",
+        },
+        "operatorUpgrade": "Roll",
+    },
+    "placement": {
+        "nodeSelector": {"gpu": "yes"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpread": "Hard",
+        "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
+    },
+    "podTemplate": {"spec": {"containers": [{"name": "server", "env": []}, {"name": "side", "command": ["x"]}]}},
+    "suspend": True,
+}
+"""Every field that a manifest may have, but for those that exclude one another."""
 
 
 def test_one_field_is_enough() -> None:
@@ -33,58 +83,9 @@ def test_one_field_is_enough() -> None:
     assert (resource.namespace, resource.generation) == ("default", 3)
 
 
-def test_every_field_is_read() -> None:
-    resource = a_resource(
-        source={"secretRef": {"name": "hf", "key": "t"}, "checksum": CHECKSUM, "allow": ["a.*"]},
-        servedNames=["a", "b"],
-        resources={
-            "gpu": {"count": 0, "resourceName": "amd.com/gpu"},
-            "cpu": 2,
-            "memory": "1Gi",
-            "sharedMemory": "2Gi",
-        },
-        engine={
-            "maxModelLen": 4096,
-            "maxNumSeqs": 8,
-            "gpuMemoryUtilization": "0.85",
-            "dtype": "float16",
-            "prefixCaching": False,
-            "extraArgs": ["--seed=1"],
-        },
-        replicas=2,
-        drain={"timeout": "1m"},
-        routing={"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s"},
-        access={
-            "keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}],
-            "tokensPerMinute": 7,
-            "tokensPerDay": 9,
-            "audit": "None",
-        },
-        rollout={
-            "strategy": "HoldAndSwap",
-            "maxHold": "90s",
-            "when": {"policy": "Window", "cron": "0 2 * * *", "duration": "1h", "timeZone": "Europe/Berlin"},
-            "gate": {
-                "prompts": [{"prompt": "2 + 2?", "expect": "4"}],
-                "minThroughputRatio": "0.9",
-                "query": {"prometheus": "http://p:9090", "expr": "up", "max": "1"},
-                "timeout": "2m",
-            },
-            "operatorUpgrade": "Roll",
-        },
-        placement={
-            "nodeSelector": {"gpu": "yes"},
-            "tolerations": [{"operator": "Exists"}],
-            "affinity": {"nodeAffinity": {}},
-            "topologySpread": "Hard",
-            "priorityClassName": "high",
-            "runtimeClassName": "nvidia",
-        },
-        podTemplate={"spec": {"containers": [{"name": "server", "env": []}, {"name": "side", "command": ["x"]}]}},
-        suspend=True,
-    )
+def test_every_field_of_the_server_is_read() -> None:
+    spec = a_resource(**WHOLE).spec
 
-    spec = resource.spec
     assert spec.source == Source(secret_ref=SecretRef(name="hf", key="t"), checksum=CHECKSUM, allow=("a.*",))
     assert spec.served_names == ("a", "b")
     assert (spec.resources.cpu, spec.resources.memory, spec.resources.shared_memory) == ("2", "1Gi", "2Gi")
@@ -97,6 +98,13 @@ def test_every_field_is_read() -> None:
         5,
         30,
     )
+    assert spec.placement.topology_spread == "Hard"
+    assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
+
+
+def test_every_field_of_access_and_rollout_is_read() -> None:
+    spec = a_resource(**WHOLE).spec
+
     assert spec.access == Access(keys_from=("a", "b"), tokens_per_minute=7, tokens_per_day=9, audit="None")
     window = RolloutWhen(policy="Window", cron="0 2 * * *", duration_s=3600, time_zone="Europe/Berlin")
     gate = RolloutGate(
@@ -108,8 +116,6 @@ def test_every_field_is_read() -> None:
     assert spec.rollout == Rollout(
         strategy="HoldAndSwap", max_hold_s=90, when=window, gate=gate, operator_upgrade="Roll"
     )
-    assert spec.placement.topology_spread == "Hard"
-    assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from octavo_operator.api.types import RolloutGate
 from octavo_operator.rollout.gate import advance
 from octavo_operator.rollout.gate_report import GateCheck, GateReport
 from octavo_testing.control_plane import AT, an_observed
-from octavo_testing.rollout_cluster import Cluster, OperatorDiedError, a_cluster, revision_of
+from octavo_testing.rollout_cluster import Cluster, a_cluster, check_kills, revision_of
 
 PROMPTS = [{"prompt": "What is 2 + 2?", "expect": "4"}]
 
@@ -192,24 +192,12 @@ def test_change_at_zero_replicas_is_gated_when_the_model_wakes() -> None:
 
 @pytest.mark.parametrize("bad_answer", ["", "wrong"])
 def test_operator_killed_while_the_gate_is_asked_comes_to_the_same_end(bad_answer: str) -> None:
-    def run(kill_after: int | None) -> Cluster:
+    def asked() -> Cluster:
         cluster, _ = gated(gpus=1, replicas=1, strategy="HoldAndSwap", minThroughputRatio="0.9")
         cluster.bad_answer = bad_answer
-        if kill_after is not None:
-            cluster.writes_left = kill_after
-            with pytest.raises(OperatorDiedError):
-                cluster.settle()
-            cluster.writes_left = None
-        cluster.settle()
         return cluster
 
-    whole = run(None)
-    for kill_after in range(min(20, len(whole.writes))):
-        end = run(kill_after).end_state()
-        expected = whole.end_state()
-        for state in (end, expected):
-            state["rollout"]["gate"] = {**state["rollout"]["gate"], "at": ""}
-        assert end == expected, f"killed after {kill_after} writes"
+    check_kills(asked)
 
 
 def test_report_on_another_check_is_no_answer() -> None:

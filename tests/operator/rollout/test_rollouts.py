@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from octavo_testing.rollout_cluster import BROKEN, Cluster, OperatorDiedError, a_cluster, revision_of
+from octavo_testing.control_plane import a_manifest
+from octavo_testing.rollout_cluster import BROKEN, Cluster, a_cluster, check_kills, revision_of
 
 
 def step(cluster: Cluster) -> None:
@@ -271,20 +272,17 @@ SCENES: dict[str, tuple[int, int, dict[str, Any], int]] = {
 def test_operator_killed_after_its_nth_write_comes_to_the_same_end(scene: str) -> None:
     gpus, replicas, rollout, to = SCENES[scene]
 
-    def run(kill_after: int | None) -> Cluster:
+    def changed() -> Cluster:
         cluster = a_cluster(gpus=gpus, replicas=replicas, rollout=rollout)
         change(cluster, to=to)
-        if kill_after is not None:
-            cluster.writes_left = kill_after
-            with pytest.raises(OperatorDiedError):
-                cluster.settle()
-            cluster.writes_left = None
-        cluster.settle()
         return cluster
 
-    whole = run(None)
-    for kill_after in range(min(20, len(whole.writes))):
-        assert run(kill_after).end_state() == whole.end_state(), f"killed after {kill_after} writes"
+    check_kills(changed)
+
+
+@pytest.mark.parametrize("spec", [{"replicas": 2}, {"scaling": {"minReplicas": 2, "maxReplicas": 4}}], ids=str)
+def test_operator_killed_while_it_makes_a_new_resource_comes_to_the_same_end(spec: dict[str, Any]) -> None:
+    check_kills(lambda: Cluster(gpus=2, manifest=a_manifest(**spec)))
 
 
 def test_pod_that_drains_is_waited_for_before_replicas_are_swapped() -> None:
