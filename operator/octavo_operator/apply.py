@@ -15,7 +15,7 @@ from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, NAMED_BY_HASH, Kind
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache, ResourceKey
-from octavo_operator.observed import Observed, controller_of
+from octavo_operator.observed import Observed, controller_of, generation_of
 from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,16 @@ class Executor:
         return changed
 
     async def write_status(self, key: ResourceKey, patch: JsonObject) -> JsonObject:
-        """The ModelDeployment after a merge patch of its status subresource."""
+        """The ModelDeployment after a merge patch of its status subresource.
+
+        An answer that brings a newer spec is not kept: the event of that spec would then tell nothing new, and nobody
+        would look at it before the next list of everything.
+        """
         self._require_leadership()
         written = await self._kube.merge_patch(MODEL_DEPLOYMENT.path(*key, "status"), {"status": patch})
-        self._cache.put(written)
+        known = self._cache.resource(key)
+        if known is not None and generation_of(known) == generation_of(written):
+            self._cache.put(written)
         return written
 
     async def _write_replicas(self, key: ResourceKey, operation: WriteReplicas, observed: Observed) -> None:

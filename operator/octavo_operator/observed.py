@@ -267,6 +267,11 @@ def replicas_of(deployment: JsonObject) -> int:
     return int(count)
 
 
+def generation_of(resource: JsonObject) -> int:
+    """Counts the changes of the spec."""
+    return int(resource["metadata"].get("generation", 0))
+
+
 def refusal_of(deployment: JsonObject) -> JsonObject | None:
     """The Deployment's condition that says why no pod can be made; None where they can."""
     conditions = deployment.get("status", {}).get("conditions", [])

@@ -33,8 +33,8 @@ from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import EVENT
 from octavo_operator.object_cache import ResourceKey
 from octavo_operator.observe import Observer
-from octavo_operator.observed import Observed
-from octavo_operator.plan import make_plan
+from octavo_operator.observed import Observed, generation_of
+from octavo_operator.plan import WriteReplicas, make_plan
 from octavo_operator.rollout.gate_report import GateCheck, GateReport
 from octavo_operator.rollout.policy import Decision, decide
 from octavo_operator.status import make_failed_status, make_status, status_patch
@@ -107,7 +107,8 @@ class Reconciler:
             observed = await self._remember(key, decision, observed)
             self._gates.want(key, decision.check)
             desired = _desired(resource, decision, model)
-            changed = await self._executor.execute(key, make_plan(resource, desired, observed), observed)
+            plan = make_plan(resource, desired, observed)
+            changed = await self._executor.execute(key, plan, observed)
         except OctavoOperatorError as error:
             if isinstance(error, ClusterError) and error.status == 409:
                 # Decided on what is outdated: nothing is wrong, the next look decides anew.
@@ -116,6 +117,9 @@ class Reconciler:
             await self._write(key, observed, make_failed_status(observed, failure, now=self._stamp()))
             # An invalid spec waits for its edit, or for the next resync: asking again would say the same.
             return Outcome(failure=failure, is_retryable=failure.reason != reasons.SPEC_INVALID)
+        if any(isinstance(operation, WriteReplicas) for operation in plan):
+            # Its event brings the next look at once, whose status is of the new spec.
+            return Outcome()
         await self._write(key, observed, self._status(resource, desired, observed))
         return Outcome(look_again_s=0.0 if changed else _soonest(_look_again_s(observed), decision.look_again_s))
 
@@ -128,6 +132,8 @@ class Reconciler:
         said = {"resource": "/".join(key), "revision": decision.status.revision, "why": decision.status.why}
         logger.info("rollout goes on", extra={**said, "strategy": decision.status.strategy})
         written = await self._executor.write_status(key, {"rollout": patch})
+        if generation_of(written) != generation_of(observed.resource):
+            raise ClusterError(409, "Conflict", "the spec has changed meanwhile; the rollout is decided anew")
         return replace(observed, resource=written)
 
     def _status(self, resource: ModelDeployment, desired: Desired, observed: Observed) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from octavo_operator.desired import names
 from octavo_operator.desired.render import Desired
 from octavo_operator.desired.service import service_url
 from octavo_operator.diagnosis import Finding
-from octavo_operator.observed import Capacity, Observed
+from octavo_operator.observed import Capacity, Observed, generation_of
 from octavo_operator.start_report import make_cold_start, make_download
 from octavo_operator.units import two_digits
 
@@ -41,8 +41,8 @@ def make_status(
 
 def make_failed_status(observed: Observed, failure: Finding, *, now: str) -> dict[str, Any]:
     """Status where the spec is invalid or a step failed: the old one, with what could be observed and the failure."""
-    generation = int(observed.resource["metadata"].get("generation", 0))
     conditions = make_failed_conditions(observed, failure)
+    generation = generation_of(observed.resource)
     return {**observed.status, **_common(observed, conditions, generation=generation, now=now)}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from octavo_operator.errors import ClusterError
 from octavo_testing.control_plane import a_manifest
 from octavo_testing.rollout_cluster import BROKEN, Cluster, a_cluster, check_kills, revision_of
 
@@ -243,6 +245,33 @@ def test_spec_that_goes_back_in_the_middle_gives_the_first_revision_again() -> N
 
     assert cluster.counts() == {old: 1}
     assert cluster.served() == 1
+
+
+def test_spec_that_changes_while_a_rollout_is_written_down_is_decided_on_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = a_cluster(gpus=2, replicas=1)
+    change(cluster)
+    patch = cluster.merge_patch
+
+    async def edited_meanwhile(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        cluster.edit(replicas=2)
+        return await patch(path, body)
+
+    monkeypatch.setattr(cluster, "merge_patch", edited_meanwhile)
+    with pytest.raises(ClusterError, match="decided anew"):
+        cluster.reconcile()
+
+    monkeypatch.undo()
+    cluster.settle()
+    assert cluster.served() == 2
+
+
+def test_first_number_of_replicas_is_written_before_anything_is_made_or_said() -> None:
+    """Two writes of one resource would be one more than what its creation may cost."""
+    cluster = Cluster(gpus=2, manifest=a_manifest(scaling={"minReplicas": 2, "maxReplicas": 4}))
+
+    cluster.reconcile()
+
+    assert cluster.writes == ["patch scale replicas"]
 
 
 def test_change_at_zero_replicas_costs_nothing() -> None:
