@@ -72,23 +72,33 @@ class RowPlan:
 
 
 def plan_rows(batch: AttentionBatch, num_heads: int, num_kv_heads: int, window: int | None = None) -> RowPlan:
-    starts = batch.query_start_loc.numpy().astype(np.int64)
-    query_lens = np.diff(starts)
-    num_rows = max(1, MAX_ROWS // (num_heads // num_kv_heads))
-    counts = -(-query_lens // num_rows)
-    sequences = np.repeat(np.arange(len(counts)), counts)
-    # Block i of a sequence begins at its row i * num_rows.
-    offsets = (np.arange(len(sequences)) - np.repeat(counts.cumsum() - counts, counts)) * num_rows
-    first_lengths = batch.seq_lens.numpy().astype(np.int64) - query_lens + 1
-    rows = np.minimum(num_rows, query_lens[sequences] - offsets)
-    blocks = np.stack((starts[sequences] + offsets, rows, sequences, first_lengths[sequences] + offsets), axis=1)
+    starts = batch.query_start_loc.numpy()
+    num_tokens, num_rows = int(starts[-1]), max(1, MAX_ROWS // (num_heads // num_kv_heads))
+    # as many as there are where each row is one
+    blocks = np.empty((num_tokens, 4), np.int64)
+    count = _cut(starts, batch.seq_lens.numpy(), num_rows, blocks)
     return RowPlan(
         num_heads=num_heads,
-        num_tokens=int(starts[-1]),
+        num_tokens=num_tokens,
         window=window or NO_WINDOW,
-        blocks=blocks,
+        blocks=blocks[:count],
         block_tables=np.ascontiguousarray(batch.block_tables.numpy()),
     )
+
+
+@kernel
+def _cut(starts, lengths, num_rows, blocks):  # type: ignore[no-untyped-def]
+    """Writes `RowPlan.blocks` -> how many; the rows of a sequence, num_rows at a time."""
+    count = 0
+    for sequence in range(lengths.shape[0]):
+        start, end = np.int64(starts[sequence]), np.int64(starts[sequence + 1])
+        for row in range(start, end, num_rows):
+            blocks[count, 0] = row
+            blocks[count, 1] = min(num_rows, end - row)
+            blocks[count, 2] = sequence
+            blocks[count, 3] = lengths[sequence] - (end - row) + 1
+            count += 1
+    return count
 
 
 def _begin_pair(e: Emitter, memory: Any, pair: Any, q: Any, *numbers: Any) -> None:

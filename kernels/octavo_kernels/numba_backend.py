@@ -43,6 +43,7 @@ from octavo_kernels.numba_threads import ThreadPool
 from octavo_kernels.quantized_weight import QuantizedWeight
 from octavo_kernels.torch_backend import TorchLinear
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
+from octavo_kernels.weight_memory import WeightMemory
 
 
 class NumbaBackend:
@@ -52,6 +53,7 @@ class NumbaBackend:
         if num_threads < 1:
             raise KernelError(f"num_threads is {num_threads}, must be at least 1")
         self._pool = ThreadPool(num_threads)
+        self._weights = WeightMemory()
         self._sampling_memory = numba_sampling.SamplingMemory(num_threads)
 
     @property
@@ -83,7 +85,7 @@ class NumbaBackend:
     def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> PackedLinear:
         if bias is not None:
             require_shape("bias", bias, (weight.codes.shape[0],))
-        return pack(weight, bias)
+        return pack(weight, bias, self._weights)
 
     def compile_decoder(self, spec: DecoderSpec) -> DecoderStep | None:
         return CompiledDecoder(spec, self._pool) if can_compile(spec) else None

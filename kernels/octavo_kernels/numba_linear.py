@@ -27,6 +27,7 @@ from octavo_kernels.numba_dot import (
 from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces
 from octavo_kernels.numba_vector import LANES, quantize_group
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight
+from octavo_kernels.weight_memory import WeightMemory
 
 WEIGHT, BIAS, FACTOR, BITS, NUM_TILES, NUM_GROUPS = range(6)
 """Fields of a layer's description: three addresses and three numbers."""
@@ -62,15 +63,16 @@ class PackedLinear:
         return np.array([*addresses, self.bits, self.num_tiles, self.in_features // GROUP], np.int64)
 
 
-def pack(weight: QuantizedWeight, bias: torch.Tensor | None) -> PackedLinear:
-    """Repacks once; bias: [out] of any floating dtype. Scales are rounded to float16, which those of a GGUF file are."""
+def pack(weight: QuantizedWeight, bias: torch.Tensor | None, memory: WeightMemory) -> PackedLinear:
+    """Repacks once, into `memory`; bias: [out] of any floating dtype. Scales are rounded to float16, which those of a GGUF file are."""
     out_features, in_features = weight.codes.shape
     num_tiles, num_groups = -(-out_features // LANES), in_features // GROUP
     # q: [num_tiles, 16, num_groups, 8, 4] uint8
     q = _padded(weight.codes, num_tiles).reshape(num_tiles, LANES, num_groups, 8, 4)
     if weight.bits == 4:
         q = q[..., :4, :] | (q[..., 4:, :] << 4)
-    blocks = aligned((num_tiles, num_groups, block_bytes(weight.bits)), np.uint8)
+    size = (num_tiles, num_groups, block_bytes(weight.bits))
+    blocks = memory.take(math.prod(size)).reshape(size)
     codes = blocks[..., SCALE_BYTES:].reshape(num_tiles, num_groups, VECTORS[weight.bits], LANES, 4)
     codes[:] = q.transpose(0, 2, 3, 1, 4)
     assert np.shares_memory(codes, blocks)

@@ -20,6 +20,7 @@ from octavo_kernels.numba_dot import tile_function
 from octavo_kernels.numba_linear import activation_buffers, linear, pack
 from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces
 from octavo_kernels.quantized_weight import QuantizedWeight, quantize, stack
+from octavo_kernels.weight_memory import WeightMemory
 
 WITHIN_8_BITS = 0.02
 """Of the results' spread: what activations of 8 bits a group may cost; measured 0.006."""
@@ -115,7 +116,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(backend: NumbaBackend, bits: i
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    packed, x = pack(quantize(random(1, 80, 64), 4), None), random(2, 5, 64)
+    packed, x = pack(quantize(random(1, 80, 64), 4), None, WeightMemory()), random(2, 5, 64)
 
     outs = [linear(x, packed, ThreadPool(count)) for count in (1, 2, 5)]
 
@@ -125,7 +126,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_work_is_whole_without_the_threads_that_do_not_come() -> None:
     """A busy machine may give a core to somebody else for as long as it likes."""
-    pool, packed, x = ThreadPool(3), pack(quantize(random(1, 80, 64), 4), None), random(2, 5, 64)
+    pool, packed, x = ThreadPool(3), pack(quantize(random(1, 80, 64), 4), None, WeightMemory()), random(2, 5, 64)
     for jobs in pool._jobs:
         jobs.put(None)
 
@@ -208,7 +209,7 @@ def test_the_portable_instructions_give_the_same(backend: NumbaBackend, bits: in
             out.shape[1] * 4,
         )
 
-    packed = pack(quantize(random(1, 16, 96), bits), random(2, 16))
+    packed = pack(quantize(random(1, 16, 96), bits), random(2, 16), WeightMemory())
     x = random(3, 8, 96)
     codes, pairs = activation_buffers(8, 96)
     steps = x.unflatten(1, (-1, 32)).abs().amax(dim=-1) / 127
