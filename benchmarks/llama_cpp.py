@@ -98,10 +98,11 @@ class Ours:
         engine = self._llm.engine
         started = time.perf_counter()
         for prompt in prompts:
-            self._add(prompt, case.steps + 2)
-        waiting = len(prompts)
-        while waiting:
-            waiting -= sum(bool(delta.tokens) for delta in engine.step())
+            self._add(prompt, case.steps + len(prompts) + 2)
+        begun: set[str] = set()
+        while len(begun) < len(prompts):
+            # Those that fitted into an earlier step go on meanwhile.
+            begun |= {delta.request_id for delta in engine.step() if delta.tokens}
         if not case.steps:
             taken = [time.perf_counter() - started]
         else:
@@ -135,12 +136,13 @@ class Ours:
 class Theirs:
     """llama.cpp in a child process."""
 
-    def __init__(self, python: Path, model: str, threads: int, *, spin: bool) -> None:
+    def __init__(self, python: Path, model: str, threads: int, cases: Sequence[Case], *, spin: bool) -> None:
         env = dict(os.environ) if spin else {**os.environ, "GOMP_SPINCOUNT": str(OMP_SPINS)}
+        room = (max(case.batch for case in cases), max(case.prompt_tokens + case.steps for case in cases) + 1)
         for layout in ("repacked", "plain"):
             self._child = subprocess.Popen(
                 # -P: this folder holds a llama_cpp.py that is not theirs
-                [str(python), "-P", str(CHILD), model, str(threads), layout],
+                [str(python), "-P", str(CHILD), model, str(threads), layout, *map(str, room)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -217,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Case(name=f"decode {n}", batch=n, prompt_tokens=values.context, steps=values.steps) for n in values.batches
     ]
     cases.append(Case(name="prefill", batch=1, prompt_tokens=values.prefill, steps=0))
-    theirs = Theirs(python, values.model, values.threads, spin=values.spin)
+    theirs = Theirs(python, values.model, values.threads, cases, spin=values.spin)
     ours = Ours(values.model, values.quantization, values.threads)
     results = []
     print(

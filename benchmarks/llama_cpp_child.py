@@ -1,8 +1,9 @@
 """llama.cpp's side of `benchmarks.llama_cpp`: run by the interpreter of its own environment, imports nothing of ours.
 
-    python -P llama_cpp_child.py MODEL.gguf THREADS repacked|plain
+    python -P llama_cpp_child.py MODEL.gguf THREADS repacked|plain SEQUENCES CONTEXT
 
 `repacked` is llama.cpp's own choice: weights in the layout of its fastest kernels, on some processors those of AMX.
+Each of SEQUENCES has CONTEXT tokens of its own, which is faster here than one cache for all (`kv_unified`).
 
 One JSON line on standard input a task, one on standard output an answer; the first answer says what was built.
 """
@@ -17,23 +18,23 @@ from typing import Any
 import llama_cpp as llama  # type: ignore[import-not-found]
 import numpy as np
 
-CONTEXT_TOKENS, BATCH_TOKENS, SEQUENCES = 64 * 256, 2048, 64
+BATCH_TOKENS = 2048
 
 
 class Model:
-    """A model and a context with room for 64 sequences."""
+    """A model and its cache."""
 
-    def __init__(self, path: str, threads: int, *, repacks: bool) -> None:
+    def __init__(self, path: str, threads: int, sequences: int, context: int, *, repacks: bool) -> None:
         llama.llama_backend_init()
         model_settings = llama.llama_model_default_params()
         model_settings.n_gpu_layers = 0
         model_settings.use_extra_bufts = repacks
         self._model = llama.llama_model_load_from_file(path.encode(), model_settings)
         settings = llama.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT_TOKENS, BATCH_TOKENS, 512
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = sequences * context, BATCH_TOKENS, 512
         settings.n_threads = settings.n_threads_batch = threads
-        settings.n_seq_max = SEQUENCES
-        settings.kv_unified = True
+        settings.n_seq_max = sequences
+        settings.kv_unified = False
         self._context = llama.llama_init_from_model(self._model, settings)
         self.vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
 
@@ -85,8 +86,8 @@ def _prompt(prompt: list[int], sequence: int) -> list[tuple[int, int, int, bool]
 
 def main() -> None:
     """Answers tasks until standard input ends."""
-    path, threads, layout = sys.argv[1:]
-    model = Model(path, int(threads), repacks=layout == "repacked")
+    path, threads, layout, sequences, context = sys.argv[1:]
+    model = Model(path, int(threads), int(sequences), int(context), repacks=layout == "repacked")
     # Dies here, before it says that it is ready, where its kernels cannot run.
     prefill(model, list(range(10, 74)))
     about = {"version": llama.__version__, "system": llama.llama_print_system_info().decode(), "layout": layout}

@@ -14,6 +14,7 @@ from octavo_testing.server import a_tiny_model
 
 STAND_IN = """
 import json, sys
+assert sys.argv[4:] == ["2", "20"], "the sequences at once, and the tokens of the longest and one more"
 print(json.dumps({"version": "0", "system": "stand-in", "layout": sys.argv[3]}), flush=True)
 for line in sys.stdin:
     task = json.loads(line)
@@ -66,6 +67,16 @@ def test_where_its_fastest_kernels_cannot_run_the_plain_ones_do_and_the_file_say
 
     assert json.loads((folder / "out.json").read_text(encoding="utf-8"))["llama_cpp"]["layout"] == "plain"
     assert "stand-in layout plain" in capsys.readouterr().out
+
+
+def test_prompts_that_need_several_steps_all_begin_before_a_step_is_timed(tmp_path: Path) -> None:
+    a_tiny_model(tmp_path / "tiny")
+    ours = llama_cpp.Ours(str(tmp_path / "tiny"), "none", 1, max_num_batched_tokens=40, max_num_seqs=8)
+    case = llama_cpp.Case(name="decode 8", batch=8, prompt_tokens=16, steps=3)
+
+    seconds = ours.seconds(case, case.prompts(0, ours.vocabulary))
+
+    assert len(seconds) == 3
 
 
 def test_a_child_that_ends_is_told(folder: Path) -> None:
