@@ -2,12 +2,12 @@
 
     SchedulerOutput (sequences, token ranges) -> ForwardBatch (flat rows, block tables, which rows need logits)
 
-Rows of the sequences follow each other in the order of `scheduled`. Numpy buffers are allocated once and grow; only what
-a step uses is copied to the device.
+Rows of the sequences follow each other in the order of `scheduled`.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from octavo_kernels.backend import AttentionBatch
 
 if TYPE_CHECKING:
-    from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput, SequenceId
+    from octavo_server.engine.outputs import BlockId, ScheduledSequence, SchedulerOutput, SequenceId
     from octavo_server.engine.sequence import Sequence
 
 
@@ -49,106 +49,95 @@ class ForwardBatch:
 
 
 class BatchBuilder:
-    """Owns the buffers; the tensors of a batch are valid until the next `build`."""
+    """Owns the buffer of block tables; the tensors of a batch are valid until the next `build`.
+
+    Lists, and one array of each: a step of a few tokens would spend most of this time on starting numpy's operations.
+    """
 
     def __init__(self, block_size: int, vocab_size: int, device: torch.device) -> None:
         self._block_size = block_size
         self._vocab_size = vocab_size
         self._device = device
-        self._token_ids = np.zeros(0, dtype=np.int64)
-        self._positions = np.zeros(0, dtype=np.int64)
-        self._slots = np.zeros(0, dtype=np.int64)
         self._block_tables = np.zeros((0, 0), dtype=np.int32)
 
     def build(self, output: SchedulerOutput) -> ForwardBatch:
         """The tensors of `output`, which schedules at least one token."""
-        scheduled = output.scheduled
-        starts = np.array([item.start for item in scheduled], dtype=np.int64)
-        counts = np.array([item.num_tokens for item in scheduled], dtype=np.int64)
-        ends = starts + counts
-        first_rows = np.zeros(len(scheduled) + 1, dtype=np.int64)
-        np.cumsum(counts, out=first_rows[1:])
-        num_tokens, num_blocks = int(first_rows[-1]), -(-int(ends.max()) // self._block_size)
-        self._reserve(num_tokens, len(scheduled), num_blocks)
-        token_ids = self._fill_token_ids(output, first_rows)
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        first_rows = [0]
+        for item in output.scheduled:
+            end = item.start + item.num_tokens
+            token_ids += item.sequence.token_ids[item.start : end]
+            positions += range(item.start, end)
+            slots += _slots(item.sequence.block_ids, item.start, end, self._block_size)
+            first_rows.append(len(token_ids))
+        ends = [item.start + item.num_tokens for item in output.scheduled]
         invalid = self._replace_invalid(output, token_ids, first_rows)
-        positions = self._positions[:num_tokens]
-        # Row r of a sequence that starts at row f and position s stands at position r - f + s.
-        np.add(np.arange(num_tokens), np.repeat(starts - first_rows[:-1], counts), out=positions)
-        tables = self._fill_block_tables(output, ends, num_blocks)
-        owners = np.repeat(np.arange(len(scheduled)), counts)
-        slots = self._slots[:num_tokens]
-        np.multiply(tables[owners, positions // self._block_size], self._block_size, out=slots, dtype=np.int64)
-        slots += positions % self._block_size
-        last_rows = (first_rows[1:] - 1).tolist()
+        last_rows = [row - 1 for row in first_rows[1:]]
         samples, sample_rows = _last_rows(output, last_rows, [item.samples for item in output.scheduled])
         pooled, pooled_rows = _last_rows(output, last_rows, [item.pools for item in output.scheduled])
         targets, target_rows = _prompt_targets(output, first_rows)
         rows = sample_rows + pooled_rows + target_rows
         return ForwardBatch(
-            token_ids=self._tensor(token_ids),
-            positions=self._tensor(positions),
+            token_ids=self._tensor(token_ids, np.int64),
+            positions=self._tensor(positions, np.int64),
             attention=AttentionBatch(
-                query_start_loc=self._tensor(first_rows.astype(np.int32)),
-                seq_lens=self._tensor(ends.astype(np.int32)),
-                block_tables=self._tensor(tables),
-                slot_mapping=self._tensor(slots),
-                max_query_len=int(counts.max()),
-                max_seq_len=int(ends.max()),
+                query_start_loc=self._tensor(first_rows, np.int32),
+                seq_lens=self._tensor(ends, np.int32),
+                block_tables=self._tensor(self._fill_block_tables(output, ends), np.int32),
+                slot_mapping=self._tensor(slots, np.int64),
+                max_query_len=max(item.num_tokens for item in output.scheduled),
+                max_seq_len=max(ends),
             ),
-            logit_rows=None if len(sample_rows) == len(rows) == num_tokens else self._tensor(np.array(rows, np.int64)),
+            logit_rows=None if len(sample_rows) == len(rows) == len(token_ids) else self._tensor(rows, np.int64),
             samples=samples,
             pooled=pooled,
             prompt_targets=targets,
             invalid=invalid,
         )
 
-    def _reserve(self, num_tokens: int, num_sequences: int, num_blocks: int) -> None:
-        if num_tokens > self._token_ids.size:
-            self._token_ids, self._positions, self._slots = (np.zeros(num_tokens, dtype=np.int64) for _ in range(3))
+    def _fill_block_tables(self, output: SchedulerOutput, ends: list[int]) -> NDArray[np.int32]:
+        needed = [-(-end // self._block_size) for end in ends]
+        num_sequences, num_blocks = len(needed), max(needed)
         rows, columns = self._block_tables.shape
         if num_sequences > rows or num_blocks > columns:
             self._block_tables = np.zeros((max(rows, num_sequences), max(columns, 2 * num_blocks)), dtype=np.int32)
-
-    def _fill_token_ids(self, output: SchedulerOutput, first_rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        token_ids = self._token_ids[: int(first_rows[-1])]
-        if token_ids.size == len(output.scheduled):
-            # Decodes alone: one list for all is far cheaper than a slice each.
-            token_ids[:] = [item.sequence.token_ids[item.start] for item in output.scheduled]
-            return token_ids
-        for item, row in zip(output.scheduled, first_rows, strict=False):
-            end = item.start + item.num_tokens
-            token_ids[row : row + item.num_tokens] = item.sequence.token_ids[item.start : end]
-        return token_ids
-
-    def _fill_block_tables(
-        self, output: SchedulerOutput, ends: NDArray[np.int64], num_blocks: int
-    ) -> NDArray[np.int32]:
         # A view: rows keep the buffer's stride, so they are made contiguous once, when they become a tensor.
-        tables = self._block_tables[: len(output.scheduled), :num_blocks]
+        tables = self._block_tables[:num_sequences, :num_blocks]
         tables[:] = 0
-        needed = -(-ends // self._block_size)
         for row, (item, count) in enumerate(zip(output.scheduled, needed, strict=True)):
             tables[row, :count] = item.sequence.block_ids[:count]
         return tables
 
     def _replace_invalid(
-        self, output: SchedulerOutput, token_ids: NDArray[np.int64], first_rows: NDArray[np.int64]
+        self, output: SchedulerOutput, token_ids: list[int], first_rows: list[int]
     ) -> dict[SequenceId, str]:
-        bad = (token_ids < 0) | (token_ids >= self._vocab_size)
-        if not bad.any():
+        """Token 0 for each id that the model does not have -> the sequences that had one."""
+        if min(token_ids) >= 0 and max(token_ids) < self._vocab_size:
             return {}
         message = "token id {} is not in the vocabulary of {} tokens"
-        owners = np.searchsorted(first_rows, np.flatnonzero(bad), side="right") - 1
-        found = {
-            output.scheduled[owner].sequence.sequence_id: message.format(token_ids[row], self._vocab_size)
-            for owner, row in zip(owners, np.flatnonzero(bad), strict=True)
-        }
-        token_ids[bad] = 0
+        found = {}
+        for row, token_id in enumerate(token_ids):
+            if not 0 <= token_id < self._vocab_size:
+                owner = output.scheduled[bisect_right(first_rows, row) - 1].sequence.sequence_id
+                found[owner] = message.format(token_id, self._vocab_size)
+                token_ids[row] = 0
         return found
 
-    def _tensor(self, values: NDArray[np.int64] | NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+    def _tensor(self, values: list[int] | NDArray[np.int32], kind: type[np.int64 | np.int32]) -> torch.Tensor:
+        return torch.from_numpy(np.array(values, kind)).to(self._device)
+
+
+def _slots(block_ids: list[BlockId], start: int, end: int, size: int) -> list[int]:
+    """Of the positions from start to end, a block's run at a time."""
+    slots: list[int] = []
+    while start < end:
+        stop = min(end, start - start % size + size)
+        first = block_ids[start // size] * size + start % size
+        slots += range(first, first + stop - start)
+        start = stop
+    return slots
 
 
 def _last_rows(
@@ -161,12 +150,10 @@ def _last_rows(
     return tuple(item for item, _ in chosen), [row for _, row in chosen]
 
 
-def _prompt_targets(
-    output: SchedulerOutput, first_rows: NDArray[np.int64]
-) -> tuple[tuple[PromptTarget, ...], list[int]]:
+def _prompt_targets(output: SchedulerOutput, first_rows: list[int]) -> tuple[tuple[PromptTarget, ...], list[int]]:
     targets: list[PromptTarget] = []
     rows: list[int] = []
-    for item, first_row in zip(output.scheduled, first_rows.tolist(), strict=False):
+    for item, first_row in zip(output.scheduled, first_rows, strict=False):
         sequence = item.sequence
         if sequence.request.params.prompt_logprobs is None:
             continue
