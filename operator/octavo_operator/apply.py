@@ -20,6 +20,9 @@ from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas
 
 logger = logging.getLogger(__name__)
 
+FIELDS_TAKEN = "Apply failed with "
+"""So the API server begins when another manager's fields are in the way; any other 409 passes by itself."""
+
 
 class NotLeaderError(Exception):
     """Leadership was lost: nothing may be written any more."""
@@ -85,7 +88,7 @@ class Executor:
         try:
             applied = await self._kube.apply(kind, manifest, force=not operation.is_new or kind not in NAMED_BY_HASH)
         except ClusterError as error:
-            if error.status == 409 and operation.is_new:
+            if error.status == 409 and operation.is_new and error.message.startswith(FIELDS_TAKEN):
                 raise NameTakenError(
                     f"{kind.name} {manifest['metadata']['name']} is somebody else's: {error.message}"
                 ) from error

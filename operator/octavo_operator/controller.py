@@ -6,6 +6,7 @@ Order of a start: the first lists fill the cache → kopf's watches begin → th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import itertools
 import logging
@@ -21,7 +22,7 @@ from octavo_operator.apply import Executor, NotLeaderError
 from octavo_operator.autoscaling.scraper import Scraper
 from octavo_operator.config import OperatorConfig
 from octavo_operator.errors import ClusterError
-from octavo_operator.handlers import build_registry, build_settings
+from octavo_operator.handlers import Backoffs, build_registry, build_settings
 from octavo_operator.key_secrets import KeySecrets
 from octavo_operator.kube.adapter_access import KubeAdapterAccess
 from octavo_operator.kube.client import KubeClient
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 STUCK_AFTER_S = 300.0
 CRD_RETRY_S = 1.0
 SECOND_SYNC_S = 15.0
+RELIST_S = 2.0
+"""Watches that begin anew mostly do so together; one round of lists then serves them all."""
 
 
 class Controller:
@@ -89,6 +92,8 @@ class Controller:
             now=lambda: datetime.datetime.now(datetime.UTC),
         )
         self._is_synced = False
+        self._relisted = asyncio.Event()
+        """A watch had to begin with a list."""
         self._moved_at = time.monotonic()
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,6 +147,8 @@ class Controller:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _on_event(self, kind: Kind, event_type: str | None, obj: dict[str, Any]) -> None:
+        if event_type is None:
+            self._relisted.set()
         obj = {**obj, "kind": kind.name, "apiVersion": kind.api_version}
         touched = self._cache.remove(obj) if event_type == "DELETED" else self._cache.put(obj)
         for key in touched:
@@ -154,25 +161,42 @@ class Controller:
         """
         pauses = itertools.chain((min(SECOND_SYNC_S, self._config.resync_s),), itertools.repeat(self._config.resync_s))
         for pause_s in pauses:
-            while not await self._sync():
-                await asyncio.sleep(CRD_RETRY_S)
+            await self._sync()
             self._is_synced = True
             self._enqueue_all()
-            await asyncio.sleep(pause_s)
+            await self._heal(pause_s)
 
-    async def _sync(self) -> bool:
-        """One list of every kind into the cache; False where the API server does not give it."""
-        try:
-            for kind in WATCHED:
-                for namespace in self._config.namespaces or ("",):
-                    listed = await self._kube.list_kind(kind, namespace, kind.selector)
-                    missed = self._cache.replace_kind(kind.name, namespace, listed.items, version=listed.version)
-                    if missed and self._is_synced:
-                        logger.info("a list told what no watch did", extra={"kind": kind.name, "count": len(missed)})
-        except ClusterError as error:
-            logger.warning("lists cannot be read", extra={"error": str(error)})
-            return False
-        return True
+    async def _heal(self, pause_s: float) -> None:
+        """For so long, lists everything also whenever a watch began anew: what was deleted meanwhile it never tells."""
+        until = asyncio.get_running_loop().time() + pause_s
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout_at(until):
+                    await self._relisted.wait()
+                await asyncio.sleep(RELIST_S)
+                self._relisted.clear()
+                await self._sync()
+
+    async def _sync(self) -> None:
+        """One list of every kind into the cache, tried until the API server gives it."""
+        for again_in_s in Backoffs():
+            try:
+                await self._list_all()
+            except ClusterError as error:
+                logger.warning("lists cannot be read", extra={"error": str(error), "again_in_s": again_in_s})
+                await asyncio.sleep(again_in_s)
+            else:
+                return
+
+    async def _list_all(self) -> None:
+        for kind in WATCHED:
+            for namespace in self._config.namespaces or ("",):
+                listed = await self._kube.list_kind(kind, namespace, kind.selector)
+                missed = self._cache.replace_kind(kind.name, namespace, listed.items, version=listed.version)
+                if missed and self._is_synced:
+                    logger.info("a list told what no watch did", extra={"kind": kind.name, "count": len(missed)})
+                for key in missed:
+                    self._queue.add(key)
 
     async def _work(self) -> None:
         while True:
@@ -192,7 +216,7 @@ class Controller:
         except NotLeaderError:
             return
         except ClusterError as error:
-            self._fail(key, "ClusterError", str(error))
+            self._fail(key, "ClusterError", str(error), at_least_s=error.retry_after_s)
             return
         except Exception:  # one broken resource must not stop the others
             logger.exception("reconcile failed", extra={"resource": "/".join(key)})
@@ -205,9 +229,9 @@ class Controller:
         if outcome.look_again_s is not None:
             self._queue.add_after(key, outcome.look_again_s)
 
-    def _fail(self, key: ResourceKey, reason: str, sentence: str) -> None:
+    def _fail(self, key: ResourceKey, reason: str, sentence: str, *, at_least_s: float = 0.0) -> None:
         self._metrics.errors.labels(reason=reason).inc()
-        delay_s = self._queue.retry(key)
+        delay_s = self._queue.retry(key, at_least_s=at_least_s)
         said = {"resource": "/".join(key), "reason": reason, "error": sentence, "again_in_s": round(delay_s, 2)}
         logger.warning("reconcile is tried again", extra=said)
 

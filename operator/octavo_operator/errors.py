@@ -38,8 +38,15 @@ class NameInTransitError(OctavoOperatorError):
 class ClusterError(OctavoOperatorError):
     """A call to the API server failed; `status` is the HTTP status, 0 where no answer came."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, *, retry_after_s: float = 0.0) -> None:
+        """`retry_after_s` is what the API server asks to wait, in seconds."""
         super().__init__(f"{status} {reason}: {message}" if status else message)
         self.status = status
         self.reason = reason
         self.message = message
+        self.retry_after_s = retry_after_s
+
+    @property
+    def is_passing(self) -> bool:
+        """It says nothing of the resource: decided on what is outdated, or asked of a server that is busy."""
+        return self.status in (409, 429)

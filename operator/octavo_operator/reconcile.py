@@ -110,8 +110,8 @@ class Reconciler:
             plan = make_plan(resource, desired, observed)
             changed = await self._executor.execute(key, plan, observed)
         except OctavoOperatorError as error:
-            if isinstance(error, ClusterError) and error.status == 409:
-                # Decided on what is outdated: nothing is wrong, the next look decides anew.
+            if isinstance(error, ClusterError) and error.is_passing:
+                # Nothing is wrong with the resource: the next look decides anew.
                 raise
             failure = explain(error)
             await self._write(key, observed, make_failed_status(observed, failure, now=self._stamp()))

@@ -66,10 +66,11 @@ class WorkQueue(Generic[K]):
             self._again.discard(key)
             self.add(key)
 
-    def retry(self, key: K) -> float:
+    def retry(self, key: K, *, at_least_s: float = 0.0) -> float:
         """The work failed: the key comes back after the delay that is returned, in seconds."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay_s: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16)) * (0.5 + self._jitter())
+        delay_s = max(delay_s, min(MAX_DELAY_S, at_least_s))
         self.add_after(key, delay_s)
         return delay_s
 

@@ -72,6 +72,7 @@ class ApiServer:
     """A running API server and a plain HTTP client of it, as cluster administrator."""
 
     def __init__(self, *, folder: Path, port: int, processes: list[subprocess.Popen[bytes]]) -> None:
+        """`processes` are etcd and kube-apiserver."""
         self.folder = folder
         self.url = f"https://127.0.0.1:{port}"
         self.ca_file = folder / "ca.crt"
@@ -114,11 +115,16 @@ class ApiServer:
             assert time.monotonic() < deadline, conditions
             time.sleep(0.05)
 
-    def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.kill()
-            process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """Nobody listens while inside; afterwards it serves what it served before."""
+        process = self._processes.pop()
+        process.kill()
+        process.wait()
+        yield
+        command = [str(argument) for argument in process.args]  # type: ignore[union-attr]  # always a list here
+        self._processes.append(_start(self.folder, "apiserver", command))
+        _await_ready(self, self._processes)
 
 
 @contextlib.contextmanager

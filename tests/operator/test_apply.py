@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from octavo_operator.apply import Executor, NotLeaderError
-from octavo_operator.errors import NameInTransitError, NameTakenError
+from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache
@@ -24,11 +24,14 @@ class FakeKube:
         self.there = there
         self.writes: list[Any] = []
         self.answer: dict[str, Any] = {}
+        self.refusal: ClusterError | None = None
 
     async def find(self, kind: Any, namespace: str, name: str) -> dict[str, Any] | None:
         return self.there
 
     async def apply(self, kind: Any, manifest: Any, *, force: bool) -> Any:
+        if self.refusal is not None:
+            raise self.refusal
         self.writes.append(manifest)
         return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "7", "uid": "u"}}
 
@@ -94,6 +97,21 @@ async def test_replicas_are_written_only_to_the_version_that_was_seen() -> None:
     ((path, body),) = kube.writes
     assert path.endswith("/modeldeployments/qwen/scale")
     assert body == {"metadata": {"resourceVersion": "10"}, "spec": {"replicas": 0}}
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ('Apply failed with 1 conflict: conflict with "helm": .spec.replicas', NameTakenError),
+        ("the object has been modified; please apply your changes to the latest version", ClusterError),
+    ],
+)
+async def test_conflict_is_anothers_object_only_where_fields_are_taken(message: str, error: type[Exception]) -> None:
+    kube = FakeKube()
+    kube.refusal = ClusterError(409, "Conflict", message)
+
+    with pytest.raises(error):
+        await an_executor(kube).execute(QWEN, [Apply(manifest=manifest_of("Deployment"), is_new=True)], an_observed())
 
 
 @pytest.mark.parametrize("generation", [3, 4], ids=["same spec", "newer spec"])

@@ -74,6 +74,11 @@ async def test_delays_double_to_a_limit_and_start_anew_after_success(queue: Work
     assert queue.retry("a") == FIRST_DELAY_S
 
 
+async def test_who_is_asked_to_wait_longer_waits_longer_within_the_limit(queue: WorkQueue[str]) -> None:
+    assert queue.retry("a", at_least_s=7) == 7
+    assert queue.retry("a", at_least_s=900) == MAX_DELAY_S
+
+
 async def test_jitter_spreads_the_failed() -> None:
     spread = [WorkQueue[str](jitter=lambda share=share: share).retry("a") for share in (0.0, 0.99)]  # type: ignore[misc]  # default binds
 

@@ -195,7 +195,11 @@ class KubeClient:
             raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
         if response.status >= 300:
             reason = str(answer.get("reason") or response.reason or "")
-            raise ClusterError(response.status, reason, str(answer.get("message") or response.reason or ""))
+            message = str(answer.get("message") or response.reason or "")
+            retry_after = str(response.headers.get("Retry-After", ""))
+            raise ClusterError(
+                response.status, reason, message, retry_after_s=float(retry_after) if retry_after.isdigit() else 0.0
+            )
         return answer
 
 

@@ -24,15 +24,16 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, Any]] = []
+        self.headers: dict[str, str] = {}
         self.requests: list[dict[str, Any]] = []
 
     async def handle(self, request: web.Request) -> web.Response:
         asked = {"method": request.method, "path": request.path, "query": dict(request.query)}
         self.requests.append({**asked, "headers": request.headers, "body": await request.text()})
         status, body = self.answers.pop(0)
-        return (
-            web.Response(status=status, text=body) if isinstance(body, str) else web.json_response(body, status=status)
-        )
+        if isinstance(body, str):
+            return web.Response(status=status, text=body, headers=self.headers)
+        return web.json_response(body, status=status)
 
 
 @pytest.fixture
@@ -166,6 +167,16 @@ async def test_refusal_is_a_cluster_error(
 
     assert refused.value.status == status
     assert said in str(refused.value)
+
+
+async def test_busy_server_says_how_long_to_wait(kube: KubeClient, api: FakeApi) -> None:
+    api.answers = [(429, "Too many requests, please try again later.")]
+    api.headers = {"Retry-After": "3"}
+
+    with pytest.raises(ClusterError, match="Too many requests") as refused:
+        await kube.get_path("/api/v1/pods")
+
+    assert (refused.value.retry_after_s, refused.value.is_passing) == (3, True)
 
 
 async def test_unreachable_server_is_a_cluster_error(tmp_path: Path) -> None:
