@@ -44,7 +44,7 @@ class Executor:
         changed = False
         for operation in plan:
             self._require_leadership()
-            self._metrics.writes.labels(operation=type(operation).__name__).inc()
+            self._count(operation)
             match operation:
                 case WriteReplicas():
                     await self._write_replicas(key, operation, observed)
@@ -63,6 +63,7 @@ class Executor:
         would look at it before the next list of everything.
         """
         self._require_leadership()
+        self._metrics.writes.labels(operation="WriteStatus", kind=KIND).inc()
         written = await self._kube.merge_patch(MODEL_DEPLOYMENT.path(*key, "status"), {"status": patch})
         known = self._cache.resource(key)
         if known is not None and generation_of(known) == generation_of(written):
@@ -121,6 +122,18 @@ class Executor:
         kind_name, name = operation.key
         found = observed.objects[operation.key]
         await self._kube.delete(BY_NAME[kind_name], key[0], name, uid=found["metadata"]["uid"])
+
+    def _count(self, operation: Operation) -> None:
+        match operation:
+            case Apply():
+                kind = operation.manifest["kind"]
+            case Delete():
+                kind = operation.key[0]
+            case Scale():
+                kind = DEPLOYMENT.name
+            case WriteReplicas():
+                kind = KIND
+        self._metrics.writes.labels(operation=type(operation).__name__, kind=kind).inc()
 
     def _require_leadership(self) -> None:
         if not self._is_leader():

@@ -57,6 +57,7 @@ class Controller:
         self._kube = kube
         self._cache = ObjectCache()
         self._metrics = Metrics()
+        kube.on_answer = self._metrics.count_request
         self._queue: WorkQueue[ResourceKey] = WorkQueue(jitter=random.random)
         self._store = MetricsStore()
         self._loads = Loads(cache=self._cache, store=self._store, enqueue=self._queue.add, now=time.time)
@@ -87,6 +88,7 @@ class Controller:
             kube=kube,
             observer=observer,
             executor=executor,
+            metrics=self._metrics,
             gates=self._gates,
             config=config,
             now=lambda: datetime.datetime.now(datetime.UTC),

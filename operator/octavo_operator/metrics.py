@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from octavo_operator.kube.kinds import resource_of
+
 
 class Metrics:
     """One set of instruments in a registry of its own, so that tests do not share them."""
@@ -23,7 +25,22 @@ class Metrics:
             registry=self.registry,
         )
         self.writes = Counter(
-            "octavo_operator_writes_total", "Operations carried out, by kind.", ["operation"], registry=self.registry
+            "octavo_operator_writes_total",
+            "Changes of the cluster, by what was done and the kind of object.",
+            ["operation", "kind"],
+            registry=self.registry,
+        )
+        self.requests = Counter(
+            "octavo_operator_requests_total",
+            "Requests to the API server, watches left out, by their answer; code 0 where none came.",
+            ["method", "resource", "code"],
+            registry=self.registry,
+        )
+        self.rollbacks = Counter(
+            "octavo_operator_rollbacks_total",
+            "Rollouts that went back to the revision before, by reason.",
+            ["reason"],
+            registry=self.registry,
         )
         self.queue_depth = Gauge(
             "octavo_operator_queue_depth", "ModelDeployments that wait or are worked on.", registry=self.registry
@@ -39,3 +56,6 @@ class Metrics:
         self.model_deployments = Gauge(
             "octavo_operator_model_deployments", "ModelDeployments that are known.", registry=self.registry
         )
+
+    def count_request(self, method: str, path: str, status: int) -> None:
+        self.requests.labels(method=method, resource=resource_of(path), code=status).inc()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from octavo_operator.api import reasons
+from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.apply import Executor
@@ -31,6 +32,7 @@ from octavo_operator.events import make_event
 from octavo_operator.key_secrets import key_secrets
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import EVENT
+from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ResourceKey
 from octavo_operator.observe import Observer
 from octavo_operator.observed import Observed, generation_of
@@ -80,6 +82,7 @@ class Reconciler:
         kube: KubeClient,
         observer: Observer,
         executor: Executor,
+        metrics: Metrics,
         gates: GateChecks,
         config: OperatorConfig,
         now: Callable[[], datetime.datetime],
@@ -87,6 +90,7 @@ class Reconciler:
         self._kube = kube
         self._observer = observer
         self._executor = executor
+        self._metrics = metrics
         self._gates = gates
         self._config = config
         self._now = now
@@ -134,6 +138,9 @@ class Reconciler:
         written = await self._executor.write_status(key, {"rollout": patch})
         if generation_of(written) != generation_of(observed.resource):
             raise ClusterError(409, "Conflict", "the spec has changed meanwhile; the rollout is decided anew")
+        refused = decision.status.refused
+        if refused is not None and refused != RolloutStatus.read(observed.status).refused:
+            self._metrics.rollbacks.labels(reason=refused.reason).inc()
         return replace(observed, resource=written)
 
     def _status(self, resource: ModelDeployment, desired: Desired, observed: Observed) -> dict[str, Any]:

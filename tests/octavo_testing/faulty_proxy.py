@@ -20,6 +20,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
+from octavo_operator.kube.kinds import resource_of
 from octavo_testing.apiserver import ApiServer
 
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -39,10 +40,8 @@ class Asked:
 
     @property
     def resource(self) -> str:
-        """Plural of what it is about."""
-        parts = self.path.strip("/").split("/")
-        parts = parts[2:] if parts[0] == "api" else parts[3:]
-        return parts[2] if parts[:1] == ["namespaces"] and len(parts) > 2 else "".join(parts[:1])
+        """Plural of what it is about, whatever the subresource."""
+        return resource_of(self.path).partition("/")[0]
 
     @property
     def is_write(self) -> bool:

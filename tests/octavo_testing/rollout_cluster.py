@@ -56,7 +56,7 @@ class Cluster:
     writes_left: int | None = None
     events: list[str] = field(default_factory=list)
     """Reasons of the events that the operator wrote."""
-    _metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = field(default_factory=Metrics)
     _version: int = 100
     _made: int = 0
 
@@ -73,11 +73,12 @@ class Cluster:
         cache = ObjectCache()
         for obj in (self.manifest, *self.objects.values(), *self.pods):
             cache.put(obj)
-        executor = Executor(kube=self, cache=cache, metrics=self._metrics, is_leader=lambda: True)  # type: ignore[arg-type]  # the fake
+        executor = Executor(kube=self, cache=cache, metrics=self.metrics, is_leader=lambda: True)  # type: ignore[arg-type]  # the fake
         reconciler = Reconciler(
             kube=self,  # type: ignore[arg-type]  # the fake
             observer=self,  # type: ignore[arg-type]  # the fake
             executor=executor,
+            metrics=self.metrics,
             gates=self,
             config=OperatorConfig(pods=self.settings, identity="test"),
             now=lambda: self.now,

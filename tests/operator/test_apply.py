@@ -114,6 +114,23 @@ async def test_conflict_is_anothers_object_only_where_fields_are_taken(message: 
         await an_executor(kube).execute(QWEN, [Apply(manifest=manifest_of("Deployment"), is_new=True)], an_observed())
 
 
+async def test_writes_are_counted_by_what_is_done_and_by_kind() -> None:
+    metrics, cache = Metrics(), ObjectCache()
+    executor = Executor(kube=cast(KubeClient, FakeKube()), cache=cache, metrics=metrics, is_leader=lambda: True)
+    plan = [Apply(manifest=manifest_of("Service"), is_new=True), WriteReplicas(replicas=0, reason="idle")]
+
+    await executor.execute(QWEN, plan, an_observed())
+    await executor.write_status(QWEN, {"replicas": 1})
+
+    (family,) = [each for each in metrics.registry.collect() if each.name == "octavo_operator_writes"]
+    counted = {tuple(sample.labels.values()) for sample in family.samples if sample.name.endswith("_total")}
+    assert counted == {
+        ("Apply", "Service"),
+        ("WriteReplicas", "ModelDeployment"),
+        ("WriteStatus", "ModelDeployment"),
+    }
+
+
 @pytest.mark.parametrize("generation", [3, 4], ids=["same spec", "newer spec"])
 async def test_spec_that_comes_with_the_answer_of_a_status_write_is_left_to_its_event(generation: int) -> None:
     """Somebody edits while the status is under way: kept at once, the edit would be known and never looked at."""

@@ -7,7 +7,7 @@ because what the operator sends is exactly what `desired/` rendered. Every failu
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,8 @@ class KubeClient:
 
     def __init__(self, api: Any) -> None:
         self._api = api
+        self.on_answer: Callable[[str, str, int], None] = lambda _method, _path, _status: None
+        """Told of each exchange, with status 0 where no answer came."""
 
     @classmethod
     @asynccontextmanager
@@ -192,7 +194,9 @@ class KubeClient:
             )
             answer = _parse(await response.read())
         except (TimeoutError, aiohttp.ClientError, OSError, client.ApiException, config.ConfigException) as error:
+            self.on_answer(method, path, 0)
             raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+        self.on_answer(method, path, response.status)
         if response.status >= 300:
             reason = str(answer.get("reason") or response.reason or "")
             message = str(answer.get("message") or response.reason or "")

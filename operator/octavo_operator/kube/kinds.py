@@ -48,3 +48,12 @@ NAMED_BY_HASH = (DEPLOYMENT, CONTROLLER_REVISION, PVC, JOB)
 """Nobody else has such a name, so that it need not be asked for."""
 WATCHED = (MODEL_DEPLOYMENT, *OWNED, POD)
 BY_NAME = {kind.name: kind for kind in WATCHED}
+
+
+def resource_of(path: str) -> str:
+    """Plural of what a URL path is about, with its subresource; empty where it is about the API itself."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    if parts[:1] == ["namespaces"] and len(parts) > 2:
+        parts = parts[2:]
+    return "/".join((*parts[:1], *parts[2:]))

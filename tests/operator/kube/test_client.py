@@ -17,6 +17,7 @@ from kubernetes.aio.config import incluster_config
 from octavo_operator.errors import ClusterError
 from octavo_operator.kube.client import KubeClient, proxy_of
 from octavo_operator.kube.kinds import POD, SERVICE
+from octavo_operator.metrics import Metrics
 
 
 class FakeApi:
@@ -127,6 +128,29 @@ async def test_apply_is_server_side_with_one_field_manager(kube: KubeClient, api
     assert request["headers"]["Content-Type"] == "application/apply-patch+yaml"
 
 
+@pytest.mark.parametrize(
+    ("path", "resource"),
+    [
+        ("/api/v1/nodes", "nodes"),
+        ("/api/v1/namespaces/team/pods", "pods"),
+        ("/api/v1/namespaces/team", "namespaces"),
+        ("/apis/octavo.dev/v1alpha1/namespaces/team/modeldeployments/qwen/status", "modeldeployments/status"),
+        ("/apis", ""),
+    ],
+)
+async def test_each_exchange_is_counted_by_what_it_is_about(
+    kube: KubeClient, api: FakeApi, path: str, resource: str
+) -> None:
+    metrics = Metrics()
+    kube.on_answer = metrics.count_request
+    api.answers = [(404, {})]
+
+    await kube.get_path(path)
+
+    labels = {"method": "GET", "resource": resource, "code": "404"}
+    assert metrics.registry.get_sample_value("octavo_operator_requests_total", labels) == 1
+
+
 async def test_absent_object_is_none(kube: KubeClient, api: FakeApi) -> None:
     api.answers = [(404, {"reason": "NotFound", "message": "no"}), (200, {"items": []})]
 
@@ -189,11 +213,14 @@ async def test_unreachable_server_is_a_cluster_error(tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump(config))
 
+    told: list[tuple[str, str, int]] = []
     async with KubeClient.connect(path) as client:
+        client.on_answer = lambda *exchange: told.append(exchange)
         with pytest.raises(ClusterError) as refused:
             await client.get_path("/x")
 
     assert refused.value.status == 0
+    assert told == [("GET", "/x", 0)]
 
 
 async def test_missing_kubeconfig_is_said(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ def step(cluster: Cluster) -> None:
     cluster.finish_drains()
 
 
+def rollbacks(cluster: Cluster, reason: str) -> float | None:
+    return cluster.metrics.registry.get_sample_value("octavo_operator_rollbacks_total", {"reason": reason})
+
+
 def test_first_revision_needs_no_gate() -> None:
     """There is nothing to go back to, and nothing served worse before."""
     cluster = a_cluster(gpus=1, replicas=1, rollout={"gate": {"prompts": PROMPTS}})
@@ -77,6 +81,7 @@ def test_failing_gate_rolls_back_and_says_what_failed() -> None:
     assert cluster.condition("Available")["status"] == "True"
     assert cluster.rollout["gate"]["state"] == "Failed"
     assert cluster.events[-1] == "RolloutGateFailed"
+    assert rollbacks(cluster, "RolloutGateFailed") == 1
 
 
 @pytest.mark.parametrize("strategy", ["HoldAndSwap", "Recreate"])
