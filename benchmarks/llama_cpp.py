@@ -7,8 +7,7 @@ llama.cpp is `llama-cpp-python` built from source for this processor (GGML_NATIV
 whole engine, scheduler, sampler and detokenizer included; theirs is `llama_decode` of a batch and an argmax. Both
 decode greedily. A busy machine moves both, hence rounds of turns: the ratio is the median round's, its spread beside it.
 
-Where its kernels die of an illegal instruction, it runs with plain layouts, and the table's head says so: the code that
-GCC 12 makes of its AMX kernels does.
+Where its kernels die of an illegal instruction, it runs with plain layouts, and the table's head says so.
 
 llama.cpp's threads wait for each other by spinning, which on a busy machine slows it 10 to 30 times. So they get the
 bound on it that ours have; `--spin` leaves them as they come, for a machine that does nothing else.

@@ -74,18 +74,19 @@ class ApiError(OctavoError):
         return self.code or {413: "too_large", 415: "media_type", 500: "internal"}.get(self.status, "invalid")
 
 
-def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> str:
+def error_body(error: ApiError) -> str:
     """The JSON text of an error."""
+    message = str(error)
     shown = message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 1] + "…"
-    error = {"message": shown, "type": _TYPES.get(status, "server_error"), "param": param, "code": code}
-    return json.dumps({"error": error})
+    kind = _TYPES.get(error.status, "server_error")
+    return json.dumps({"error": {"message": shown, "type": kind, "param": error.param, "code": error.code}})
 
 
 def error_response(error: ApiError) -> web.Response:
     """The response of an `ApiError`."""
     response = web.Response(
         status=error.status,
-        text=error_body(error.status, str(error), code=error.code, param=error.param),
+        text=error_body(error),
         content_type="application/json",
         headers=error.headers,
     )

@@ -20,6 +20,7 @@ from octavo_server.api.sse import EventStream
 from octavo_server.api.state import STATE, ServerState
 from octavo_server.engine.admission import check_request
 from octavo_server.engine.engine import FAILED_MESSAGE
+from octavo_server.engine.outputs import GRAMMAR_ENDED
 from octavo_server.engine.request import FinishReason, Request, SamplingParams
 from octavo_server.engine.text_params import TextParams, resolve_text_params
 from octavo_server.errors import InvalidRequestError
@@ -238,7 +239,8 @@ async def _collect(generation: Generation, stream: RequestStream) -> web.Respons
     usage = _usage(generation)
     while deltas := await stream.read():
         for delta in deltas:
-            _raise_failure(generation.state, delta)
+            if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                raise failure_of(generation.state, delta, generation.options.format_field)
             usage.add(delta)
             index = first_index[delta.request_id] + delta.index
             shape.collect(index, delta)
@@ -272,13 +274,13 @@ async def _stream(http: web.Request, generation: Generation, stream: RequestStre
     try:
         await _send_events(generation, stream, events)
     except ApiError as error:
-        return await events.close(str(error), status=error.status, code=error.code)
+        return await events.close(error)
     except ConnectionResetError:
         raise
     except Exception:
         # The status is sent; what is left to say it with is an event.
         logger.exception("a stream failed", extra={"request_id": generation.response_id})
-        return await events.close(FAILED_MESSAGE, code="internal_error")
+        return await events.close(ApiError(500, FAILED_MESSAGE, code="internal_error"))
     return await events.close()
 
 
@@ -306,7 +308,7 @@ async def _send_events(generation: Generation, stream: RequestStream, events: Ev
         for delta in deltas:
             if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
                 await events.send(chunks)
-                raise failure_of(generation.state, delta)
+                raise failure_of(generation.state, delta, generation.options.format_field)
             usage.add(delta)
             choices = shape.deltas(first_index[delta.request_id] + delta.index, delta)
             chunks += [chunk(choice) for choice in choices]
@@ -325,20 +327,20 @@ def _usage(generation: Generation) -> Usage:
     return Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in generation.requests))
 
 
-def _raise_failure(state: ServerState, delta: OutputDelta) -> None:
-    if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-        raise failure_of(state, delta)
+def failure_of(state: ServerState, delta: OutputDelta, format_field: str = STRUCTURED_OUTPUTS) -> ApiError:
+    """503 where the server goes, 400 where the request asked for what cannot be, 500 where it failed otherwise.
 
-
-def failure_of(state: ServerState, delta: OutputDelta) -> ApiError:
-    """503 where the server goes, 400 where the request asked for what cannot be, 500 where it failed otherwise."""
+    format_field: under which name the client said what its answer must look like.
+    """
     message = delta.error or "the request was ended"
     if state.draining:
         return ApiError(503, message, code="draining", close=True)
     if state.engine.failure is not None:
         return ApiError(503, message, code="engine_dead", close=True)
     if delta.is_refused:
-        return ApiError(400, message, code="invalid_value")
+        param = format_field if message.startswith(GRAMMAR_ENDED) else None
+        message = message.replace(STRUCTURED_OUTPUTS, format_field, 1)
+        return ApiError(400, message, code="invalid_value", param=param)
     return ApiError(500, message, code="generation_failed")
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_METADATA, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 LOGPROBS = "message.output_text.logprobs"
+FORMAT_FIELD = "text.format"
+"""Where this endpoint says what an answer must look like."""
 # What else a client may ask to be told changes no answer here: there are no hosted tools and no hidden reasoning.
 INCLUDES = (
     LOGPROBS,
@@ -132,7 +134,7 @@ def parse_responses(body: Mapping[str, Any], defaults: GenerationDefaults, find_
 
 def _formatted(options: GenerationOptions, structured: StructuredOutputsParams | None) -> GenerationOptions:
     params = replace(options.params, structured_outputs=structured)
-    return replace(options, params=params, format_field="text.format")
+    return replace(options, params=params, format_field=FORMAT_FIELD)
 
 
 def _tools(fields: Fields) -> Tools:

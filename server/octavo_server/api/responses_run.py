@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from octavo_server.api.content_logprobs import ContentLogprobs
 from octavo_server.api.generation import Usage, failure_of
 from octavo_server.api.logprobs import ShownTokens, chat_logprobs
+from octavo_server.api.responses_request import FORMAT_FIELD
 from octavo_server.chat_output.parser import ContentText
 from octavo_server.engine.detokenizer import is_hidden
 from octavo_server.engine.request import FinishReason
@@ -54,7 +55,7 @@ class ResponseRun:
             told: list[Event] = []
             for delta in deltas:
                 if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-                    raise failure_of(self._state, delta)
+                    raise failure_of(self._state, delta, FORMAT_FIELD)
                 told += self._take(delta)
             yield told
 

@@ -13,6 +13,8 @@ from octavo_server.api.error_response import error_body
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from octavo_server.api.error_response import ApiError
+
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -52,11 +54,9 @@ class EventStream:
         await self._write(b"", is_last=True)
         return self._response
 
-    async def close(
-        self, error: str | None = None, *, status: int = 500, code: str | None = None
-    ) -> web.StreamResponse:
-        """Ends the stream, after an error event where there was one."""
-        event = "" if error is None else f"data: {error_body(status, error, code=code)}\n\n"
+    async def close(self, error: ApiError | None = None) -> web.StreamResponse:
+        """Ends the stream, after an event of what went wrong, if anything did."""
+        event = "" if error is None else f"data: {error_body(error)}\n\n"
         await self._write(f"{event}data: [DONE]\n\n".encode(), is_last=True)
         return self._response
 

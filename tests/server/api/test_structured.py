@@ -16,6 +16,7 @@ import pytest
 
 from octavo_server import LLM, SamplingParams, StructuredOutputsParams
 from octavo_server.engine.engine import MAX_FAILED_STEPS
+from octavo_server.structured_output.compiler import GrammarState
 from octavo_testing.schemas import SCHEMAS, an_object
 from octavo_testing.server import NAME, Server, a_chat, a_completion, fake_server, real_server
 
@@ -102,6 +103,36 @@ async def test_a_request_that_leaves_nothing_to_choose_is_refused_alone(tiny_mod
     assert "leave no token to choose" in failing.json["error"]["message"]
     assert streamed.events[-1] == failing.json
     assert good.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, a_chat(response_format=of_schema(SHORT)), "response_format"),
+        (CHAT, a_chat(structured_outputs={"json": SHORT}), "structured_outputs"),
+        (COMPLETIONS, a_completion(response_format=of_schema(SHORT)), "response_format"),
+        ("/v1/responses", {"model": NAME, "input": "Hi", "text": {"format": {"type": "json_schema", "name": "a", "schema": SHORT}}}, "text.format"),
+    ],
+    ids=["chat", "extension", "completions", "responses"],
+)  # fmt: skip
+async def test_a_format_that_fails_while_it_runs_is_told_under_the_name_that_was_sent(
+    path: str, body: dict[str, Any], field: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grammar may need more memory for an output than there is for it; a second try of it would need as much."""
+    monkeypatch.setattr(GrammarState, "accept", lambda self, token_id: False)
+    monkeypatch.setattr(GrammarState, "error", "too many items")
+    async with real_server(tiny_model) as server:
+        whole = await server.post(path, body)
+        streamed = await server.post(path, {**body, "stream": True})
+
+    assert whole.status == 400
+    assert whole.json["error"] == {
+        "message": f"{field}: too many items", "type": "invalid_request_error", "param": field, "code": "invalid_value"
+    }  # fmt: skip
+    if path == "/v1/responses":
+        assert f'"message":"{field}: too many items"' in streamed.body.decode().split("\n\n")[-2]
+    else:
+        assert streamed.events[-1] == whole.json
 
 
 async def test_many_requests_that_leave_nothing_to_choose_do_not_pass_for_a_broken_engine(tiny_model: Path) -> None:
