@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -172,38 +172,37 @@ class BatchWorker:
     async def _answer_lines(self, batch: BatchRecord) -> bool:
         """False where it was stopped: cancelled, expired, or the server ends."""
         store, batch_id = self._store, batch.batch_id
-        journal = await in_thread(lambda: store.journal(batch_id))
+        with ExitStack() as files:
+            # The stack closes it also where this is cancelled meanwhile.
+            journal = await in_thread(lambda: files.enter_context(closing(store.journal(batch_id))))
 
-        def keep(answers: list[Answer]) -> None:
-            for answer in answers:
-                journal.add(answer)
-            store.note_journal(batch_id, journal.num_bytes)
-            counts = journal.counts(batch.counts.total)
-            store.update_batch(
-                batch_id,
-                lambda current: replace(current, counts=counts, tokens=journal.tokens, errors=()),
-                lasting=False,
-            )
+            def keep(answers: list[Answer]) -> None:
+                for answer in answers:
+                    journal.add(answer)
+                store.note_journal(batch_id, journal.num_bytes)
+                counts = journal.counts(batch.counts.total)
+                store.update_batch(
+                    batch_id,
+                    lambda current: replace(current, counts=counts, tokens=journal.tokens, errors=()),
+                    lasting=False,
+                )
 
-        async def on_answers(answers: list[Answer]) -> None:
-            await in_thread(lambda: keep(answers))
+            async def on_answers(answers: list[Answer]) -> None:
+                await in_thread(lambda: keep(answers))
 
-        def must_stop() -> bool:
-            # Before lines begin: what is computed must be kept.
-            store.check_room()
-            current = store.batch(batch_id)
-            is_over = current.status is not BatchStatus.IN_PROGRESS or current.expires_at <= store.now()
-            return is_over or not self._parts.is_ready()
+            def must_stop() -> bool:
+                # Before lines begin: what is computed must be kept.
+                store.check_room()
+                current = store.batch(batch_id)
+                is_over = current.status is not BatchStatus.IN_PROGRESS or current.expires_at <= store.now()
+                return is_over or not self._parts.is_ready()
 
-        try:
             await on_answers([])
             with store.input_path(batch).open("rb") as file:
                 lines = (line for line in read_lines(file, self._rules(batch)) if line.number not in journal)
                 has_ended = await self._parts.runner.run(lines, on_answers, must_stop)
             await in_thread(journal.sync)
             return has_ended
-        finally:
-            journal.close()
 
     # Endings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,6 +103,29 @@ async def test_a_batch_answers_every_line_as_the_endpoint_does(client: Client) -
     assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages)
     assert batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in usages)
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at  # type: ignore[operator]
+
+
+async def test_a_journal_that_opens_while_the_server_ends_is_closed(
+    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that nobody closes is reported by the interpreter; tests count that as an error."""
+    begins, goes_on, real = threading.Event(), threading.Event(), storage.Store.journal
+    opened: list[journal.Journal] = []
+
+    def open_late(store: storage.Store, batch_id: str) -> journal.Journal:
+        begins.set()
+        goes_on.wait(10)
+        opened.append(real(store, batch_id))
+        return opened[0]
+
+    monkeypatch.setattr(storage.Store, "journal", open_late)
+    async with clients(tokenizer_folder, tmp_path / "data") as client:
+        await client.create(jsonl(a_line(1)))
+        await asyncio.to_thread(begins.wait, 10)
+        asyncio.get_running_loop().call_later(0.1, goes_on.set)
+
+    [found] = opened
+    assert found._file.closed
 
 
 async def test_lines_that_cannot_be_asked_or_are_refused_go_to_the_error_file(client: Client) -> None:
