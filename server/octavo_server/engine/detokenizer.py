@@ -132,9 +132,9 @@ class Detokenizer:
         num_hidden = 0
         if shown:
             last = shown[-1]
-            hidden = self._held[cut : last.end].encode("utf-8", "replace") + last.unfinished
-            # Else they are no characters but the signs that stand for broken ones
-            num_hidden = len(hidden) if self._tokens.token_bytes(last.token_id).endswith(hidden) else 0
+            num_hidden = _num_last_bytes(
+                self._tokens.token_bytes(last.token_id), self._held[cut : last.end], last.unfinished
+            )
         text, self._held = released + self._held[:cut], ""
         return TextDelta(text=text, num_held_tokens=num_held, num_hidden_bytes=num_hidden, stop=stop)
 
@@ -153,3 +153,14 @@ class Detokenizer:
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):
                 return length
         return 0
+
+
+def _num_last_bytes(raw: bytes, text: str, unfinished: bytes) -> int:
+    """How many of the token's last bytes are `text` and the unfinished character behind it."""
+    # Not the length of its bytes alone: the sign that stands for a broken character has three, what it stands for 1 to 3.
+    longest = len(text.encode("utf-8", "replace")) + len(unfinished)
+    for count in range(min(longest, len(raw)), 0, -1):
+        # An unfinished character has no text for this decoder
+        if codecs.getincrementaldecoder("utf-8")(errors="replace").decode(raw[len(raw) - count :]) == text:
+            return count
+    return 0

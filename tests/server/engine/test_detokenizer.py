@@ -147,6 +147,26 @@ def test_a_token_waits_with_its_text_and_one_in_which_a_stop_string_begins_is_cu
     assert (second.text, second.num_held_tokens, second.num_hidden_bytes) == ("so", 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "stop", "text", "num_hidden"),
+    [
+        ([b"so\xff"], "\ufffd", "so", 1),
+        ([b"so\xe2\x82x"], "\ufffdx", "so", 3),
+        ([b"so\xff\xc3"], "\ufffd", "so", 2),
+        ([b"so\xef\xbf\xbd"], "\ufffd", "so", 3),
+        ([b"\xe2\x82", b"\xacso\xff\xff!"], "\ufffd!", "€so\ufffd", 2),
+    ],
+    ids=["one-byte", "two-bytes", "half-behind", "itself", "after-a-half"],
+)
+def test_the_sign_for_broken_characters_hides_the_bytes_that_it_stands_for(
+    tokens: list[bytes], stop: str, text: str, num_hidden: int
+) -> None:
+    """It has three bytes of its own, and they are not the token's."""
+    read = read_all(Detokenizer(Bytes(tokens), stop=[stop]), [[256 + number for number in range(len(tokens))]])
+
+    assert read == Read(text, len(tokens), stop, num_hidden)
+
+
 def test_text_that_min_tokens_demands_waits_with_its_token_and_still_does_not_stop() -> None:
     detokenizer = Detokenizer(Bytes([b"Gr\xc3", b"\xb6r"]), stop=["r"], min_tokens=1)
 
