@@ -69,6 +69,7 @@ async def create_response(http: web.Request) -> web.StreamResponse:
         _new_response(state, asked.asked),
         new_id=state.new_id,
         call_id=lambda: state.new_id()[:9] if short else f"call_{state.new_id()}",
+        has_logprobs=asked.request.params.logprobs is not None,
     )
     run = ResponseRun(state, asked.prepared, asked.request, loaded.tokenizer, writer)
     stream = state.engine.submit([asked.request])

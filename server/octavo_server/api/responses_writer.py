@@ -59,11 +59,19 @@ class _Open:
 class ResponseWriter:
     """Owns one response object. `begin` first, then `say` any number of times, then `end` or `fail` once."""
 
-    def __init__(self, response: dict[str, Any], *, new_id: Callable[[], str], call_id: Callable[[], str]) -> None:
-        """Takes over `response`, which has everything but its output."""
+    def __init__(
+        self,
+        response: dict[str, Any],
+        *,
+        new_id: Callable[[], str],
+        call_id: Callable[[], str],
+        has_logprobs: bool = False,
+    ) -> None:
+        """Takes over `response`, which has everything but its output; `has_logprobs`: its texts list them, be it none."""
         self.response = {**response, "status": "in_progress", "output": [], "usage": None}
         self._new_id = new_id
         self._call_id = call_id
+        self._has_logprobs = has_logprobs
         self._sequence = 0
         self._open: _Open | None = None
 
@@ -145,8 +153,9 @@ class ResponseWriter:
         told.append(self._event("response.output_item.added", output_index=now.index, item=_copy(item)))
         self.response["output"].append(item)
         if form.part is not None:
-            item["content"].append(_part(form.part))
-            told.append(self._event("response.content_part.added", **now.place, part=_part(form.part)))
+            part = self._part(form.part)
+            item["content"].append(part)
+            told.append(self._event("response.content_part.added", **now.place, part=dict(part)))
         return told
 
     def _close(self, status: str) -> list[Event]:
@@ -168,8 +177,13 @@ class ResponseWriter:
             return
         part = now.item["content"][0]
         part["text"] = now.text
-        if now.logprobs:
+        if "logprobs" in part:
             part["logprobs"] = list(now.logprobs)
+
+    def _part(self, kind: str) -> dict[str, Any]:
+        if kind != "output_text":
+            return {"type": kind, "text": ""}
+        return {"type": kind, "text": "", "annotations": [], **({"logprobs": []} if self._has_logprobs else {})}
 
     def _whole(self, kind: str) -> Event:
         response = {**self.response, "output": [_copy(item) for item in self.response["output"]]}
@@ -179,10 +193,6 @@ class ResponseWriter:
         event = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return event
-
-
-def _part(kind: str) -> dict[str, Any]:
-    return {"type": kind, "text": "", **({"annotations": []} if kind == "output_text" else {})}
 
 
 def _copy(item: Mapping[str, Any]) -> dict[str, Any]:

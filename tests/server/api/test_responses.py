@@ -270,6 +270,21 @@ async def test_log_probabilities_join_to_the_text(qwen: Scripted, text: str) -> 
         assert b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]).decode() == part["text"]
 
 
+async def test_a_text_of_no_tokens_has_no_log_probabilities_and_says_so(qwen: Scripted) -> None:
+    qwen.model.say("")
+    asked = a_request(include=["message.output_text.logprobs"])
+
+    whole = (await qwen.server.post(RESPONSES, asked)).json
+    streamed = check_events(parse_named((await qwen.server.post(RESPONSES, {**asked, "stream": True})).body))
+    plain = await ask(qwen.server)
+
+    assert [response["output"][0]["content"][0].get("logprobs") for response in (whole, streamed, plain)] == [
+        [],
+        [],
+        None,
+    ]
+
+
 async def test_half_a_character_at_the_end_has_its_log_probability(qwen: Scripted) -> None:
     qwen.model.say("🦊")
 
