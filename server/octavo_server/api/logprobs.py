@@ -2,6 +2,7 @@
 
 Tokens join to the text: one that it does not show (a skipped special token, what ended the output) is not listed, and of
 one in whose middle a stop string begins only the beginning is. `bytes` are a token's own, so that half characters join too.
+Alternatives in `top_logprobs` stand whole also beside a token that is cut: they are other tokens, and join to nothing.
 """
 
 from __future__ import annotations
