@@ -67,6 +67,20 @@ class LinearHandle(Protocol):
     def out_features(self) -> int: ...
 
 
+class ExpertsHandle(Protocol):
+    """Opaque: made by `prepare_experts`, read by the same backend only."""
+
+    @property
+    def num_experts(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def inner_size(self) -> int:
+        """Width of one expert."""
+
+
 class AttentionPlan(Protocol):
     """Opaque: made once a step by `plan_attention` for each window, reused by all layers that have it."""
 
@@ -176,6 +190,29 @@ class KernelBackend(Protocol):
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         """x: [num_tokens, 2 * d] -> new [num_tokens, d]: silu(x[:, :d]) * x[:, d:]."""
 
+    def route(self, logits: torch.Tensor, num_chosen: int, *, renormalizes: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The experts of each token: those of the largest softmax, largest first, ties to the lowest id.
+
+        logits: [num_tokens, num_experts] float32 -> ids [num_tokens, num_chosen] int64 and their shares [num_tokens,
+        num_chosen] float32: probabilities among all experts, or with `renormalizes` divided by their sum. A row that
+        holds a NaN gets some ids of experts and shares of NaN.
+        """
+
+    def prepare_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> ExpertsHandle:
+        """Takes the MLPs of all experts, any one floating dtype, and repacks them as this backend likes.
+
+        gate_up: [num_experts, 2 * inner, hidden], gate before up; down: [num_experts, hidden, inner].
+        """
+
+    def experts(
+        self, x: torch.Tensor, handle: ExpertsHandle, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Each token through its experts: the sum over its slots of weight * down(silu(gate) * up).
+
+        x: [num_tokens, hidden] of the weights' dtype; expert_ids: [num_tokens, num_chosen] int64, below num_experts;
+        expert_weights: like it, float32 -> new [num_tokens, hidden], dtype of x.
+        """
+
     def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         """logits: [num_rows, vocab] float32, not written -> [num_rows] int64.
 
@@ -190,7 +227,10 @@ class KernelBackend(Protocol):
 
 
 class DecoderLayer(Protocol):
-    """What a layer of a decoder computes with; q_norm and k_norm are both None or both not."""
+    """What a layer of a decoder computes with; q_norm and k_norm are both None or both not, gate_up and down too.
+
+    Without them the layer's MLP is another than the one of `DecoderSpec`.
+    """
 
     @property
     def input_norm(self) -> torch.Tensor: ...
@@ -205,9 +245,11 @@ class DecoderLayer(Protocol):
     @property
     def post_attention_norm(self) -> torch.Tensor: ...
     @property
-    def gate_up(self) -> LinearHandle: ...
+    def gate_up(self) -> LinearHandle | None: ...
     @property
-    def down(self) -> LinearHandle: ...
+    def down(self) -> LinearHandle | None: ...
+    @property
+    def has_experts(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +313,9 @@ class QuantizedBackend(KernelBackend, Protocol):
 
     def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> LinearHandle:
         """Takes a weight [out, in] of few bits and bias [out] and repacks them; `linear` rounds activations to int8."""
+
+    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> ExpertsHandle:
+        """Experts whose matrices this backend has prepared, one linear layer an expert each; shapes as in `prepare_experts`."""
 
     def compile_decoder(self, spec: DecoderSpec) -> DecoderStep | None:
         """None: this decoder runs operation by operation."""

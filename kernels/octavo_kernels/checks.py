@@ -165,6 +165,43 @@ def check_silu_and_mul(x: torch.Tensor) -> None:
         raise KernelError(f"x has {x.shape[1]} columns, silu_and_mul needs an even number: gate beside up")
 
 
+def check_route(logits: torch.Tensor, num_chosen: int) -> None:
+    """logits: [num_tokens, num_experts] float32, last dimension contiguous."""
+    _require_rank("logits", logits, 2)
+    _require_dtype("logits", logits, torch.float32)
+    _require_last_contiguous("logits", logits)
+    if not 1 <= num_chosen <= logits.shape[1]:
+        raise KernelError(f"num_chosen is {num_chosen}, must be between 1 and the {logits.shape[1]} experts")
+
+
+def check_expert_weights(gate_up: torch.Tensor, down: torch.Tensor) -> None:
+    """gate_up: [num_experts, 2 * inner, hidden], down: [num_experts, hidden, inner], same floating dtype."""
+    _require_rank("gate_up", gate_up, 3)
+    _require_floating("gate_up", gate_up.dtype)
+    num_experts, num_rows, hidden = gate_up.shape
+    if num_experts == 0 or num_rows % 2:
+        raise KernelError(
+            f"gate_up has shape {list(gate_up.shape)}, must be [1 or more experts, an even number: gate before up, any]"
+        )
+    _require_shape("down", down, (num_experts, hidden, num_rows // 2))
+    _require_dtype("down", down, gate_up.dtype)
+
+
+def check_experts(
+    x: torch.Tensor, hidden: int, dtype: torch.dtype, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+) -> None:
+    """x: [num_tokens, hidden] of the weights' dtype, last dimension contiguous; the others: see `KernelBackend.experts`."""
+    _require_shape("x", x, (None, hidden))
+    _require_dtype("x", x, dtype)
+    _require_last_contiguous("x", x)
+    _require_shape("expert_ids", expert_ids, (x.shape[0], None))
+    _require_dtype("expert_ids", expert_ids, torch.int64)
+    _require_shape("expert_weights", expert_weights, tuple(expert_ids.shape))
+    _require_dtype("expert_weights", expert_weights, torch.float32)
+    for name, tensor in (("expert_ids", expert_ids), ("expert_weights", expert_weights)):
+        _require_device(name, tensor, x.device)
+
+
 _SAMPLING_DTYPES = {
     "temperature": torch.float32,
     "top_k": torch.int32,

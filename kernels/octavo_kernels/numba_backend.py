@@ -6,6 +6,8 @@ the torch backend's. A decoder whose layers are all quantised runs as one functi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from octavo_kernels.backend import (
     AttentionPlan,
     DecoderSpec,
     DecoderStep,
+    ExpertsHandle,
     KVCache,
     KVCacheSpec,
     LinearHandle,
@@ -24,6 +27,8 @@ from octavo_kernels.checks import (
     check_attention_batch,
     check_cache_spec,
     check_copy_blocks,
+    check_expert_weights,
+    check_experts,
     check_layer,
     check_linear_weight,
     check_num_heads,
@@ -34,15 +39,18 @@ from octavo_kernels.checks import (
     require_shape,
 )
 from octavo_kernels.errors import KernelError
+from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.numba_attention import RowPlan, attention_kernel, plan_rows, running_buffers, scaled_queries
 from octavo_kernels.numba_cache import TransposedCache, allocate_cache, store_kernel
 from octavo_kernels.numba_compile import INSTRUCTIONS
+from octavo_kernels.numba_experts import LinearExperts
 from octavo_kernels.numba_linear import PackedLinear, linear, pack
 from octavo_kernels.numba_step import CompiledDecoder, can_compile
 from octavo_kernels.numba_threads import ThreadPool
 from octavo_kernels.quantized_weight import QuantizedWeight
 from octavo_kernels.torch_backend import TorchLinear
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
+from octavo_kernels.torch_experts import run_experts
 from octavo_kernels.weight_memory import WeightMemory
 
 
@@ -147,6 +155,29 @@ class NumbaBackend:
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         return silu_and_mul(x)
+
+    def route(self, logits: torch.Tensor, num_chosen: int, *, renormalizes: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return route(logits, num_chosen, renormalizes=renormalizes)
+
+    def prepare_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> LinearExperts:
+        check_expert_weights(gate_up, down)
+        return self.prepare_quantized_experts(
+            [self.prepare_linear(weight) for weight in gate_up], [self.prepare_linear(weight) for weight in down]
+        )
+
+    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> LinearExperts:
+        return LinearExperts(gate_up=tuple(gate_up), down=tuple(down))
+
+    def experts(
+        self, x: torch.Tensor, handle: ExpertsHandle, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    ) -> torch.Tensor:
+        own = require_own(handle, LinearExperts)
+        check_experts(x, own.hidden_size, torch.float32, expert_ids, expert_weights)
+
+        def mlp(expert: int, rows: torch.Tensor) -> torch.Tensor:
+            return self.linear(silu_and_mul(self.linear(rows, own.gate_up[expert])), own.down[expert])
+
+        return run_experts(x, expert_ids, expert_weights, mlp)
 
     def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         return numba_sampling.sample(logits, params, self._pool, self._sampling_memory)

@@ -53,9 +53,12 @@ class CompiledDecoder:
         self._pool = pool
         self._spec = spec
         # The descriptions hold addresses: the handles must stay.
-        self._handles = [[layer.qkv, layer.output, layer.gate_up, layer.down] for layer in spec.layers]
+        self._handles = [
+            [_packed(handle) for handle in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+            for layer in spec.layers
+        ]
         self._linears = np.array(
-            [_packed(handle).describe() for handles in [*self._handles, [spec.head]] for handle in handles], np.int64
+            [handle.describe() for handles in [*self._handles, [_packed(spec.head)]] for handle in handles], np.int64
         )
         self._vocab = spec.head.out_features
         norms: list[list[torch.Tensor | None]] = [
@@ -132,7 +135,7 @@ class CompiledDecoder:
             return
         self._capacity = max(2 * self._capacity, num_tokens)
         first, num_tokens = self._spec.layers[0], self._capacity
-        num_heads_features, num_inner = first.output.in_features, first.down.in_features
+        num_heads_features, num_inner = first.output.in_features, _packed(first.down).in_features
         hidden = self._final_norm.shape[0]
         num_own = max(num_tokens, _FEW_ROWS * self._pool.num_threads)
         # normed and its codes; qkv; attention's result and its codes; the codes of gate times up, and of the head's rows
@@ -148,10 +151,11 @@ class CompiledDecoder:
 
 
 def can_compile(spec: DecoderSpec) -> bool:
-    """Whether all linear layers are quantised and their widths are whole groups."""
+    """Whether all linear layers are quantised, their widths are whole groups, and no layer has experts."""
     handles = [h for layer in spec.layers for h in (layer.qkv, layer.output, layer.gate_up, layer.down)] + [spec.head]
     group_width = spec.num_heads // spec.num_kv_heads * spec.head_dim
-    return all(isinstance(handle, PackedLinear) for handle in handles) and group_width % GROUP == 0
+    is_dense = not any(layer.has_experts for layer in spec.layers)
+    return is_dense and all(isinstance(handle, PackedLinear) for handle in handles) and group_width % GROUP == 0
 
 
 def _packed(handle: object) -> PackedLinear:

@@ -1,6 +1,7 @@
 """The torch backend: every operation from stock operators, on a CPU.
 
-Binds the fast ways (torch_attention.py, torch_elementwise.py, torch_linear.py, torch_sampling.py), each tested against its references.
+Binds the fast ways (torch_attention.py, torch_elementwise.py, torch_experts.py, torch_linear.py, torch_sampling.py), each
+tested against its references.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ import numpy as np
 import torch
 
 from octavo_kernels import torch_attention, torch_linear, torch_sampling
-from octavo_kernels.backend import AttentionBatch, AttentionPlan, KVCache, KVCacheSpec, LinearHandle, SamplingBatch
+from octavo_kernels.backend import (
+    AttentionBatch,
+    AttentionPlan,
+    ExpertsHandle,
+    KVCache,
+    KVCacheSpec,
+    LinearHandle,
+    SamplingBatch,
+)
 from octavo_kernels.checks import (
     check_attention,
     check_attention_batch,
     check_cache_spec,
     check_copy_blocks,
+    check_expert_weights,
+    check_experts,
     check_layer,
     check_linear,
     check_linear_weight,
@@ -29,7 +40,9 @@ from octavo_kernels.checks import (
 )
 from octavo_kernels.copy_blocks_ref import copy_blocks
 from octavo_kernels.errors import KernelError
+from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
+from octavo_kernels.torch_experts import TorchExperts, run_experts, torch_mlp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +151,20 @@ class TorchBackend:
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         return silu_and_mul(x)
+
+    def route(self, logits: torch.Tensor, num_chosen: int, *, renormalizes: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return route(logits, num_chosen, renormalizes=renormalizes)
+
+    def prepare_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> TorchExperts:
+        check_expert_weights(gate_up, down)
+        return TorchExperts(gate_up=gate_up, down=down)
+
+    def experts(
+        self, x: torch.Tensor, handle: ExpertsHandle, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    ) -> torch.Tensor:
+        own = require_own(handle, TorchExperts)
+        check_experts(x, own.hidden_size, own.down.dtype, expert_ids, expert_weights)
+        return run_experts(x, expert_ids, expert_weights, torch_mlp(own, self._linear))
 
     def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         return torch_sampling.sample(logits, params)

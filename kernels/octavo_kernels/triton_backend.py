@@ -8,10 +8,19 @@ import torch
 import torch.nn.functional as F
 
 from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
-from octavo_kernels.backend import AttentionBatch, AttentionPlan, KVCache, KVCacheSpec, LinearHandle, SamplingBatch
+from octavo_kernels.backend import (
+    AttentionBatch,
+    AttentionPlan,
+    ExpertsHandle,
+    KVCache,
+    KVCacheSpec,
+    LinearHandle,
+    SamplingBatch,
+)
 from octavo_kernels.checks import (
     check_attention_batch,
     check_cache_spec,
+    check_expert_weights,
     check_layer,
     check_linear,
     check_linear_weight,
@@ -24,7 +33,9 @@ from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention, decode_attention_kernel
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
+from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.launch import is_interpreted
+from octavo_kernels.moe_routing import route
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
@@ -63,6 +74,28 @@ class TritonLinear:
     @property
     def out_features(self) -> int:
         return self.weight.shape[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonExperts:
+    """Weights of all experts as they are, on the device."""
+
+    gate_up: torch.Tensor
+    """[num_experts, 2 * inner, hidden], contiguous."""
+    down: torch.Tensor
+    """[num_experts, hidden, inner], contiguous."""
+
+    @property
+    def num_experts(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.down.shape[1]
+
+    @property
+    def inner_size(self) -> int:
+        return self.down.shape[2]
 
 
 class TritonBackend:
@@ -155,6 +188,19 @@ class TritonBackend:
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         return silu_and_mul(x)
+
+    def route(self, logits: torch.Tensor, num_chosen: int, *, renormalizes: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return route(logits, num_chosen, renormalizes=renormalizes)
+
+    def prepare_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> TritonExperts:
+        check_expert_weights(gate_up, down)
+        return TritonExperts(gate_up=gate_up.to(self._device).contiguous(), down=down.to(self._device).contiguous())
+
+    def experts(
+        self, x: torch.Tensor, handle: ExpertsHandle, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    ) -> torch.Tensor:
+        own = require_own(handle, TritonExperts)
+        return fused_moe(x, own.gate_up, own.down, expert_ids, expert_weights)
 
     def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         return sample(logits, params)

@@ -124,6 +124,8 @@ class StepWidths:
     inner: int
     """The MLP's inner width, once; of experts, that of all which one token visits."""
     vocab: int
+    experts_per_token: int = 0
+    """0: no layer has experts."""
 
 
 def activation_bytes(
@@ -144,17 +146,22 @@ def activation_bytes(
     """
     logits = num_rows * widths.vocab * 4 * LOGIT_COPIES
     if backend == "numba":
-        return max(num_tokens * _compiled_token_bytes(widths), logits)
+        token_bytes = _single_token_bytes(widths) if widths.experts_per_token else _compiled_token_bytes(widths)
+        return max(num_tokens * token_bytes, logits)
     if backend == "triton":
         in_attention = num_tokens * (2 * widths.hidden + widths.qkv + 2 * widths.attention)
         in_mlp = num_tokens * (2 * widths.hidden + 3 * widths.inner)
+        # Each expert that a token visits leaves its part of the sum in float32.
+        in_experts = num_tokens * (3 * widths.hidden * itemsize + 4 * widths.experts_per_token * widths.hidden)
         # Torch's allocator on a GPU keeps what the layers left, in pieces that logits need not fit into.
-        return max(in_attention, in_mlp) * itemsize + logits
+        return max(max(in_attention, in_mlp) * itemsize, in_experts + num_tokens * widths.inner * itemsize) + logits
     # Torch's attention has its output in its own order and in ours, and one sequence's keys and values side by side; its
     # operations on 16 bits make four copies in float32, which are eight of these elements.
     upcast = 8 if itemsize < 4 else 0
     in_attention = num_tokens * (2 * widths.hidden + widths.qkv + widths.attention * (upcast or 4))
-    in_mlp = num_tokens * (2 * widths.hidden + widths.inner * (2 + (upcast or 1)))
+    # Experts gather their rows and add them up in float32; the most is where all tokens choose the same ones.
+    gathered = 4 * widths.hidden if widths.experts_per_token else 0
+    in_mlp = num_tokens * (2 * widths.hidden + gathered + widths.inner * (2 + (upcast or 1)))
     # A chunk of a long prompt brings a mask of all that it sees, made from a second one.
     mask = num_tokens * context
     return max(
@@ -166,6 +173,13 @@ def _compiled_token_bytes(widths: StepWidths) -> int:
     """Scratch of the compiled step: float32, and int8 codes with their scales, a quarter of the codes' bytes."""
     codes = (2 * widths.hidden + widths.attention + widths.inner) * 5 // 4
     return 4 * (2 * widths.hidden + widths.qkv + widths.attention) + codes
+
+
+def _single_token_bytes(widths: StepWidths) -> int:
+    """Of the same kernels operation by operation, as experts are computed: each result stands beside what it is made of."""
+    in_attention = 2 * widths.hidden + widths.qkv + 3 * widths.attention
+    in_mlp = 6 * widths.hidden + 3 * widths.inner
+    return 4 * max(in_attention, in_mlp) + max(widths.hidden, widths.inner) * 5 // 4
 
 
 def default_cpu_kv_bytes(

@@ -24,6 +24,7 @@ YARN_WHOLE = {
     "truncate": False,
 }
 SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
+QWEN3_EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama2": ("LlamaForCausalLM", EVEN, {}),
@@ -54,6 +55,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Qwen3ForCausalLM",
         EVEN,
         {"head_dim": 16, "rope_parameters": {**YARN_ROPE, "mscale": 1.2, "mscale_all_dim": 0.7}},
+    ),
+    "mixtral": ("MixtralForCausalLM", ODD, {"num_local_experts": 5}),
+    "mixtral-window": ("MixtralForCausalLM", EVEN, {"num_experts_per_tok": 3, "sliding_window": WINDOW}),
+    "qwen3-moe": ("Qwen3MoeForCausalLM", ODD, QWEN3_EXPERTS),
+    "qwen3-moe-renormalised": (
+        "Qwen3MoeForCausalLM",
+        EVEN,
+        {**QWEN3_EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [0, 2], "attention_bias": True},
+    ),
+    "qwen3-moe-every-second-layer": (
+        "Qwen3MoeForCausalLM",
+        EVEN,
+        {**QWEN3_EXPERTS, **SLIDING, "num_experts_per_tok": 1, "decoder_sparse_step": 2, "tie_word_embeddings": True},
     ),
     "qwen2-yarn-attention-factor": (
         "Qwen2ForCausalLM",

@@ -11,6 +11,8 @@ from octavo_kernels.attention_plan import plan_paged_attention
 from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
+from octavo_kernels.fused_moe import fused_moe
+from octavo_kernels.moe_routing import route
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
@@ -67,6 +69,18 @@ def _silu(width: int, dtype: torch.dtype) -> None:
     silu_and_mul(torch.zeros(4, 2 * width, dtype=dtype))
 
 
+def _experts(sizes: tuple[int, int, int, int], num_tokens: int, dtype: torch.dtype) -> None:
+    """sizes: experts, those that a token visits, hidden, inner; the weights take no memory, since nothing reads them."""
+    num_experts, num_chosen, hidden, inner = sizes
+    ids, shares = route(torch.zeros(num_tokens, num_experts), num_chosen, renormalizes=True)
+    gate_up = torch.zeros(1, dtype=dtype).expand(num_experts, 2 * inner, hidden)
+    down = torch.zeros(1, dtype=dtype).expand(num_experts, hidden, inner)
+    fused_moe(torch.zeros(num_tokens, hidden, dtype=dtype), gate_up, down, ids, shares)
+
+
+_QWEN3_30B = (128, 8, 2048, 768)
+_MIXTRAL_8X7B = (8, 2, 4096, 14336)
+
 _LLAMA_8B = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
 _SMOLLM2 = Shape(num_heads=9, num_kv_heads=3, head_dim=64)
 
@@ -77,6 +91,8 @@ CASES: dict[str, Callable[[], None]] = {
     "attention-8b-bf16": partial(_attention, _LLAMA_8B, BF16),
     "attention-8b-bf16-window": partial(_attention, _LLAMA_8B, BF16, 4096),
     "attention-smollm2-f16": partial(_attention, _SMOLLM2, F16),
+    "experts-qwen3-30b-bf16-few": partial(_experts, _QWEN3_30B, 8, BF16),
+    "experts-qwen3-30b-bf16-many": partial(_experts, _QWEN3_30B, 4096, BF16),
 }
 """The ordinary tests compile these."""
 
@@ -103,6 +119,10 @@ MORE_CASES: dict[str, Callable[[], None]] = {
         _attention, Shape(num_heads=14, num_kv_heads=2, head_dim=64), F16, 4096
     ),
     "attention-qwen2-7b-bf16": partial(_attention, Shape(num_heads=28, num_kv_heads=4, head_dim=128), BF16),
+    "experts-mixtral-8x7b-f16-few": partial(_experts, _MIXTRAL_8X7B, 8, F16),
+    "experts-mixtral-8x7b-f16-many": partial(_experts, _MIXTRAL_8X7B, 4096, F16),
+    "experts-odd-f32-few": partial(_experts, (5, 2, 72, 100), 8, F32),
+    "experts-odd-f32-many": partial(_experts, (5, 2, 72, 100), 200, F32),
     "attention-odd-f16": partial(_attention, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F16),
 }
 """The long proof compiles these too."""

@@ -182,6 +182,20 @@ SMALL_QWEN3: dict[str, Any] = {
     "vocab_size": 4096,
     "max_position_embeddings": 2048,
 }
+SMALL_QWEN3_MOE: dict[str, Any] = {
+    **SMALL_QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 256,
+    "mlp_only_layers": [1],
+}
+SMALL_MIXTRAL: dict[str, Any] = {
+    **SMALL_LLAMA,
+    "architectures": ["MixtralForCausalLM"],
+    "intermediate_size": 400,
+    "num_local_experts": 4,
+}
 
 
 def a_config(folder: Path, values: dict[str, Any], **changes: Any) -> Path:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import RopeConfig
 from octavo_server.models.config_fields import ConfigFields
+from octavo_server.models.experts_config import ExpertsConfig, parse_experts
 from octavo_server.models.gguf_config import gguf_config, gguf_generation_config
 from octavo_server.models.gguf_file import read_gguf
 from octavo_server.models.location import ModelLocation, read_json, resolve_location
@@ -62,6 +63,9 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
+    """Of the MLPs that are no experts."""
+    experts: ExpertsConfig | None
+    """None: every layer has one MLP."""
     rms_norm_eps: float
     rope: RopeConfig
     windows: tuple[int | None, ...]
@@ -83,6 +87,9 @@ class ModelConfig:
     @property
     def family(self) -> Family:
         return FAMILIES[self.architecture]
+
+    def has_experts(self, layer: int) -> bool:
+        return self.experts is not None and layer in self.experts.layers
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Bytes of K and V of one token in all layers, at `itemsize` bytes an element."""
@@ -142,6 +149,7 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any], *,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         intermediate_size=fields.positive("intermediate_size"),
+        experts=parse_experts(fields, family, num_layers),
         rms_norm_eps=fields.number("rms_norm_eps"),
         rope=rope,
         windows=parse_windows(fields, family, num_layers, max_positions),

@@ -1,4 +1,6 @@
-"""The one decoder: pre-norm layers of rotary attention and a gated SiLU MLP, as a family's row and a config say.
+"""The one decoder: pre-norm layers of rotary attention and gated SiLU MLPs, as a family's row and a config say.
+
+A layer has one MLP, or a mixture of experts of which each token visits a few.
 
 Holds weights and nothing of a request. K/V live in the cache that the caller passes; every tensor operation is the
 backend's. Must never synchronise the host with the device.
@@ -70,8 +72,7 @@ class Decoder:
                 x = backend.add_rms_norm(x, residual, layer.input_norm, eps)
             x = self._attention(x, layer, index, positions, attention, cache, plans[windows[index]])
             x = backend.add_rms_norm(x, residual, layer.post_attention_norm, eps)
-            x = backend.linear(x, layer.gate_up)
-            x = backend.linear(backend.silu_and_mul(x), layer.down)
+            x = self._mlp(x, layer)
         if rows is not None:
             x, residual = x[rows], residual[rows]
         return backend.add_rms_norm(x, residual, weights.final_norm, eps)
@@ -123,6 +124,19 @@ class Decoder:
         backend.store_kv(k, v, cache, index, attention.slot_mapping)
         context = backend.attention(q, cache, index, plan, self._scale)
         return backend.linear(context.view(num_tokens, self._q_size), layer.output)
+
+    def _mlp(self, x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
+        """x: [num_tokens, hidden] -> like it: through the layer's MLP, or each token through its experts."""
+        backend = self.backend
+        if layer.experts is None:
+            assert layer.gate_up is not None
+            assert layer.down is not None
+            return backend.linear(backend.silu_and_mul(backend.linear(x, layer.gate_up)), layer.down)
+        sizes = self.config.experts
+        assert sizes is not None
+        logits = backend.linear(x, layer.experts.router).float()
+        ids, shares = backend.route(logits, sizes.num_chosen, renormalizes=sizes.renormalizes)
+        return backend.experts(x, layer.experts.experts, ids, shares)
 
 
 def _compile(config: ModelConfig, weights: DecoderWeights, backend: KernelBackend) -> DecoderStep | None:

@@ -18,7 +18,7 @@ from octavo_server.layers.rope import rope_table
 from octavo_server.models.expected_shapes import EMBEDDING, HEAD, expected_shapes
 
 if TYPE_CHECKING:
-    from octavo_kernels.backend import KernelBackend, LinearHandle
+    from octavo_kernels.backend import ExpertsHandle, KernelBackend, LinearHandle
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.weights import Progress, WeightSource
 
@@ -26,6 +26,15 @@ logger = logging.getLogger(__name__)
 
 # Buffers that older checkpoints carry and that follow from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """A mixture of experts in place of an MLP."""
+
+    router: LinearHandle
+    """hidden -> num_experts."""
+    experts: ExpertsHandle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +48,14 @@ class LayerWeights:
     k_norm: torch.Tensor | None
     output: LinearHandle
     post_attention_norm: torch.Tensor
-    gate_up: LinearHandle
-    """hidden -> 2 * intermediate: gate, then up."""
-    down: LinearHandle
+    gate_up: LinearHandle | None
+    """hidden -> 2 * intermediate: gate, then up. None, and down too, where the layer has experts."""
+    down: LinearHandle | None
+    experts: ExpertWeights | None = None
+
+    @property
+    def has_experts(self) -> bool:
+        return self.experts is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +150,28 @@ class _Reader:
             return self.backend.prepare_linear(self.stacked(weights, (in_features,)), bias)
         return self._quantized(weights, self.bits, bias)
 
+    def exact_linear(self, name: str, shape: tuple[int, int]) -> LinearHandle:
+        """Of a matrix that is never kept in few bits."""
+        return self.backend.prepare_linear(self.tensor(name, shape))
+
+    def experts(
+        self, gate_up: list[list[str]], down: list[list[str]], hidden_size: int, inner_size: int
+    ) -> ExpertsHandle:
+        """gate_up: an expert's two names each, down: its one."""
+        if self.bits is not None and isinstance(self.backend, QuantizedBackend):
+            return self.backend.prepare_quantized_experts(
+                [self.linear(names, hidden_size, has_bias=False) for names in gate_up],
+                [self.linear(names, inner_size, has_bias=False) for names in down],
+            )
+        # one below the other: [num_experts * rows, columns]
+        gates_and_ups, downs = (
+            self.stacked([f"{name}.weight" for names in matrices for name in names], (columns,))
+            for matrices, columns in ((gate_up, hidden_size), (down, inner_size))
+        )
+        return self.backend.prepare_experts(
+            gates_and_ups.view(len(gate_up), -1, hidden_size), downs.view(len(down), -1, inner_size)
+        )
+
     def head(self, name: str, embedding: torch.Tensor) -> LinearHandle:
         """The output projection; `embedding` is its weight where `name` is the embedding's."""
         if self.bits is not None and embedding.shape[1] % GROUP == 0:
@@ -177,6 +213,8 @@ def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     hidden, head = (config.hidden_size,), (config.head_dim,)
     has_qk_norm = config.family.qk_norm
+    has_experts = config.has_experts(index)
+    gate_up_names = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
     qkv_names = [f"{attention}.{part}_proj" for part in ("q", "k", "v")]
     return LayerWeights(
         input_norm=reader.tensor(f"{prefix}.input_layernorm.weight", hidden),
@@ -185,8 +223,26 @@ def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
         k_norm=reader.tensor(f"{attention}.k_norm.weight", head) if has_qk_norm else None,
         output=reader.linear([f"{attention}.o_proj"], config.num_heads * config.head_dim, config.o_bias),
         post_attention_norm=reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
-        gate_up=reader.linear([f"{mlp}.gate_proj", f"{mlp}.up_proj"], config.hidden_size, config.mlp_bias),
-        down=reader.linear([f"{mlp}.down_proj"], config.intermediate_size, config.mlp_bias),
+        gate_up=None if has_experts else reader.linear(gate_up_names, config.hidden_size, config.mlp_bias),
+        down=None if has_experts else reader.linear([f"{mlp}.down_proj"], config.intermediate_size, config.mlp_bias),
+        experts=_experts(reader, config, prefix) if has_experts else None,
+    )
+
+
+def _experts(reader: _Reader, config: ModelConfig, layer: str) -> ExpertWeights:
+    names, sizes = config.family.experts, config.experts
+    assert names is not None
+    assert sizes is not None
+    block, hidden = f"{layer}.{names.block}", config.hidden_size
+    each = [f"{block}.experts.{expert}" for expert in range(sizes.num_experts)]
+    return ExpertWeights(
+        router=reader.exact_linear(f"{block}.gate.weight", (sizes.num_experts, hidden)),
+        experts=reader.experts(
+            [[f"{expert}.{names.gate}", f"{expert}.{names.up}"] for expert in each],
+            [[f"{expert}.{names.down}"] for expert in each],
+            hidden,
+            sizes.inner_size,
+        ),
     )
 
 

@@ -23,7 +23,7 @@ def parse_windows(fields: ConfigFields, family: Family, num_layers: int, max_pos
 
 def _window_in_force(fields: ConfigFields, family: Family) -> int | None:
     is_on = family.sliding_window == "always" or (
-        family.sliding_window == "by_layer" and fields.flag("use_sliding_window")
+        family.sliding_window in ("switched", "by_layer") and fields.flag("use_sliding_window")
     )
     return fields.positive("sliding_window") if is_on and fields.get("sliding_window") is not None else None
 

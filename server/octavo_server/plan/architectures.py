@@ -40,8 +40,6 @@ class Recipe:
     rotary_tables: int = 1
     text_section: str | None = None
     """The key under which the decoder stands where config.json describes pictures too."""
-    other_spellings: Mapping[str, str] = field(default_factory=dict)
-    """As transformers 5 writes a key -> as the hub has it."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,16 +55,6 @@ _DEEPSEEK = {"first_k_dense_replace": 0, "moe_layer_freq": 1}
 
 # Keys are the names in config.json's `architectures`.
 RECIPES: dict[str, Recipe] = {
-    "MixtralForCausalLM": Recipe(
-        experts=Experts(count="num_local_experts", width="intermediate_size"),
-        defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
-    ),
-    "Qwen3MoeForCausalLM": Recipe(
-        has_qk_norm=True,
-        experts=Experts(count="num_experts", width="moe_intermediate_size"),
-        other_spellings={"num_local_experts": "num_experts"},
-        defaults={"decoder_sparse_step": 1},
-    ),
     "Gemma2ForCausalLM": Recipe(norms=4, defaults=_GEMMA | {"sliding_window_pattern": 2}),
     "Gemma3ForCausalLM": Recipe(norms=4, has_qk_norm=True, rotary_tables=2, defaults=_GEMMA3),
     "Gemma3ForConditionalGeneration": Recipe(
@@ -99,7 +87,7 @@ def planned_shape(architecture: str, raw: Mapping[str, Any], *, source: str) -> 
     """
     recipe = RECIPES[architecture]
     values = raw if recipe.text_section is None else {**raw, **(raw.get(recipe.text_section) or {})}
-    named = {recipe.other_spellings.get(key, key): value for key, value in values.items() if value is not None}
+    named = {key: value for key, value in values.items() if value is not None}
     fields = ConfigFields({**recipe.defaults, **named}, source)
     shape = _decoder(architecture, recipe, fields)
     pictures = ConfigFields(raw, source).section("vision_config") if recipe.text_section else None
@@ -238,12 +226,8 @@ def _mlps(recipe: Recipe, fields: ConfigFields, hidden: int, num_layers: int) ->
 
 
 def _is_sparse(fields: ConfigFields, index: int) -> bool:
-    """Whether a layer has experts; of the keys, each family has its own."""
-    if index < fields.natural("first_k_dense_replace", default=0) or index in (fields.get("mlp_only_layers") or ()):
-        return False
-    if index % fields.positive("moe_layer_freq", default=1):
-        return False
-    return (index + 1) % fields.positive("decoder_sparse_step", default=1) == 0
+    is_dense = index < fields.natural("first_k_dense_replace", default=0)
+    return not is_dense and index % fields.positive("moe_layer_freq", default=1) == 0
 
 
 def _inner(recipe: Recipe, fields: ConfigFields) -> int:

@@ -123,6 +123,7 @@ def step_widths(model: ModelShape, layout: Layout) -> StepWidths:
         kv=planes * model.kv_heads_of(layout.ways) * model.head_dim,
         inner=-(-model.inner // layout.ways),
         vocab=model.vocab_size,
+        experts_per_token=model.experts_per_token,
     )
 
 

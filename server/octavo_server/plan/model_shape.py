@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 # By the last word of a module's name. What tensor parallelism cuts: output rows, input columns, or rows of whole
 # key/value heads, which are repeated where there are fewer than devices. All else is on every device.
-_ROWS = frozenset({"q_proj", "gate_proj", "up_proj", "q_b_proj", "kv_b_proj", "embed_tokens", "lm_head"})
+_ROWS = frozenset({"q_proj", "gate_proj", "up_proj", "w1", "w3", "q_b_proj", "kv_b_proj", "embed_tokens", "lm_head"})
 _KV_ROWS = frozenset({"k_proj", "v_proj"})
-_COLUMNS = frozenset({"o_proj", "down_proj"})
+_COLUMNS = frozenset({"o_proj", "down_proj", "w2"})
 # Matrices that are never kept in few bits.
-_EXACT = frozenset({"embed_tokens", "router", "vision"})
+_EXACT = frozenset({"embed_tokens", "gate", "router", "vision"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +154,21 @@ def served_shape(config: ModelConfig, stored_bits: Mapping[str, int] | None = No
         head_dim=config.head_dim,
         qkv=(config.num_heads + 2 * config.num_kv_heads) * config.head_dim,
         attention=config.num_heads * config.head_dim,
-        inner=config.intermediate_size,
+        inner=_inner(config),
+        num_experts=config.experts.num_experts if config.experts else 0,
+        experts_per_token=config.experts.num_chosen if config.experts else 0,
         vocab_size=config.vocab_size,
         windows=config.windows,
         max_positions=config.max_positions,
         rotary=config.head_dim,
         dtype=config.dtype,
     )
+
+
+def _inner(config: ModelConfig) -> int:
+    """The widest layer's; of experts, that of all which a token visits."""
+    experts = config.experts
+    if experts is None:
+        return config.intermediate_size
+    visited = experts.num_chosen * experts.inner_size
+    return visited if len(experts.layers) == config.num_layers else max(visited, config.intermediate_size)

@@ -186,6 +186,31 @@ def _scaled_as_for(head_dim: int) -> Change:
     return change
 
 
+def _gates_and_ups_swapped(layer: Any) -> Any:
+    if layer.experts is None:
+        return layer
+    experts = layer.experts.experts
+    swapped = replace(experts, gate_up=experts.gate_up.roll(experts.inner_size, 1))
+    return replace(layer, experts=replace(layer.experts, experts=swapped))
+
+
+def _experts_moved_on(layer: Any) -> Any:
+    """Each expert's work is done by the one after it."""
+    if layer.experts is None:
+        return layer
+    experts = layer.experts.experts
+    moved = replace(experts, gate_up=experts.gate_up.roll(1, 0), down=experts.down.roll(1, 0))
+    return replace(layer, experts=replace(layer.experts, experts=moved))
+
+
+def _routed(**changes: Any) -> Change:
+    def change(loaded: LoadedModel) -> LoadedModel:
+        assert loaded.config.experts is not None
+        return _configured(experts=replace(loaded.config.experts, **changes))(loaded)
+
+    return change
+
+
 def _untied(loaded: LoadedModel) -> LoadedModel:
     """The embedding's neighbour rows as the head."""
     weights = loaded.decoder.weights
@@ -234,6 +259,12 @@ BUGS: dict[str, tuple[str, Change]] = {
         "qwen3",
         _weighted(lambda layer: replace(layer, q_norm=layer.k_norm, k_norm=layer.q_norm)),
     ),
+    "shares of experts divided": ("qwen3-moe", _routed(renormalizes=True)),
+    "shares of experts as they are": ("qwen3-moe-renormalised", _routed(renormalizes=False)),
+    "shares of Mixtral's as they are": ("mixtral", _routed(renormalizes=False)),
+    "an expert less": ("mixtral-window", _routed(num_chosen=2)),
+    "gate and up swapped": ("mixtral", _weighted(_gates_and_ups_swapped)),
+    "another expert": ("qwen3-moe", _weighted(_experts_moved_on)),
     "no q and k norm": ("qwen3", _weighted(lambda layer: replace(layer, q_norm=None, k_norm=None))),
 }
 

@@ -17,6 +17,7 @@ from octavo_server.models.config import (
     load_model_config,
     parse_model_config,
 )
+from octavo_server.models.experts_config import ExpertsConfig
 
 
 def a_config(**changes: Any) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def test_an_unknown_architecture_is_refused_by_name_with_those_supported() -> No
 
     assert error.reason == "UnsupportedArchitecture"
     assert "BartForCausalLM" in str(error)
-    assert "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM" in str(error)
+    assert "LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -313,3 +314,73 @@ def test_a_folder_is_read_from_its_files(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"min_p": 0.05}))
 
     assert load_model_config(tmp_path).generation.min_p == 0.05
+
+
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_hidden_layers": 6,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 96,
+}
+
+
+def test_experts_stand_in_the_layers_that_are_named() -> None:
+    every, second, some = (
+        parse(**QWEN3_MOE, **keys).experts
+        for keys in ({}, {"decoder_sparse_step": 2}, {"decoder_sparse_step": 2, "mlp_only_layers": [1, 2]})
+    )
+
+    assert every == ExpertsConfig(
+        num_experts=16, num_chosen=4, inner_size=96, renormalizes=False, layers=frozenset(range(6))
+    )
+    assert second is not None
+    assert second.layers == {1, 3, 5}
+    assert some is not None
+    assert some.layers == {3, 5}
+
+
+def test_both_spellings_of_the_number_of_experts_mean_the_same() -> None:
+    hub = parse(**QWEN3_MOE, norm_topk_prob=True)
+    new = parse(**{**QWEN3_MOE, "num_experts": None, "num_local_experts": 16}, norm_topk_prob=True)
+
+    assert hub == new
+    assert hub.experts is not None
+    assert hub.experts.renormalizes
+
+
+def test_mixtral_has_experts_as_wide_as_its_mlp_and_always_divides_their_shares() -> None:
+    mixtral = parse(architectures=["MixtralForCausalLM"], rope_theta=None, rms_norm_eps=None)
+
+    assert mixtral.experts == ExpertsConfig(
+        num_experts=8, num_chosen=2, inner_size=128, renormalizes=True, layers=frozenset({0, 1})
+    )
+    assert (mixtral.rope.theta, mixtral.rms_norm_eps) == (1_000_000.0, 1e-5)
+
+
+@pytest.mark.parametrize("keys", [{"num_experts": 0}, {"mlp_only_layers": [0, 1, 2, 3, 4, 5]}])
+def test_a_mixture_without_experts_is_dense(keys: dict[str, Any]) -> None:
+    assert parse(**{**QWEN3_MOE, **keys}).experts is None
+
+
+def test_windows_of_qwen3_moe_are_switched_for_all_layers_at_once() -> None:
+    window = {"sliding_window": 48, "max_window_layers": 3}
+
+    assert parse(**QWEN3_MOE, **window).windows == (None,) * 6
+    assert parse(**QWEN3_MOE, **window, use_sliding_window=True).windows == (48,) * 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_experts_per_tok": 17}, "num_experts_per_tok is 17, more than the 16 experts of num_experts"),
+        ({"mlp_only_layers": [6]}, "mlp_only_layers is [6], not a list of layers from 0 to 5"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers is 3, not a list"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0, not a positive integer"),
+    ],
+)
+def test_experts_that_contradict_themselves_are_refused(keys: dict[str, Any], message: str) -> None:
+    error = refusal(**{**QWEN3_MOE, **keys})
+
+    assert error.reason == "ModelInvalid"
+    assert message in str(error)

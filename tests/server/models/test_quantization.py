@@ -14,7 +14,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
 from octavo_kernels import numba_linear, numba_step
+from octavo_kernels.numba_linear import PackedLinear
 from octavo_kernels.numba_threads import ThreadPool
+from octavo_kernels.torch_backend import TorchLinear
 from octavo_server.errors import StartupError
 from octavo_server.models.loader import LoadedModel, load_model
 from octavo_server.quantization.gguf_types import read_codes
@@ -103,6 +105,26 @@ def test_quantised_is_near_exact(tmp_path: Path, quantization: str, bound: float
 
     error = mean_error(results, logprobs(load_model(checkpoint.path), prompts))
     assert 0 < error < bound
+
+
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": [1]}
+
+
+@pytest.mark.parametrize(("quantization", "bound"), [("int8", 0.15), ("int4", 1.0)])
+def test_experts_are_quantised_too(tmp_path: Path, quantization: str, bound: float) -> None:
+    """Layer 0 has experts, layer 1 one MLP; the router stays exact, or tokens would go to other experts."""
+    checkpoint = a_checkpoint(tmp_path, "Qwen3MoeForCausalLM", SIZES, **EXPERTS)
+    prompts = [prompt_tokens(count, 512) for count in (1, 9, 70)]
+    loaded = load_model(checkpoint.path, quantization=quantization)
+
+    results = logprobs(loaded, prompts)
+
+    assert 0 < mean_error(results, logprobs(load_model(checkpoint.path), prompts)) < bound
+    assert loaded.decoder.weights.layers[0].experts is not None
+    assert isinstance(loaded.decoder.weights.layers[0].experts.router, TorchLinear)
+    assert isinstance(loaded.decoder.weights.layers[0].experts.experts.gate_up[5], PackedLinear)
+    alone = [logprobs(loaded, [prompt])[0] for prompt in prompts]
+    assert float((prompt_logprobs(results) - prompt_logprobs(alone)).abs().max()) < 0.01
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0])

@@ -178,3 +178,14 @@ def test_progress_rises_to_the_whole(folder: Path) -> None:
 def test_an_unknown_dtype_is_refused(folder: Path) -> None:
     with pytest.raises(StartupError, match="int3"):
         load_model(folder, dtype="int3")
+
+
+def test_an_experts_missing_tensor_is_named(tmp_path: Path) -> None:
+    a_model("MixtralForCausalLM", EVEN, num_hidden_layers=2).save_pretrained(tmp_path)
+    name = "model.layers.1.block_sparse_moe.experts.5.w3.weight"
+    rewrite(tmp_path, lambda tensors: tensors.pop(name))
+
+    error = refusal(tmp_path)
+
+    assert error.reason == "ModelInvalid"
+    assert f"tensor {name} is missing" in str(error)

@@ -18,7 +18,7 @@ from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.models.loader import load_model
 from octavo_server.plan.layout import choose_layout, step_widths
 from octavo_server.plan.source import parse_shape
-from octavo_testing.model_shapes import SMALL_LLAMA, a_config
+from octavo_testing.model_shapes import SMALL_LLAMA, SMALL_QWEN3_MOE, a_config
 
 NUM_TOKENS = 512
 WIDE_MLP = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -96,6 +96,32 @@ def test_a_chunk_of_a_long_prompt_takes_its_mask_and_its_keys_too(tmp_path: Path
 
     computed = activation_bytes(widths, backend=backend, num_tokens=128, num_rows=1, context=1920, itemsize=itemsize)
     assert measured == pytest.approx(computed, rel=0.15)
+
+
+@pytest.mark.parametrize("num_chosen", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}], ids=["f32", "bf16", "int8"])
+def test_a_prefill_through_experts_takes_no_more_than_is_computed(
+    tmp_path: Path, settings: dict[str, Any], num_chosen: int
+) -> None:
+    """All tokens are one, and so choose the same experts, which is the most that a step can take."""
+    sizes = {**SMALL_QWEN3_MOE, "mlp_only_layers": [], "moe_intermediate_size": 512}
+    sizes["num_experts_per_tok"] = num_chosen
+    runner, widths, backend, itemsize = a_runner(tmp_path, sizes, **settings)
+
+    measured = peak_bytes(lambda: a_chunk(runner, NUM_TOKENS, NUM_TOKENS))
+
+    computed = activation_bytes(
+        widths, backend=backend, num_tokens=NUM_TOKENS, num_rows=1, context=0, itemsize=itemsize
+    )
+    assert 0.4 * computed < measured < computed
+
+
+def test_experts_on_a_gpu_leave_their_parts_in_float32() -> None:
+    widths = StepWidths(hidden=64, qkv=24, attention=8, kv=16, inner=16, vocab=10, experts_per_token=4)
+
+    computed = activation_bytes(widths, backend="triton", num_tokens=5, num_rows=1, context=0, itemsize=2)
+
+    assert computed == 5 * ((3 * 64 + 16) * 2 + 4 * 64 * 4) + 10 * 4 * LOGIT_COPIES
 
 
 def test_logits_of_many_rows_count_where_they_are_more_than_layers() -> None:

@@ -22,7 +22,7 @@ from octavo_server.models.loader import LoadedModel, load_model
 from octavo_server.plan.command import plan_model
 from octavo_server.plan.memory import MemoryPlan
 from octavo_testing.gguf_files import RandomModel, write_gguf
-from octavo_testing.model_shapes import SMALL_LLAMA, SMALL_QWEN3, a_config
+from octavo_testing.model_shapes import SMALL_LLAMA, SMALL_MIXTRAL, SMALL_QWEN3, SMALL_QWEN3_MOE, a_config
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -61,7 +61,11 @@ def planned(config: EngineConfig) -> MemoryPlan:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("sizes", [SMALL_LLAMA, SMALL_QWEN3], ids=["llama", "qwen3"])
+@pytest.mark.parametrize(
+    "sizes",
+    [SMALL_LLAMA, SMALL_QWEN3, SMALL_QWEN3_MOE, SMALL_MIXTRAL],
+    ids=["llama", "qwen3", "qwen3-moe", "mixtral"],
+)
 def test_the_plan_is_what_the_engine_allocates(tmp_path: Path, sizes: dict[str, Any], setting: str) -> None:
     """The bar is 5 %, 0.04 % were measured."""
     folder = a_config(tmp_path, sizes)

@@ -87,6 +87,17 @@ def test_weights_take_what_transformers_module_takes(modules: dict[str, Any], na
         assert planned == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("name", "routers"), [("mixtral-8x7b", 32), ("qwen3-30b-a3b", 48), ("deepseek-v3", 58)])
+def test_routers_stay_exact(name: str, routers: int) -> None:
+    """Too small to be seen in the whole, and rounded they would send tokens elsewhere."""
+    shape = parse_shape(SHAPES[name], source="x")
+
+    exact = [item for item in shape.parameters if item.is_matrix and not item.is_linear and not item.is_embedding]
+
+    assert sum(item.copies for item in exact) == routers
+    assert {item.shape for item in exact} == {(shape.num_experts, shape.hidden)}
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
