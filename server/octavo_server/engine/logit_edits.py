@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from octavo_server.engine.outputs import ScheduledSequence
     from octavo_server.engine.request import SamplingParams
     from octavo_server.engine.sequence import GrammarState, Sequence
+    from octavo_server.engine.token_counts import TokenCounts
 
 
 MAX_REMEMBERED = 64
@@ -53,9 +54,7 @@ class LogitEdits:
             or params.logit_bias
             or sequence.request.bad_token_ids
             or sequence.num_output_tokens < params.min_tokens
-            or params.repetition_penalty != 1.0
-            or params.presence_penalty
-            or params.frequency_penalty
+            or params.has_penalty
         )
 
     def apply_to_prompt(self, logits: torch.Tensor, params: SamplingParams) -> None:
@@ -82,7 +81,8 @@ class LogitEdits:
         if request.bad_token_ids:
             banned = _banned(request.bad_token_ids, sequence.output_token_ids)
             logits[banned] = -torch.inf
-        _penalize(logits, sequence)
+        if sequence.token_counts is not None:
+            _penalize(logits, params, sequence.token_counts)
         # A grammar alone always leaves something.
         is_restricted = params.allowed_token_ids is not None or request.bad_token_ids
         return not is_restricted or float(logits.max()) > -torch.inf
@@ -149,20 +149,13 @@ def _banned(bad: tuple[tuple[int, ...], ...], output: list[int]) -> list[int]:
     ]
 
 
-def _penalize(logits: torch.Tensor, sequence: Sequence) -> None:
+def _penalize(logits: torch.Tensor, params: SamplingParams, counts: TokenCounts) -> None:
     """logits: [vocab] float32, changed in place."""
-    params = sequence.request.params
+    seen = torch.from_numpy(np.array(counts.token_ids)).to(logits.device)
     if params.repetition_penalty != 1.0:
-        seen, _ = _token_counts(sequence.token_ids, logits.device)
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if params.presence_penalty or params.frequency_penalty:
-        seen, counts = _token_counts(sequence.output_token_ids, logits.device)
-        logits[seen] -= params.presence_penalty + params.frequency_penalty * counts
-
-
-def _token_counts(token_ids: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distinct ids and how often each occurs, both int64; counted on the host, where the list is."""
-    ids, counts = np.unique(np.array(token_ids, dtype=np.int64), return_counts=True)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device)
+        times = torch.from_numpy(np.array(counts.counts)).to(logits.device)
+        logits[seen] -= params.presence_penalty * (times > 0) + params.frequency_penalty * times

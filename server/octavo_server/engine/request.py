@@ -59,6 +59,11 @@ class SamplingParams:
         """As the constructor, with None for what shall be the default."""
         return cls(**{name: value for name, value in values.items() if value is not None or name == "max_tokens"})
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether what has been said already is less likely to be said again."""
+        return bool(self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty)
+
     def clone(self) -> SamplingParams:
         """Itself: it never changes."""
         return self

@@ -355,7 +355,7 @@ class Scheduler:
 
     def _append_token(self, sequence: Sequence, token_id: int, now: float) -> None:
         """Takes in a sampled token and applies the stop rules; every rule but the length waits for `min_tokens`."""
-        sequence.token_ids.append(token_id)
+        sequence.append(token_id)
         sequence.last_token_s = now
         if sequence.first_token_s is None:
             sequence.first_token_s = now

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
 from octavo_server.engine.prefix_cache import canonical_extra
+from octavo_server.engine.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from octavo_server.engine.outputs import BlockId, SequenceId
@@ -59,7 +60,9 @@ class Sequence:
     """What the output must follow; None: nothing. Tokens are never taken back, so this outlives preemption."""
 
     token_ids: list[int] = field(init=False)
-    """Prompt, then output; only ever appended to."""
+    """Prompt, then output; only `append` changes it."""
+    token_counts: TokenCounts | None = field(init=False)
+    """Of both; None where no penalty asks for it."""
     num_prompt_tokens: int = field(init=False)
     max_output_tokens: int = 0
     """The request's `max_tokens` or what the context has room for, whichever is less; set when it is added."""
@@ -95,7 +98,14 @@ class Sequence:
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        self.token_counts = TokenCounts(self.token_ids) if self.request.params.has_penalty else None
         self.prefix_extra = canonical_extra(self.request.cache_salt)
+
+    def append(self, token_id: int) -> None:
+        """Takes in a token of the output."""
+        self.token_ids.append(token_id)
+        if self.token_counts is not None:
+            self.token_counts.add(token_id)
 
     @property
     def arrival_s(self) -> float:

@@ -49,7 +49,8 @@ def an_item(
         bad_token_ids=bad,
     )
     sequence = Sequence(sequence_id=SequenceId(1), request=request, grammar=grammar)
-    sequence.token_ids += output or []
+    for token_id in output or []:
+        sequence.append(token_id)
     return ScheduledSequence(sequence=sequence, start=sequence.num_tokens - 1, num_tokens=1, samples=True)
 
 

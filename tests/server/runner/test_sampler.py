@@ -28,7 +28,8 @@ def an_item(
         arrival_s=0.0,
     )
     sequence = Sequence(sequence_id=SequenceId(1), request=request, seed=seed)
-    sequence.token_ids += output
+    for token_id in output:
+        sequence.append(token_id)
     known = len(prompt) + len(output)
     return ScheduledSequence(sequence=sequence, start=known - 1, num_tokens=1, samples=True)
 
