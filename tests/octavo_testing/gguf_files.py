@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,10 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
 
 
@@ -58,11 +62,15 @@ def write_gguf(
     writer.add_key_length(config.head_dim if getattr(config, "head_dim", None) else _head_dim(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if getattr(config, "num_experts_per_tok", None):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     for key, value in metadata.items():
         getattr(writer, key)(value)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", np.array(list(rope_factors), dtype=np.float32))
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _as_converted(model.state_dict()):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.detach().clone()
@@ -75,6 +83,16 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _as_converted(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """transformers keeps all experts of a layer in two tensors, the converter writes three."""
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate_proj", "up_proj"), tensor.chunk(2, dim=1), strict=True):
+                yield f"{name.removesuffix('gate_up_proj')}{part}.weight", half
+        else:
+            yield f"{name}.weight" if name.endswith("experts.down_proj") else name, tensor
 
 
 class RandomModel:

@@ -20,6 +20,9 @@ _KEYS = {
     "head_dim": "attention.key_length",
     "rope_theta": "rope.freq_base",
     "vocab_size": "vocab_size",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
 }
 _ROPE_SCALING_KEYS = {
     "factor": "factor",
@@ -44,6 +47,9 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         known = ", ".join(sorted(GGUF_ARCHITECTURES))
         message = f"{file.path.name} is of architecture {prefix!r}; supported GGUF architectures are {known}"
         raise StartupError("UnsupportedArchitecture", message)
+    if architecture == "LlamaForCausalLM" and file.metadata.get(f"{prefix}.expert_count"):
+        # as Mixtral is converted
+        architecture = "MixtralForCausalLM"
     config: dict[str, Any] = {"architectures": [architecture], "hidden_act": "silu", "torch_dtype": "float16"}
     for key, suffix in _KEYS.items():
         value = file.metadata.get(f"{prefix}.{suffix}")
@@ -55,6 +61,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     if "token_embd.weight" in file.tensors:
         config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
+    config |= _experts(file, str(prefix))
     config["rope_scaling"] = _rope_scaling(file, str(prefix))
     config["tie_word_embeddings"] = "output.weight" not in file.tensors
     config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
@@ -63,6 +70,19 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     config["bos_token_id"] = file.metadata.get("tokenizer.ggml.bos_token_id")
     config["eos_token_id"] = end_token_ids(file)
     return config
+
+
+def _experts(file: GGUFFile, prefix: str) -> dict[str, Any]:
+    """What llama.cpp knows of a mixture without being told: which layers are one, and that shares add up to 1."""
+    num_layers = file.metadata.get(f"{prefix}.block_count")
+    if not file.metadata.get(f"{prefix}.expert_count") or not isinstance(num_layers, int):
+        return {}
+    scale = file.metadata.get(f"{prefix}.expert_weights_scale", 1.0)
+    if scale not in (0.0, 1.0):
+        message = f"{file.path.name} has {prefix}.expert_weights_scale {scale}; supported is 1"
+        raise StartupError("UnsupportedArchitecture", message)
+    dense = [index for index in range(num_layers) if f"blk.{index}.ffn_gate_inp.weight" not in file.tensors]
+    return {"mlp_only_layers": dense, "norm_topk_prob": True}
 
 
 def gguf_generation_config(file: GGUFFile) -> dict[str, Any]:

@@ -124,11 +124,31 @@ def read_gguf(path: Path) -> GGUFFile:
     except (struct.error, ValueError, KeyError, MemoryError, OverflowError, RecursionError) as error:
         raise StartupError("ModelInvalid", f"{path} is truncated or damaged: its header cannot be read") from error
     data_start = -(-reader.offset // alignment) * alignment
-    tensors = {
-        name: GGUFTensor(name=name, shape=shape, type_code=code, start=data_start + offset)
+    stored = [
+        GGUFTensor(name=name, shape=shape, type_code=code, start=data_start + offset)
         for name, shape, code, offset in infos
-    }
+    ]
+    tensors = {tensor.name: tensor for whole in stored for tensor in _matrices(whole)}
     return GGUFFile(path=path, metadata=metadata, tensors=tensors, data=np.frombuffer(mapped, dtype=np.uint8))
+
+
+def _matrices(tensor: GGUFTensor) -> list[GGUFTensor]:
+    """The matrices of all experts in one tensor, each as older files have it: blk.0.ffn_up_exps -> blk.0.ffn_up.0, .1, …"""
+    stem, is_stack, kind = tensor.name.partition("_exps.")
+    if not is_stack or len(tensor.shape) != 3:
+        return [tensor]
+    count, *shape = tensor.shape
+    # of an unknown type, which is refused when it is looked at, nothing is known of the size
+    size = tensor.num_bytes // count if tensor.type_code in GGUF_TYPES else 0
+    return [
+        GGUFTensor(
+            name=f"{stem}.{index}.{kind}",
+            shape=tuple(shape),
+            type_code=tensor.type_code,
+            start=tensor.start + index * size,
+        )
+        for index in range(count)
+    ]
 
 
 class _Header:

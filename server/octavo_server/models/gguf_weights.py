@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from octavo_kernels.quantized_weight import QuantizedWeight
     from octavo_server.models.config import ModelConfig
+    from octavo_server.models.registry import ExpertNames
 
 _MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -47,7 +48,10 @@ class GGUFWeights:
     def __init__(self, path: Path, config: ModelConfig) -> None:
         self._file = read_gguf(path)
         self._config = config
-        self._stored_name = {_checkpoint_name(name): name for name in self._file.tensors if name != _ROPE_DIVISORS}
+        experts = config.family.experts
+        self._stored_name = {
+            _checkpoint_name(name, experts): name for name in self._file.tensors if name != _ROPE_DIVISORS
+        }
 
     @property
     def description(self) -> str:
@@ -119,15 +123,25 @@ class GGUFWeights:
         return 0
 
 
-def _checkpoint_name(name: str) -> str:
+def _checkpoint_name(name: str, experts: ExpertNames | None) -> str:
     """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; an unknown name stays as it is."""
     stem, _, kind = name.rpartition(".")
     if stem in _MODEL_NAMES:
         return f"{_MODEL_NAMES[stem]}.{kind}"
     parts = stem.split(".", 2)
-    if len(parts) == 3 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{kind}"
-    return name
+    found = _layer_name(parts[2], experts) if len(parts) == 3 and parts[0] == "blk" else None
+    return name if found is None else f"model.layers.{parts[1]}.{found}.{kind}"
+
+
+def _layer_name(stored: str, experts: ExpertNames | None) -> str | None:
+    """Of a module of a layer: attn_q -> self_attn.q_proj, ffn_up.7 -> mlp.experts.7.up_proj; None: unknown."""
+    if experts is None:
+        return _LAYER_NAMES.get(stored)
+    part, _, expert = stored.partition(".")
+    matrices = {"ffn_gate": experts.gate, "ffn_up": experts.up, "ffn_down": experts.down}
+    if expert and part in matrices:
+        return f"{experts.block}.experts.{expert}.{matrices[part]}"
+    return f"{experts.block}.gate" if stored == "ffn_gate_inp" else _LAYER_NAMES.get(stored)
 
 
 def _halves_apart(rows: NDArray[np.uint8], num_heads: int) -> NDArray[np.uint8]:

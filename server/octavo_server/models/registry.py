@@ -93,6 +93,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "MixtralForCausalLM": Family(
         sliding_window="always",
+        gguf_rows_permuted=True,
         experts=ExpertNames(
             count="num_local_experts",
             width="intermediate_size",
@@ -141,4 +142,5 @@ GGUF_ARCHITECTURES: dict[str, str] = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
 }

@@ -23,7 +23,15 @@ LANES = 16
 """Output rows a tile of quantised weights, and elements a vector of the compiled kernels' cache."""
 HEAD_BITS = 8
 """The least that an output head is rounded to."""
-_FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+_FUSED = {
+    "q_proj": "qkv",
+    "k_proj": "qkv",
+    "v_proj": "qkv",
+    "gate_proj": "gate_up",
+    "up_proj": "gate_up",
+    "w1": "gate_up",
+    "w3": "gate_up",
+}
 """Matrices that become one; it has the most bits of its parts."""
 
 

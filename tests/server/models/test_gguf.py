@@ -26,6 +26,8 @@ from octavo_testing.stepping import LOGPROB_TOLERANCE, Stepper, worst_logprob_er
 # Rows must be whole blocks of 32.
 SIZES = {**EVEN, "num_hidden_layers": 2}
 
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+
 
 def error_of(path: Path, oracle: Any) -> float:
     stepper = Stepper(load_model(path))
@@ -52,6 +54,8 @@ def with_rounded_matrices(model: Any, kind: Kind) -> Any:
         ("LlamaForCausalLM", "llama", EVEN, {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}),
         ("Qwen2ForCausalLM", "qwen2", EVEN, {}),
         ("Qwen3ForCausalLM", "qwen3", ODD, {"tie_word_embeddings": True}),
+        ("Qwen3MoeForCausalLM", "qwen3moe", ODD, {**EXPERTS, "mlp_only_layers": [1]}),
+        ("MixtralForCausalLM", "llama", EVEN, {"num_local_experts": 3}),
     ],
 )
 def test_each_architecture_loads(
@@ -61,6 +65,45 @@ def test_each_architecture_loads(
     write_gguf(tmp_path / "model.gguf", model, stored)
 
     assert error_of(tmp_path / "model.gguf", model) < LOGPROB_TOLERANCE
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_blocks_of_experts_are_not_rounded_again(tmp_path: Path, quantization: str) -> None:
+    """What is left is the rounding of activations and of the cache."""
+    write_gguf(tmp_path / "model.gguf", a_model("Qwen3MoeForCausalLM", SIZES, **EXPERTS), "qwen3moe", Kind.Q4_0)
+    prompt = prompt_tokens(70, 512)
+
+    kept, exact = (
+        Stepper(load_model(tmp_path / "model.gguf", quantization=how)).generate(
+            [prompt], max_tokens=1, prompt_logprobs=0
+        )
+        for how in (quantization, "none")
+    )
+
+    pairs = zip(kept[0].prompt_logprobs, exact[0].prompt_logprobs, strict=True)
+    assert 0 < np.mean([abs(a.logprob.logprob - b.logprob.logprob) for a, b in pairs]) < 0.15
+
+
+def test_an_expert_of_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, a_model("Qwen3MoeForCausalLM", SIZES, **EXPERTS), "qwen3moe")
+    name = b"blk.1.ffn_up_exps.weight"
+    data = bytearray(path.read_bytes())
+    # the type follows the name, how many dimensions there are, and the three of them
+    code = data.index(name) + len(name) + 4 + 3 * 8
+    data[code : code + 4] = struct.pack("<I", 16)
+    path.write_bytes(data)
+
+    with pytest.raises(StartupError, match=r"blk\.1\.ffn_up\.0\.weight is IQ2_XXS; supported are"):
+        load_model(path)
+
+
+def test_experts_that_are_scaled_are_refused(tmp_path: Path) -> None:
+    model = a_model("Qwen3MoeForCausalLM", SIZES, **EXPERTS)
+    write_gguf(tmp_path / "model.gguf", model, "qwen3moe", add_expert_weights_scale=2.5)
+
+    with pytest.raises(StartupError, match=r"qwen3moe\.expert_weights_scale 2\.5; supported is 1"):
+        load_model_config(tmp_path / "model.gguf")
 
 
 def test_a_gguf_file_is_no_safetensors(tmp_path: Path) -> None:

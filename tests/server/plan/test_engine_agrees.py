@@ -21,6 +21,7 @@ from octavo_server.engine.startup import StartupProgress
 from octavo_server.models.loader import LoadedModel, load_model
 from octavo_server.plan.command import plan_model
 from octavo_server.plan.memory import MemoryPlan
+from octavo_testing.checkpoints import EVEN, a_model
 from octavo_testing.gguf_files import RandomModel, write_gguf
 from octavo_testing.model_shapes import SMALL_LLAMA, SMALL_MIXTRAL, SMALL_QWEN3, SMALL_QWEN3_MOE, a_config
 
@@ -119,6 +120,17 @@ def test_blocks_of_a_gguf_file_are_planned_as_they_are_kept(
 
     plan = planned(EngineConfig(model=str(tmp_path / "model.gguf"), quantization=quantization))  # type: ignore[arg-type]
     loaded = load_model(tmp_path / "model.gguf", quantization=quantization)
+
+    assert plan.weight_bytes + plan.rotary_bytes == pytest.approx(held_bytes(loaded.decoder.weights), rel=0.002)
+
+
+def test_blocks_of_experts_are_planned_as_they_are_kept(tmp_path: Path) -> None:
+    """Those of up are Q8_0, so that an expert's gate and up together have 8 bits."""
+    model = a_model("MixtralForCausalLM", {**EVEN, "num_hidden_layers": 2, "intermediate_size": 256})
+    write_gguf(tmp_path / "model.gguf", model, "llama", Kind.Q4_0, other_kinds={"up_proj": Kind.Q8_0})
+
+    plan = planned(EngineConfig(model=str(tmp_path / "model.gguf"), quantization="int4"))
+    loaded = load_model(tmp_path / "model.gguf", quantization="int4")
 
     assert plan.weight_bytes + plan.rotary_bytes == pytest.approx(held_bytes(loaded.decoder.weights), rel=0.002)
 
