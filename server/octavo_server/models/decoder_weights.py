@@ -18,6 +18,8 @@ from octavo_server.layers.rope import rope_table
 from octavo_server.models.expected_shapes import EMBEDDING, HEAD, expected_shapes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from octavo_kernels.backend import ExpertsHandle, KernelBackend, LinearHandle
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.weights import Progress, WeightSource
@@ -89,17 +91,14 @@ def load_decoder_weights(
     Raises:
         StartupError: ModelInvalid, naming the tensor that is missing, mis-shaped or of an unknown type.
     """
-    reader = _Reader(source, backend, dtype, bits)
     _check_before_reading(config, source)
     total = sum(source.num_bytes(name) for name in source.names)
     on_progress(0, total)
+    reader = _Reader(source, backend, dtype, bits, lambda num_read: on_progress(num_read, total))
     # Dequantising leaves the interpreter's lock, so two threads read about twice as fast as one.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="weights") as pool:
         embedding_job = pool.submit(reader.tensor, EMBEDDING, (config.vocab_size, config.hidden_size))
-        layers = []
-        for layer in pool.map(lambda index: _layer(reader, config, index), range(config.num_layers)):
-            layers.append(layer)
-            on_progress(reader.num_read, total)
+        layers = tuple(pool.map(lambda index: _layer(reader, config, index), range(config.num_layers)))
         embedding = embedding_job.result()
     head = reader.head(EMBEDDING if config.tie_word_embeddings else HEAD, embedding)
     final_norm = reader.tensor("model.norm.weight", (config.hidden_size,))
@@ -108,7 +107,7 @@ def load_decoder_weights(
     on_progress(total, total)
     return DecoderWeights(
         embedding=embedding,
-        layers=tuple(layers),
+        layers=layers,
         final_norm=final_norm,
         head=head,
         cos_sin=cos_sin.to(backend.device),
@@ -117,13 +116,21 @@ def load_decoder_weights(
 
 
 class _Reader:
-    """Reads tensors into the wanted dtype and device; owns the record of what was read."""
+    """Reads tensors into the wanted dtype and device; owns the record of what was read, and tells each time it grows."""
 
-    def __init__(self, source: WeightSource, backend: KernelBackend, dtype: torch.dtype, bits: int | None) -> None:
+    def __init__(
+        self,
+        source: WeightSource,
+        backend: KernelBackend,
+        dtype: torch.dtype,
+        bits: int | None,
+        on_read: Callable[[int], None],
+    ) -> None:
         self.source = source
         self.backend = backend
         self.dtype = dtype
         self.bits = bits
+        self.on_read = on_read
         self._lock = threading.Lock()
         self.num_read = 0
         """Stored bytes."""
@@ -138,9 +145,11 @@ class _Reader:
         target = torch.empty((sum(rows), *tail), dtype=self.dtype, device=self.backend.device)
         start = 0
         for name, count in zip(names, rows, strict=True):
-            target[start : start + count].copy_(self.source.read(name))
+            part = target[start : start + count]
+            part.copy_(self.source.read(name))
             start += count
-        self._record(names, target.nbytes)
+            # One by one: all experts of a layer are one stack, which may be gigabytes.
+            self._record([name], part.nbytes)
         return target
 
     def linear(self, names: list[str], in_features: int, has_bias: bool) -> LinearHandle:
@@ -194,6 +203,7 @@ class _Reader:
         with self._lock:
             self.num_read += sum(self.source.num_bytes(name) for name in names)
             self.num_kept_bytes += num_kept_bytes
+            self.on_read(self.num_read)
 
 
 def _check_before_reading(config: ModelConfig, source: WeightSource) -> None:

@@ -78,7 +78,7 @@ def load_model(
         location: a Hugging Face folder or a .gguf file on this machine.
         dtype: "auto", "float32", "float16" or "bfloat16".
         device: "cpu" or "cuda[:N]".
-        on_progress: told (bytes read, bytes in all) after each layer.
+        on_progress: told (bytes read, bytes in all) after each tensor.
         quantization: "none", "int8" or "int4", see `EngineConfig`.
         load_format: "auto", "safetensors", "gguf" or "dummy", see `EngineConfig`.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from octavo_server.models.location import ModelLocation
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read, bytes in all) while weights load, from the loading thread."""
+"""Called with (bytes read, bytes in all) while weights load, after each tensor, from one thread at a time."""
 
 
 class WeightSource(Protocol):
