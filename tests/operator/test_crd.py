@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -239,6 +240,19 @@ def test_api_server_refuses_with_a_sentence(clean: ApiServer, spec: dict[str, An
 
     assert answer.status in (400, 422)
     assert words in answer.message
+    assert re.search(r"\bspec\.?[\w.\[\]]*", answer.message), "names no field"
+
+
+def test_every_rule_of_the_schema_refuses_one_of_at_least_forty(clean: ApiServer) -> None:
+    schema = yaml.safe_load(CRD_PATH.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    rules = {" ".join(rule["message"].split()) for rule in _rules(schema)}
+
+    said = "\n".join(create(clean, manifest(**spec)).message for spec, _ in REFUSED.values())
+    said += "".join(create(clean, manifest(name)).message for name in BAD_NAMES)
+
+    assert len(REFUSED) >= 40
+    assert len(rules) >= 15
+    assert {rule for rule in rules if rule not in " ".join(said.split())} == set()
 
 
 @pytest.mark.parametrize("spec", [spec for spec, _ in REFUSED.values()], ids=REFUSED.keys())
@@ -247,7 +261,10 @@ def test_local_mode_refuses_the_same(spec: dict[str, Any]) -> None:
         parse_model_deployment(manifest(**spec), creating=True)
 
 
-@pytest.mark.parametrize("name", ["1model", "a.b", "a" * 53])
+BAD_NAMES = ["1model", "a.b", "a" * 53]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
 def test_name_that_cannot_be_a_service_is_refused(clean: ApiServer, name: str) -> None:
     assert create(clean, manifest(name)).status == 422
 
@@ -318,6 +335,14 @@ def test_reasons_are_words_that_the_schema_takes() -> None:
 
     assert len(words) == len(set(words)) > 30
     assert all(word.isalnum() and word[0].isupper() for word in words)
+
+
+def _rules(schema: Any) -> Iterator[dict[str, str]]:
+    """All CEL rules, however deep."""
+    if isinstance(schema, dict):
+        yield from schema.get("x-kubernetes-validations", ())
+    for below in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _rules(below)
 
 
 def _problems(schema: dict[str, Any], path: str) -> Iterator[str]:
