@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from octavo_testing.apiserver import ApiServer, free_ports
-from octavo_testing.audit import rights_given, rights_used
+from octavo_testing.audit import rights_given, rights_refused, rights_used
 from octavo_testing.chart import install_rights, kubeconfig_of
 from octavo_testing.operator_process import OPERATOR_PATH, Namespace, until
 
@@ -29,6 +29,7 @@ await_that = functools.partial(until, within_s=120.0)
 """Two processes start and work on a machine that may be busy."""
 NO_RIGHT = re.compile(r"\b403\b|orbidden|cannot (get|list|watch|patch)")
 
+READY = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
 UNSCHEDULABLE = {
     "phase": "Pending",
     "conditions": [
@@ -52,7 +53,6 @@ USED_ELSEWHERE = {
         ("apiregistration.k8s.io", "apiservices", "patch"): OF_THE_ADAPTER,
         ("rbac.authorization.k8s.io", "clusterroles", "get"): OF_THE_ADAPTER,
         ("octavo.dev", "modeldeployments/finalizers", "update"): "asked for by an admission plugin that OpenShift has",
-        ("", "events", "list"): "of a rollout whose new pod finds no node (tests/operator)",
     },
     "gateway": {("", "configmaps", "patch"): "of day totals of tokens (tests/gateway)"},
 }
@@ -94,68 +94,111 @@ def release(request, server, render, tmp_path):
     return rendered, watched, f"octavo-{name}"
 
 
+@pytest.mark.timeout(900)
 def test_a_models_whole_life_needs_no_other_right(server: ApiServer, release, tmp_path):
     """Applied, scaled to zero, woken by a request, changed, deleted: operator and gateway with the chart's own flags."""
     rendered, namespace, name = release
     port, internal = free_ports(2)
-    logs = {component: tmp_path / f"{component}.log" for component in ("operator", "gateway")}
+    with both_running(server, rendered, name, tmp_path, ports=(port, internal)):
+        makes_all_kinds(namespace)
+        await_that(lambda: is_ready(internal), bool)
+        peers = f"/api/v1/namespaces/sys/secrets/{name}-gateway-peers"
+        await_that(lambda: server.request("GET", peers).body.get("data"), bool)
+        sleeps_and_wakes(namespace, port)
+        tells_want_of_gpus(namespace)
+        fetches_onto_a_claim(namespace)
+        removes_strays(namespace)
+        rolls_out_without_room(namespace)
+        # Whether a node comes is asked for each pod that has none, and the answer is seen nowhere.
+        asked = ("", "events", "list")
+        await_that(lambda: rights_used(server.audit_log, f"sys:{name}-operator"), lambda used: asked in used)
+        shrinks_and_goes(namespace)
+
+    for component, elsewhere in USED_ELSEWHERE.items():
+        account = f"sys:{name}-{component}"
+        assert rights_refused(server.audit_log, account) == set()
+        given, used = rights_given(roles_of(rendered, f"{name}-{component}")), rights_used(server.audit_log, account)
+        assert given - used == set(elsewhere), f"{component}: given and not used, or used here and in the table"
+
+
+@contextlib.contextmanager
+def both_running(server: ApiServer, rendered, name: str, folder: Path, *, ports: tuple[int, int]) -> Iterator[None]:
+    """Operator and gateway, each as its own service account; no log may tell of a right that was wanting."""
+    logs = {component: folder / f"{component}.log" for component in ("operator", "gateway")}
     flags = {
         component: [
             *rendered.container(component, release=name)["args"],
-            f"--kubeconfig={kubeconfig_of(server, tmp_path, 'sys', f'{name}-{component}')}",
+            f"--kubeconfig={kubeconfig_of(server, folder, 'sys', f'{name}-{component}')}",
         ]
         for component in logs
     }
     operator = [*flags["operator"], "--port=0", "--metrics-adapter=false"]
-    gateway = [*flags["gateway"], f"--port={port}", f"--internal-port={internal}", "--drain-delay-s=0"]
-
+    gateway = [*flags["gateway"], f"--port={ports[0]}", f"--internal-port={ports[1]}"]
     with (
         running("octavo_operator", logs["operator"], *operator),
-        running("octavo_gateway", logs["gateway"], *gateway, "--shutdown-timeout-s=1"),
+        running("octavo_gateway", logs["gateway"], *gateway, "--drain-delay-s=0", "--shutdown-timeout-s=1"),
     ):
-        namespace.create("steady", replicas=2)
-        namespace.create("scaled", scaling={"minReplicas": 0, "maxReplicas": 3, "idleAfter": "10m"})
-        for kind in ("Service", "ServiceAccount"):
-            await_that(lambda kind=kind: namespace.names(kind), lambda names: {"steady", "scaled"} <= names)
-        await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" in names)
-        await_that(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: "scaled" in names)
-        assert namespace.deployment_of("steady")["spec"]["replicas"] == 2
-        await_that(lambda: namespace.condition("scaled"), bool)
-
-        namespace.patch("ModelDeployment", "scaled", {"spec": {"replicas": 0}}, subresource="scale")
-        await_that(lambda: namespace.deployment_of("scaled")["spec"]["replicas"], lambda replicas: replicas == 0)
-        await_that(lambda: namespace.names("Event"), bool)
-        await_that(lambda: is_ready(internal), bool)
-        peers = f"/api/v1/namespaces/sys/secrets/{name}-gateway-peers"
-        await_that(lambda: server.request("GET", peers).body.get("data"), bool)
-        with asking(port, "scaled"):
-            await_that(
-                lambda: (namespace.get("ModelDeployment", "scaled") or {})["spec"]["replicas"],
-                lambda replicas: replicas == 1,
-            )
-
-        namespace.add_pod(namespace.deployment_of("steady"), "steady-1", UNSCHEDULABLE)
-        await_that(lambda: namespace.condition("steady"), lambda ready: "0 of 1 GPU nodes" in ready.get("message", ""))
-
-        namespace.create("cached", cache={"type": "PVC", "size": "1Gi"})
-        for kind in ("PersistentVolumeClaim", "Job"):
-            await_that(lambda kind=kind: namespace.names(kind), bool)
-
-        for kind, stray in add_strays(namespace, "steady"):
-            await_that(lambda kind=kind, stray=stray: namespace.get(kind, stray), is_gone)
-
-        namespace.patch("ModelDeployment", "steady", {"spec": {"replicas": 1}})
-        await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" not in names)
-        namespace.delete("ModelDeployment", "steady")
-
+        yield
     for log in logs.values():
         refused = [line for line in log.read_text().splitlines() if NO_RIGHT.search(line)]
         assert refused == []
 
-    for component, elsewhere in USED_ELSEWHERE.items():
-        given = rights_given(roles_of(rendered, f"{name}-{component}"))
-        used = rights_used(server.audit_log, f"sys:{name}-{component}")
-        assert given - used == set(elsewhere), f"{component}: given and not used, or used here and in the table"
+
+def makes_all_kinds(namespace: Namespace) -> None:
+    namespace.create("steady", replicas=2)
+    namespace.create("scaled", scaling={"minReplicas": 0, "maxReplicas": 3, "idleAfter": "10m"})
+    for kind in ("Service", "ServiceAccount"):
+        await_that(lambda kind=kind: namespace.names(kind), lambda names: {"steady", "scaled"} <= names)
+    await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" in names)
+    await_that(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: "scaled" in names)
+    assert namespace.deployment_of("steady")["spec"]["replicas"] == 2
+    await_that(lambda: namespace.condition("scaled"), bool)
+
+
+def sleeps_and_wakes(namespace: Namespace, port: int) -> None:
+    namespace.patch("ModelDeployment", "scaled", {"spec": {"replicas": 0}}, subresource="scale")
+    await_that(lambda: namespace.deployment_of("scaled")["spec"]["replicas"], lambda replicas: replicas == 0)
+    await_that(lambda: namespace.names("Event"), bool)
+    with asking(port, "scaled"):
+        await_that(
+            lambda: (namespace.get("ModelDeployment", "scaled") or {})["spec"]["replicas"],
+            lambda replicas: replicas == 1,
+        )
+
+
+def tells_want_of_gpus(namespace: Namespace) -> None:
+    namespace.add_pod(namespace.deployment_of("steady"), "steady-1", UNSCHEDULABLE)
+    await_that(lambda: namespace.condition("steady"), lambda ready: "0 of 1 GPU nodes" in ready.get("message", ""))
+
+
+def fetches_onto_a_claim(namespace: Namespace) -> None:
+    namespace.create("cached", cache={"type": "PVC", "size": "1Gi"})
+    for kind in ("PersistentVolumeClaim", "Job"):
+        await_that(lambda kind=kind: namespace.names(kind), bool)
+
+
+def removes_strays(namespace: Namespace) -> None:
+    for kind, stray in add_strays(namespace, "steady"):
+        await_that(lambda kind=kind, stray=stray: namespace.get(kind, stray), is_gone)
+
+
+def rolls_out_without_room(namespace: Namespace) -> None:
+    """One replica serves, and that of the changed spec finds no node."""
+    namespace.create("rolled", replicas=1)
+    old = namespace.deployment_of("rolled")
+    namespace.add_pod(old, "rolled-old", READY)
+    await_that(lambda: namespace.condition("rolled"), lambda ready: ready.get("status") == "True")
+    namespace.patch("ModelDeployment", "rolled", {"spec": {"engine": {"maxNumSeqs": 4}}})
+    new = await_that(
+        lambda: namespace.deployment_of("rolled"), lambda got: got["metadata"]["name"] != old["metadata"]["name"]
+    )
+    namespace.add_pod(new, "rolled-new", UNSCHEDULABLE)
+
+
+def shrinks_and_goes(namespace: Namespace) -> None:
+    namespace.patch("ModelDeployment", "steady", {"spec": {"replicas": 1}})
+    await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" not in names)
+    namespace.delete("ModelDeployment", "steady")
 
 
 def roles_of(rendered, account: str) -> list[dict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,36 @@ def audit_flags(folder: Path) -> list[str]:
 def rights_used(log: Path, account: str) -> set[Use]:
     """By the service account `NAMESPACE:NAME`, as far as it was allowed to."""
     used = set()
+    for event in _events(log, account):
+        if _code(event) == 403:
+            continue
+        used.add(_use(event))
+        if event["verb"] == "patch" and _code(event) == 201:
+            # An apply of what is not there needs the right to create it too.
+            used.add((*_use(event)[:2], "create"))
+    return used
+
+
+def rights_refused(log: Path, account: str) -> set[Use]:
+    """What the service account asked for in vain, whether it says so in its log or not."""
+    return {_use(event) for event in _events(log, account) if _code(event) == 403}
+
+
+def _events(log: Path, account: str) -> Iterator[dict[str, Any]]:
     for line in log.read_text().splitlines():
         event = json.loads(line)
-        target = event.get("objectRef")
-        if event["user"]["username"] != f"system:serviceaccount:{account}" or not target:
-            continue
-        if event.get("responseStatus", {}).get("code") == 403:
-            continue
-        resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
-        used.add((target.get("apiGroup", ""), resource, event["verb"]))
-        if event["verb"] == "patch" and event["responseStatus"]["code"] == 201:
-            # An apply of what is not there needs the right to create it too.
-            used.add((target.get("apiGroup", ""), resource, "create"))
-    return used
+        if event["user"]["username"] == f"system:serviceaccount:{account}" and event.get("objectRef"):
+            yield event
+
+
+def _code(event: Mapping[str, Any]) -> int:
+    return int(event.get("responseStatus", {}).get("code", 0))
+
+
+def _use(event: Mapping[str, Any]) -> Use:
+    target = event["objectRef"]
+    resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
+    return target.get("apiGroup", ""), resource, event["verb"]
 
 
 def rights_given(roles: list[Mapping[str, Any]]) -> set[Use]:

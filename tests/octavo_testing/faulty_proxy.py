@@ -114,6 +114,8 @@ class FaultyProxy:
                 is_open.set()
                 await stop.wait()
                 await runner.cleanup()
+            # Encrypted connections say goodbye a moment after their session is closed.
+            await asyncio.sleep(LOOK_S)
 
         thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         thread.start()

@@ -58,8 +58,11 @@ class Namespace:
         return answer.body if answer.status == 200 else None
 
     def names(self, kind: str) -> set[str]:
-        items = self.server.request("GET", self._path(kind)).body["items"]
-        return {item["metadata"]["name"] for item in items}
+        return {item["metadata"]["name"] for item in self.items(kind)}
+
+    def items(self, kind: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.server.request("GET", self._path(kind)).body["items"]
+        return items
 
     def patch(self, kind: str, name: str, body: dict[str, Any], *, subresource: str = "") -> dict[str, Any]:
         path = self._path(kind, name) + (f"/{subresource}" if subresource else "")
@@ -108,13 +111,18 @@ class Namespace:
         return template.format(namespace=self.name) + (f"/{name}" if name else "")
 
 
-@contextlib.contextmanager
-def running_operator(server: ApiServer, log: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The operator until the block ends; it must then end by itself and cleanly after SIGTERM."""
+def start_operator(server: ApiServer, log: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """The caller ends it."""
     command = [sys.executable, "-m", "octavo_operator", "--kubeconfig", str(server.kubeconfig), "--port=0", *flags]
     env = {**os.environ, "PYTHONPATH": str(OPERATOR_PATH), "OCTAVO_LOG_LEVEL": "info"}
     with log.open("ab") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def running_operator(server: ApiServer, log: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator until the block ends; it must then end by itself and cleanly after SIGTERM."""
+    process = start_operator(server, log, *flags)
     try:
         yield process
         process.send_signal(signal.SIGTERM)
@@ -124,7 +132,7 @@ def running_operator(server: ApiServer, log: Path, *flags: str) -> Iterator[subp
         process.wait()
 
 
-def until(get: Callable[[], T], is_enough: Callable[[T], bool], *, within_s: float = 20.0) -> T:
+def until(get: Callable[[], T], is_enough: Callable[[T], bool], *, within_s: float = 20.0, every_s: float = 0.05) -> T:
     """Asks again and again until it is enough; the last answer is in the failure."""
     deadline = time.monotonic() + within_s
     while True:
@@ -132,7 +140,7 @@ def until(get: Callable[[], T], is_enough: Callable[[T], bool], *, within_s: flo
         if is_enough(got):
             return got
         assert time.monotonic() < deadline, f"not within {within_s:.0f} s; last seen: {got}"
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def count_writes(server: ApiServer) -> int:
