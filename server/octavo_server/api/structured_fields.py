@@ -110,7 +110,11 @@ def _structured_outputs(fields: Fields) -> StructuredOutputsParams | None:
             raise given.refuse(name, f"structured_outputs.{name} is not supported; leave it out")
     values: dict[str, Any] = {name: given.text(name) for name in ("regex", "grammar", "whitespace_pattern")}
     values |= {name: given.boolean(name) for name in ("json_object", "disable_any_whitespace")}
-    choice, schema = given.array("choice", max_items=MAX_CHOICES), given.get("json")
+    choice, schema = given.get("choice"), given.get("json")
+    if choice is not None and not _are_choices(choice):
+        raise given.fail("choice", f"1 to {MAX_CHOICES:,} strings that are not empty")
+    if not isinstance(schema, dict | str | bool | None):
+        raise given.fail("json", "a JSON Schema, which is an object, or its text")
     params = StructuredOutputsParams(
         json=schema if schema is None or isinstance(schema, str) else _schema_text(given, "json", schema),
         choice=None if choice is None else tuple(choice),
@@ -120,6 +124,10 @@ def _structured_outputs(fields: Fields) -> StructuredOutputsParams | None:
         bare = name.removeprefix("structured_outputs.")
         raise given.refuse(bare, f"{name} is not known; structured_outputs has {', '.join(KINDS)}")
     return params
+
+
+def _are_choices(given: object) -> bool:
+    return isinstance(given, list) and 1 <= len(given) <= MAX_CHOICES and all(isinstance(i, str) and i for i in given)
 
 
 def _schema_text(fields: Fields, name: str, schema: object) -> str:

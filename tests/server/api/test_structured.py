@@ -224,8 +224,9 @@ async def test_preempted_outputs_go_on_where_their_grammar_was(tiny_model: Path)
         ({"structured_outputs": {}}, "structured_outputs", "exactly one of"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs", "unclosed group"),
         ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex", "a string"),
-        ({"structured_outputs": {"choice": []}}, "structured_outputs", "choice must be"),
-        ({"structured_outputs": {"choice": [1]}}, "structured_outputs", "choice must be"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "choice must be"),
+        ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice", "1 to 10,000 strings"),
+        ({"structured_outputs": {"json": 5}}, "structured_outputs.json", "an object, or its text, got 5"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "not supported"),
         ({"structured_outputs": {"rgx": "x"}}, "structured_outputs.rgx", "not known"),
         (
