@@ -34,7 +34,8 @@ from octavo_kernels.moe_align import align
 _SUM_BLOCK = 1024
 
 
-@triton.jit
+# num_pairs changes from step to step, and each value that Triton looks at would be another kernel to compile
+@triton.jit(do_not_specialize=["num_pairs"])
 def moe_gate_up_kernel(
     p_x,
     p_gate_up,
@@ -90,7 +91,7 @@ def moe_gate_up_kernel(
     tl.store(p_out, b_inner.to(p_inner.dtype.element_ty), mask=m_pair[:, None] & m_column[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def moe_down_kernel(
     p_inner,
     p_down,
@@ -161,13 +162,16 @@ class ExpertTiling:
 
 
 def expert_tiling(num_pairs: int, num_experts: int, dtype: torch.dtype) -> ExpertTiling:
-    """Of few rows an expert, as in decodes, tiles as small as the matrix units allow; of many, as registers hold."""
+    """Of few rows an expert, as in decodes, tiles as small as the matrix units allow; of many, as registers hold.
+
+    Two and no more: a warm-up with the largest prefill and with decodes meets both.
+    """
     if num_pairs < 32 * num_experts:
         block_k = 32 if dtype == torch.float32 else 64 if is_amd() else 128
         return ExpertTiling(tile=MIN_DOT, block_n=64, block_k=block_k, num_warps=4, num_stages=2 if is_amd() else 3)
     if dtype == torch.float32:
         return ExpertTiling(tile=64, block_n=32, block_k=32, num_warps=8, num_stages=2)
-    return ExpertTiling(tile=64, block_n=64, block_k=64, num_warps=4, num_stages=2 if is_amd() else 3)
+    return ExpertTiling(tile=128, block_n=64, block_k=64, num_warps=8, num_stages=2 if is_amd() else 3)
 
 
 def fused_moe(

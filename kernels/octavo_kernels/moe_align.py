@@ -21,7 +21,8 @@ _BLOCK = 1024
 """Pairs that a program looks at at once."""
 
 
-@triton.jit
+# counts that change from step to step, each of which Triton would compile another kernel for
+@triton.jit(do_not_specialize=["num_pairs", "num_tiles"])
 def moe_align_kernel(
     p_expert_ids,
     p_order,
@@ -78,7 +79,7 @@ def align(expert_ids: torch.Tensor, num_experts: int, tile: int) -> ExpertTiles:
         num_experts=num_experts,
         num_tiles=num_tiles,
         TILE=tile,
-        BLOCK=min(_BLOCK, max(next_power_of_2(num_pairs), 128)),
+        BLOCK=_BLOCK,
         BINS=next_power_of_2(num_experts + 1),
         num_warps=4,
     )

@@ -98,7 +98,7 @@ def test_more_experts_than_there_are_cannot_be_chosen(backend: KernelBackend, nu
         backend.route(torch.zeros(2, 5, device=backend.device), num_chosen, renormalizes=True)
 
 
-@pytest.mark.parametrize("tile", [16, 64])
+@pytest.mark.parametrize("tile", [16, 128])
 @pytest.mark.parametrize(
     ("num_tokens", "num_experts", "num_chosen"), [(1, 3, 1), (7, 5, 2), (3, 129, 8), (700, 4, 3), (40, 1, 1)]
 )
@@ -148,7 +148,15 @@ def test_grouped_products_equal_the_reference(
 def test_the_tiling_follows_how_many_rows_an_expert_has() -> None:
     few, many = (fused_moe.expert_tiling(pairs, 128, torch.bfloat16) for pairs in (8, 32 * 128))
 
-    assert (few.tile, many.tile) == (16, 64)
+    assert (few.tile, many.tile) == (16, 128)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_large_prefill_and_decodes_meet_every_tiling(dtype: torch.dtype) -> None:
+    """So that a warm-up of both leaves none to be compiled while requests wait."""
+    tilings = {fused_moe.expert_tiling(pairs, 128, dtype) for pairs in range(8, 8 * 8192, 8)}
+
+    assert tilings == {fused_moe.expert_tiling(pairs, 128, dtype) for pairs in (8, 8 * 8192)}
 
 
 def test_rows_are_read_by_their_stride(device: str) -> None:

@@ -83,8 +83,9 @@ def _compile(case: str, kernel: JITFunction[Any], arguments: dict[str, Any], tar
     for parameter in kernel.params:
         index = (parameter.num,)
         value = arguments[parameter.name]
+        is_looked_at = not parameter.do_not_specialize
         # as Triton specialises a launch: constants, 1, None, and what 16 divides
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        if parameter.is_constexpr or value is None or (is_looked_at and type(value) is int and value == 1):
             signature[parameter.name] = "constexpr"
             constants[index] = value
             continue
@@ -94,7 +95,7 @@ def _compile(case: str, kernel: JITFunction[Any], arguments: dict[str, Any], tar
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
         else:
             signature[parameter.name] = "fp32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (is_looked_at and isinstance(value, int) and value % 16 == 0):
             attributes[index] = [["tt.divisibility", 16]]
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=TARGETS[target], options=options)
