@@ -19,11 +19,14 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.arguments import count, counts
 from benchmarks.llama_cpp import Case, Ours
 from benchmarks.record import write_json
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -53,7 +56,7 @@ BARS = {
 """Tokens a second that are aimed at on two cores of AVX-512 VNNI."""
 
 READ_BYTES = 2**29
-_ROWS = 64
+_ROWS = 256
 """Of the product that says how fast this machine multiplies."""
 
 
@@ -92,12 +95,12 @@ class Result:
         )
 
 
-def multiplications_of(config: dict[str, Any]) -> int:
-    """Of a token in all linear layers, the output head among them."""
+def multiplications_of(config: dict[str, Any], *, has_head: bool = True) -> int:
+    """Of a token in all linear layers; of a prompt the output head computes the last token alone."""
     hidden, head = config["hidden_size"], config["hidden_size"] // config["num_attention_heads"]
     attention = 2 * hidden * hidden + 2 * hidden * head * config["num_key_value_heads"]
     layer = attention + 3 * hidden * config["intermediate_size"]
-    return int(config["num_hidden_layers"] * layer + config["vocab_size"] * hidden)
+    return int(config["num_hidden_layers"] * layer + has_head * config["vocab_size"] * hidden)
 
 
 def weight_bytes_of(config: dict[str, Any], quantization: str) -> int:
@@ -125,14 +128,14 @@ def measure(quantization: str, model: str, cases: Sequence[Case], rounds: int, t
         read_bytes_s=max(limit.read_bytes_s for limit in limits),
         multiplications_s=max(limit.multiplications_s for limit in limits),
     )
-    weight_bytes, multiplications = weight_bytes_of(CONFIG, quantization), multiplications_of(CONFIG)
+    weight_bytes = weight_bytes_of(CONFIG, quantization)
     return [
         Result(
             quantization=quantization,
             case=case,
             # a round before the first is thrown away
             rates=rates[case.name][1:],
-            limit=best.tokens_s(case, weight_bytes, multiplications),
+            limit=best.tokens_s(case, weight_bytes, multiplications_of(CONFIG, has_head=case.steps > 0)),
         )
         for case in cases
     ]
@@ -146,20 +149,25 @@ def limits_of(quantization: str, threads: int) -> Limits:
     torch.set_num_threads(threads)
     memory = torch.ones(READ_BYTES // 4)
     read = READ_BYTES / _best_seconds(memory.sum)
-    rows, inputs, outputs = _ROWS, CONFIG["hidden_size"], 512
+    rows, inputs, outputs = _ROWS, CONFIG["hidden_size"], CONFIG["intermediate_size"]
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
-    if quantization == "none":
-        multiply: Callable[[], object] = lambda: x @ weight.T  # noqa: E731
-    else:
-        from octavo_kernels.backend import select_quantized_backend
-        from octavo_kernels.quantized_weight import quantize
-
-        backend = select_quantized_backend("cpu", threads)
-        handle = backend.prepare_quantized_linear(quantize(weight, {"int8": 8, "int4": 4}[quantization]))
-        multiply = lambda: backend.linear(x, handle)  # noqa: E731
-    seconds = _best_seconds(multiply, 30)
+    seconds = _best_seconds(_product(quantization, threads, x, weight), 20)
     torch.set_num_threads(before)
     return Limits(read_bytes_s=read, multiplications_s=rows * inputs * outputs / seconds)
+
+
+def _product(quantization: str, threads: int, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
+    """x: [num_tokens, in], weight: [out, in] float32."""
+    from octavo_kernels.backend import select_backend, select_quantized_backend
+    from octavo_kernels.quantized_weight import quantize
+
+    if quantization == "none":
+        exact = select_backend("cpu")
+        kept = exact.prepare_linear(weight)
+        return lambda: exact.linear(x, kept)
+    backend = select_quantized_backend("cpu", threads)
+    handle = backend.prepare_quantized_linear(quantize(weight, {"int8": 8, "int4": 4}[quantization]))
+    return lambda: backend.linear(x, handle)
 
 
 def _best_seconds(work: Callable[[], object], times: int = 3) -> float:

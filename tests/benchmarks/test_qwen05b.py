@@ -36,6 +36,7 @@ def test_a_token_s_multiplications_are_the_parameters_of_the_published_model() -
     norms, biases = hidden * (2 * layers + 1), layers * (hidden + 2 * 128)
 
     assert qwen05b.multiplications_of(CONFIG) == 494_032_768 - norms - biases
+    assert qwen05b.multiplications_of(CONFIG, has_head=False) == 494_032_768 - norms - biases - 151_936 * hidden
 
 
 def test_bytes_are_those_that_are_kept() -> None:
