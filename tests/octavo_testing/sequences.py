@@ -13,6 +13,7 @@ from octavo_server.engine.sequence import Sequence
 from octavo_server.engine.waiting_queue import SchedulingPolicy
 
 EOS = 2
+LONG = SamplingParams(max_tokens=900)
 _ids = count(1)
 _tokens = count(1000)
 
@@ -79,6 +80,13 @@ def a_scheduler(
     )
     kv = KVCacheManager(num_blocks=blocks + 1, block_size=block_size, enable_prefix_caching=prefix_caching)
     return Scheduler(config, kv)
+
+
+def added(scheduler: Scheduler, *sequences: Sequence) -> list[Sequence]:
+    """The sequences, which wait in the scheduler now."""
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return list(sequences)
 
 
 def a_step(
