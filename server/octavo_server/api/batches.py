@@ -10,7 +10,7 @@ from aiohttp import web
 
 from octavo_server.api.body import read_json
 from octavo_server.api.endpoint import TABLE, Endpoint, json_answer
-from octavo_server.api.fields import Fields
+from octavo_server.api.fields import Fields, checked_text
 from octavo_server.api.files import MAX_EXPIRY_S, MIN_EXPIRY_S, service_of
 from octavo_server.api.generation import ignored_headers
 from octavo_server.api.json_schema import array, integer, obj, one_of, optional, record, text
@@ -104,7 +104,7 @@ def _metadata(fields: Fields) -> dict[str, str] | None:
                 "metadata",
                 f"metadata must be at most {MAX_PAIRS} strings of {MAX_VALUE_CHARS} characters with names of {MAX_KEY_CHARS}",
             )
-        pairs[key] = value
+        pairs[checked_text(key, "metadata")] = value
     return pairs
 
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from octavo_server.batch.records import BatchError
 
 MAX_CUSTOM_ID_CHARS = 512
+MAX_MODEL_CHARS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +86,12 @@ def read_line(raw: bytes, number: int, urls: Set[str]) -> Line | BadLine:
         return BadLine(number=number, custom_id=None, message="it is nested too deeply")
     except ValueError as error:
         return BadLine(number=number, custom_id=None, message=f"it is not valid JSON: {str(error)[:200]}")
-    model = body.get("model")
     return Line(
         number=number,
         custom_id=custom_id,
         url=url,
         payload=json.dumps(body).encode(),
-        model=model if isinstance(model, str) else None,
+        model=_model(body),
     )
 
 
@@ -144,6 +144,14 @@ def _url(value: dict[str, Any], urls: Set[str]) -> str:
     if not isinstance(found, str) or found not in urls:
         raise _Refused(f"url must be {' or '.join(sorted(urls))}, got {ascii(found)[:100]}")
     return found
+
+
+def _model(body: dict[str, Any]) -> str | None:
+    """For show in the batch's record; what cannot be a name is left to the endpoint, which refuses it."""
+    found = body.get("model")
+    # Half a character is not printable, and no record can hold it.
+    is_name = isinstance(found, str) and len(found) <= MAX_MODEL_CHARS and found.isprintable()
+    return found if is_name else None
 
 
 def _body(value: dict[str, Any]) -> dict[str, Any]:

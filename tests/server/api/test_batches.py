@@ -105,6 +105,19 @@ async def test_a_batch_answers_every_line_as_the_endpoint_does(client: Client) -
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at  # type: ignore[operator]
 
 
+async def test_a_line_whose_model_is_no_text_fails_alone(client: Client) -> None:
+    """A record cannot hold it; writing it failed over and over, and no other batch went on."""
+    batch = await client.create(jsonl(a_line(1, model="\ud800"), a_line(2)))
+
+    batch = await client.ended(batch)
+
+    [answered] = await client.entries(batch.output_file_id)
+    [refused] = await client.entries(batch.error_file_id)
+    assert (batch.status, batch.model) == ("completed", NAME)
+    assert (answered["custom_id"], refused["custom_id"]) == ("line-2", "line-1")
+    assert refused["response"]["status_code"] == 400
+
+
 async def test_a_journal_that_opens_while_the_server_ends_is_closed(
     tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +438,7 @@ async def test_batches_are_listed_in_pages(client: Client) -> None:
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
         ({"metadata": {"k" * 65: ""}}, "metadata"),
+        ({"metadata": {"\ud800": ""}}, "metadata"),
         ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after.anchor"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
         ({"input_file_id": ""}, "input_file_id"),

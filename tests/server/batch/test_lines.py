@@ -29,6 +29,15 @@ def test_a_good_line_is_a_request() -> None:
     assert json.loads(line.payload) == {"model": "m", "prompt": "é\ud800"}
 
 
+@pytest.mark.parametrize("model", ["\ud800", "x" * 1025, 5, None])
+def test_a_model_that_no_record_can_hold_is_left_to_the_endpoint(model: Any) -> None:
+    line = read_line(a_line(body={"model": model}), 1, RULES.urls)
+
+    assert isinstance(line, Line)
+    assert line.model is None
+    assert json.loads(line.payload) == {"model": model}
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
