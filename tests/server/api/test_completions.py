@@ -89,6 +89,7 @@ async def test_logprobs_name_the_sampled_token_beside_the_likeliest(server: Serv
 
     lists = (await server.post("/v1/completions", body)).json["choices"][0]["logprobs"]
 
+    assert len(lists["tokens"]) == 12
     for token, logprob, top in zip(lists["tokens"], lists["token_logprobs"], lists["top_logprobs"], strict=True):
         assert logprob == top[token]
         assert logprob <= max(top.values())

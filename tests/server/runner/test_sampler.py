@@ -152,6 +152,7 @@ def test_gathered_logprobs_are_those_of_log_softmax() -> None:
     found = gather_logprobs(logits, ids, [4] * 5)
 
     expected = logits.log_softmax(dim=-1)
+    assert len(found) == 5
     for row, (chosen, top) in enumerate(found):
         assert chosen.logprob == pytest.approx(float(expected[row, ids[row]]), abs=1e-5)
         assert chosen.rank == int((expected[row] > expected[row, ids[row]]).sum()) + 1
