@@ -102,7 +102,7 @@ class NumbaBackend:
         require_float32("x", x)
         require_shape("x", x, (None, handle.in_features))
         if isinstance(handle, TorchLinear):
-            return torch.nn.functional.linear(x, handle.weight, handle.bias)
+            return _row_by_row(x, handle)
         return linear(x, require_own(handle, PackedLinear), self._pool)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -187,3 +187,15 @@ class NumbaBackend:
         check_copy_blocks(source, destination, self.device)
         for array in (own.keys, own.values):
             array[:, destination.numpy()] = np.take(array, source.numpy(), axis=1)
+
+
+def _row_by_row(x: torch.Tensor, linear: TorchLinear) -> torch.Tensor:
+    """x: [num_tokens, in] float32 -> new [num_tokens, out].
+
+    A product of many rows rounds as their number decides, which would let a token's mates choose its experts. What is not
+    quantised is small: routers.
+    """
+    out = torch.empty((x.shape[0], linear.out_features), dtype=torch.float32)
+    for row, target in zip(x, out, strict=True):
+        torch.mv(linear.weight, row, out=target)
+    return out if linear.bias is None else out.add_(linear.bias)

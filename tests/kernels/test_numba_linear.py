@@ -115,6 +115,18 @@ def test_a_row_is_the_same_alone_and_in_any_batch(backend: NumbaBackend, bits: i
     assert all(torch.equal(backend.linear(x[row : row + 1], handle), together[row : row + 1]) for row in range(15))
 
 
+def test_a_row_is_the_same_alone_and_in_any_batch_unquantised(backend: NumbaBackend) -> None:
+    """As of a router, which must send a token to the same experts whatever stands beside it."""
+    weight, bias = random(1, 130, 192), random(2, 130)
+    handle = backend.prepare_linear(weight, bias)
+    x = random(3, 67, 192)
+
+    together = backend.linear(x, handle)
+
+    assert all(torch.equal(backend.linear(x[row : row + 1], handle), together[row : row + 1]) for row in range(67))
+    torch.testing.assert_close(together, x @ weight.T + bias, rtol=1e-5, atol=1e-4)
+
+
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     packed, x = pack(quantize(random(1, 80, 64), 4), None, WeightMemory()), random(2, 5, 64)
 
