@@ -106,7 +106,7 @@ async def test_a_batch_answers_every_line_as_the_endpoint_does(client: Client) -
 
 
 async def test_a_line_whose_model_is_no_text_fails_alone(client: Client) -> None:
-    """A record cannot hold it; writing it failed over and over, and no other batch went on."""
+    """A record cannot hold it: writing it failed over and over, and the batch never began."""
     batch = await client.create(jsonl(a_line(1, model="\ud800"), a_line(2)))
 
     batch = await client.ended(batch)
