@@ -1,0 +1,172 @@
+"""Every kernel against the reference beside it, on this device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo_kernels import (
+    copy_blocks,
+    copy_blocks_ref,
+    decode_attention,
+    decode_attention_ref,
+    extend_attention,
+    extend_attention_ref,
+    fused_moe,
+    fused_moe_ref,
+    moe_routing,
+    moe_routing_ref,
+    rms_norm,
+    rms_norm_ref,
+    rotary,
+    rotary_ref,
+    sample,
+    sample_ref,
+    silu_and_mul,
+    silu_and_mul_ref,
+    store_kv,
+    store_kv_ref,
+)
+from octavo_kernels.attention_plan import plan_paged_attention
+from octavo_testing.kernels import Shape, a_paged_case, a_sampling_batch
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_report.record import PartRecord
+
+Case = Callable[[torch.dtype, torch.device, bool], tuple[torch.Tensor, torch.Tensor]]
+"""(dtype, device, is_tiny) -> what the kernel gave, what the reference gave."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+"""Largest difference over 1 + |reference|. Sums of some hundred products, in another order and rounded once."""
+
+
+def run(record: PartRecord, device: torch.device) -> None:
+    # The interpreter multiplies bfloat16 wrongly, and takes its time.
+    dtypes = [torch.float32] if device.type == "cpu" else list(TOLERANCE)
+    for name, case in CASES.items():
+        for dtype in dtypes:
+            torch.manual_seed(0)
+            actual, expected = case(dtype, device, record.is_tiny)
+            label = f"{name}, {str(dtype).removeprefix('torch.')}"
+            record.check(label, error=largest_error(actual, expected), tolerance=TOLERANCE[dtype])
+    torch.manual_seed(0)
+    wrong = _wrong_draws(device, 100 if record.is_tiny else 128256, 2 if record.is_tiny else 32)
+    record.check("sample: draws that differ", error=wrong, tolerance=0, unit="rows")
+
+
+def largest_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over 1 + |expected|; infinite where a value of either is no number."""
+    wanted = expected.float()
+    error = ((actual.float() - wanted).abs() / (1 + wanted.abs())).max()
+    return float(error) if bool(error.isfinite()) else float("inf")
+
+
+def _rms_norm(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(3, 63 if is_tiny else 4096, device=device).to(dtype)
+    weight = torch.randn(x.shape[1], device=device).to(dtype)
+    return rms_norm.rms_norm(x, weight, 1e-5), rms_norm_ref.rms_norm(x, weight, 1e-5)
+
+
+def _add_rms_norm(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(3, 63 if is_tiny else 4096, device=device).to(dtype)
+    weight, residual = torch.randn(x.shape[1], device=device).to(dtype), torch.randn_like(x)
+    mine, theirs = residual.clone(), residual.clone()
+    actual = rms_norm.add_rms_norm(x, mine, weight, 1e-5)
+    expected = rms_norm_ref.add_rms_norm(x, theirs, weight, 1e-5)
+    return torch.cat([actual, mine]), torch.cat([expected, theirs])
+
+
+def _silu_and_mul(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(3, 2 * (63 if is_tiny else 14336), device=device).to(dtype)
+    return silu_and_mul.silu_and_mul(x), silu_and_mul_ref.silu_and_mul(x)
+
+
+def _rotary(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    dim = 16 if is_tiny else 128
+    heads = torch.randn(5, 6, dim, device=device).to(dtype)
+    angles = torch.rand(50, dim // 2, device=device) * 6
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
+    positions = torch.tensor([0, 7, 3, 49, 20], device=device)
+    mine, theirs = heads.clone(), heads.clone()
+    rotary.rotary(mine[:, :4], mine[:, 4:], cos_sin, positions)
+    rotary_ref.rotary(theirs[:, :4], theirs[:, 4:], cos_sin, positions)
+    return mine, theirs
+
+
+def _store_kv(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    new = torch.randn(2, 4, 2, 16 if is_tiny else 128, device=device).to(dtype)
+    mine = torch.zeros(2, 3, 2, 16, new.shape[-1], dtype=dtype, device=device)
+    theirs = mine.clone()
+    slots = torch.tensor([17, -1, 40, 16], device=device)
+    store_kv.store_kv(new[0], new[1], mine[0], mine[1], slots)
+    store_kv_ref.store_kv(new[0], new[1], theirs[0], theirs[1], slots)
+    return mine, theirs
+
+
+def _copy_blocks(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    mine = torch.randn(2, 2, 5, 2, 16, 16 if is_tiny else 128, device=device).to(dtype)
+    theirs = mine.clone()
+    source, destination = torch.tensor([1, 4], device=device), torch.tensor([3, 2], device=device)
+    copy_blocks.copy_blocks(mine[0], mine[1], source, destination)
+    copy_blocks_ref.copy_blocks(theirs[0], theirs[1], source, destination)
+    return mine, theirs
+
+
+def _attention(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decodes around extends, with and without a cached beginning."""
+    shape = (
+        Shape(num_heads=4, num_kv_heads=2, head_dim=16)
+        if is_tiny
+        else Shape(num_heads=32, num_kv_heads=8, head_dim=128)
+    )
+    query_lens, seq_lens = ([1, 3], [20, 5]) if is_tiny else ([1, 200, 1, 77, 1], [33, 200, 3000, 500, 1])
+    case = a_paged_case(query_lens, seq_lens, shape=shape, dtype=dtype, device=str(device))
+    plan = plan_paged_attention(
+        case.batch,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        query_tile=extend_attention.extend_tiling(
+            shape.num_heads // shape.num_kv_heads, shape.head_dim, dtype
+        ).query_tile,
+        target_items=4 if is_tiny else 528,
+    )
+    mine, theirs = torch.full_like(case.q, torch.nan), torch.full_like(case.q, torch.nan)
+    caches = case.key_cache, case.value_cache
+    decode_attention.decode_attention(case.q, *caches, plan, case.scale, mine)
+    extend_attention.extend_attention(case.q, *caches, plan, case.scale, mine)
+    decode_attention_ref.decode_attention(case.q, *caches, plan, case.scale, theirs)
+    extend_attention_ref.extend_attention(case.q, *caches, plan, case.scale, theirs)
+    return mine, theirs
+
+
+def _experts(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    num_experts, hidden, inner, tokens = (2, 16, 8, 3) if is_tiny else (128, 2048, 768, 65)
+    x = torch.randn(tokens, hidden, device=device).to(dtype)
+    gate_up = (torch.randn(num_experts, 2 * inner, hidden, device=device) * hidden**-0.5).to(dtype)
+    down = (torch.randn(num_experts, hidden, inner, device=device) * inner**-0.5).to(dtype)
+    logits = torch.randn(tokens, num_experts, device=device)
+    ids, shares = moe_routing.route(logits, 2, renormalizes=True)
+    wanted_ids, wanted_shares = moe_routing_ref.route(logits, 2, renormalizes=True)
+    actual = fused_moe.fused_moe(x, gate_up, down, ids, shares)
+    return actual, fused_moe_ref.fused_moe(x, gate_up, down, wanted_ids, wanted_shares)
+
+
+def _wrong_draws(device: torch.device, vocab: int, rows: int) -> float:
+    logits = 3 * torch.randn(rows, vocab, device=device)
+    params = a_sampling_batch(rows, temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, seed=3, device=str(device))
+    return float((sample.sample(logits, params) != sample_ref.sample(logits, params)).sum())
+
+
+CASES: dict[str, Case] = {
+    "rms_norm": _rms_norm,
+    "add_rms_norm": _add_rms_norm,
+    "silu_and_mul": _silu_and_mul,
+    "rotary": _rotary,
+    "store_kv": _store_kv,
+    "copy_blocks": _copy_blocks,
+    "attention": _attention,
+    "experts": _experts,
+}

@@ -1,0 +1,147 @@
+"""Kernels at the sizes of an 8B model, as shares of what the device can do, beside torch's own where it has one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from benchmarks.gpu_report.limits import copy_rate, product_rate
+from benchmarks.gpu_report.timing import milliseconds
+from octavo_kernels.backend import AttentionBatch, KernelBackend, KVCacheSpec
+from octavo_testing.kernels import a_sampling_batch
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_report.record import PartRecord
+
+_BLOCK = 16
+
+
+def run(record: PartRecord, device: torch.device) -> None:
+    from benchmarks.gpu_report.parts import backend_on
+
+    backend = backend_on(device)
+    copy = copy_rate(device, is_tiny=record.is_tiny)
+    product = product_rate(device, is_tiny=record.is_tiny)
+    contexts = {"64 x 4k": [4096] * 64, "skewed": [65536] + [4096] * 15}
+    if record.is_tiny:
+        contexts = {"64 x 4k": [40, 40], "skewed": [90, 20]}
+    for name, lens in contexts.items():
+        _decode(record, backend, name, lens, copy)
+    for count, length in ((2, 24),) if record.is_tiny else ((1, 8192), (4, 2048)):
+        _prefill(record, backend, count, length, product)
+    for rows in (1, 2) if record.is_tiny else (1, 16, 64, 256, 4096):
+        _product(record, device, rows, copy, product)
+    _rowwise(record, backend, copy)
+
+
+class Heads:
+    """Attention of Llama 8B, or of a toy."""
+
+    def __init__(self, *, is_tiny: bool) -> None:
+        self.q, self.kv, self.dim = (4, 2, 16) if is_tiny else (32, 8, 128)
+
+
+def a_batch(query_lens: list[int], seq_lens: list[int], device: torch.device) -> tuple[AttentionBatch, int]:
+    """Sequences whose blocks lie scattered over the cache -> the batch, and the blocks that the cache must have."""
+    counts = [-(-length // _BLOCK) for length in seq_lens]
+    order = (torch.randperm(sum(counts), device=device) + 1).to(torch.int32)
+    tables = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=device)
+    for row, own in enumerate(torch.split(order, counts)):
+        tables[row, : len(own)] = own
+    slots = [
+        tables[row, torch.arange(length - new, length, device=device) // _BLOCK].long() * _BLOCK
+        + torch.arange(length - new, length, device=device) % _BLOCK
+        for row, (new, length) in enumerate(zip(query_lens, seq_lens, strict=True))
+    ]
+    batch = AttentionBatch(
+        query_start_loc=torch.tensor([0, *query_lens], device=device).cumsum(0).to(torch.int32),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+        block_tables=tables,
+        slot_mapping=torch.cat(slots),
+        max_query_len=max(query_lens),
+        max_seq_len=max(seq_lens),
+    )
+    return batch, sum(counts) + 1
+
+
+def _attention_ms(
+    backend: KernelBackend, heads: Heads, query_lens: list[int], seq_lens: list[int]
+) -> tuple[float, torch.Tensor]:
+    """-> milliseconds of one layer's attention, planning not counted; and its q, for the peer."""
+    batch, num_blocks = a_batch(query_lens, seq_lens, backend.device)
+    cache = backend.allocate_kv_cache(
+        KVCacheSpec(
+            num_layers=1,
+            num_blocks=num_blocks,
+            block_size=_BLOCK,
+            num_kv_heads=heads.kv,
+            head_dim=heads.dim,
+            dtype=torch.bfloat16,
+        )
+    )
+    q = torch.randn(sum(query_lens), heads.q, heads.dim, device=backend.device).bfloat16()
+    plan = backend.plan_attention(batch, cache, heads.q)
+    return milliseconds(lambda: backend.attention(q, cache, 0, plan, heads.dim**-0.5), backend.device), q
+
+
+def _decode(record: PartRecord, backend: KernelBackend, name: str, lens: list[int], copy: float) -> None:
+    heads = Heads(is_tiny=record.is_tiny)
+    ms, q = _attention_ms(backend, heads, [1] * len(lens), lens)
+    rate = sum(lens) * heads.kv * heads.dim * 4 / ms / 1e6
+    record.figure(f"decode attention, {name}", 100 * rate / copy, "% of copy", f"{rate:.0f} GB/s, {ms:.3f} ms")
+    if len(set(lens)) == 1:
+        k = torch.randn(len(lens), heads.kv, lens[0], heads.dim, device=backend.device).bfloat16()
+        mine = q.unsqueeze(2)
+        peer = milliseconds(lambda: scaled_dot_product_attention(mine, k, k, enable_gqa=True), backend.device)
+        record.figure(
+            f"decode attention, {name}, against SDPA", peer / ms, "x", f"SDPA on contiguous K/V {peer:.3f} ms"
+        )
+
+
+def _prefill(record: PartRecord, backend: KernelBackend, count: int, length: int, product: float) -> None:
+    heads = Heads(is_tiny=record.is_tiny)
+    ms, q = _attention_ms(backend, heads, [length] * count, [length] * count)
+    # Half of the square of positions, a multiplication and an addition, for QK and for PV.
+    rate = 2 * count * length**2 * heads.q * heads.dim / ms / 1e9
+    name = f"prefill attention, {count} x {length}"
+    record.figure(name, rate, "TFLOP/s", f"{100 * rate / product:.0f} % of the product's, {ms:.3f} ms")
+    mine = q.view(count, length, heads.q, heads.dim).transpose(1, 2)
+    k = torch.randn(count, heads.kv, length, heads.dim, device=backend.device).bfloat16()
+    peer = milliseconds(
+        lambda: scaled_dot_product_attention(mine, k, k, is_causal=True, enable_gqa=True), backend.device
+    )
+    record.figure(f"{name}, against SDPA", peer / ms, "x", f"SDPA {peer:.3f} ms")
+
+
+def _product(record: PartRecord, device: torch.device, rows: int, copy: float, product: float) -> None:
+    """What linear layers are: the vendor's product, at the largest matrix of a layer."""
+    outputs, inputs = (96, 32) if record.is_tiny else (28672, 4096)
+    weight = torch.randn(outputs, inputs, device=device).bfloat16()
+    x = torch.randn(rows, inputs, device=device).bfloat16()
+    ms = milliseconds(lambda: linear(x, weight), device)
+    read, rate = 2 * outputs * inputs / ms / 1e6, 2 * rows * outputs * inputs / ms / 1e9
+    note = f"{read:.0f} GB/s of weights, {rate:.0f} TFLOP/s, {ms:.3f} ms"
+    record.figure(f"cuBLAS linear, {rows} rows", 100 * max(read / copy, rate / product), "% of limit", note)
+
+
+def _rowwise(record: PartRecord, backend: KernelBackend, copy: float) -> None:
+    device, (rows, hidden) = backend.device, (4, 32) if record.is_tiny else (8192, 4096)
+    x, weight = torch.randn(rows, hidden, device=device).bfloat16(), torch.ones(hidden, device=device).bfloat16()
+    residual, wide = x.clone(), torch.randn(rows, 2 * hidden, device=device).bfloat16()
+    for name, passes, ms in (
+        ("rms_norm", 2, milliseconds(lambda: backend.rms_norm(x, weight, 1e-5), device)),
+        ("add_rms_norm", 4, milliseconds(lambda: backend.add_rms_norm(x, residual, weight, 1e-5), device)),
+        ("silu_and_mul", 3, milliseconds(lambda: backend.silu_and_mul(wide), device)),
+    ):
+        rate = passes * rows * hidden * 2 / ms / 1e6
+        record.figure(name, 100 * rate / copy, "% of copy", f"{rate:.0f} GB/s, {ms:.3f} ms")
+    count, vocab = (2, 100) if record.is_tiny else (256, 128256)
+    logits = torch.randn(count, vocab, device=device)
+    for name, params in (
+        ("sample, greedy", a_sampling_batch(count, temperature=0.0, device=str(device))),
+        ("sample, top-p 0.95", a_sampling_batch(count, temperature=0.8, top_p=0.95, device=str(device))),
+    ):
+        ms = milliseconds(lambda params=params: backend.sample(logits, params), device)  # type: ignore[misc] # bound now
+        record.figure(name, ms, "ms", f"{count} rows of {vocab}")

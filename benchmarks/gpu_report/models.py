@@ -1,0 +1,160 @@
+"""Shapes of known models with random weights made on the device, and a loop that drives them through the real scheduler."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence as Items
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from octavo_kernels.backend import KernelBackend, KVCacheSpec
+from octavo_server.engine.kv_cache_manager import KVCacheManager
+from octavo_server.engine.model_runner import DecoderRunner
+from octavo_server.engine.outputs import SampledToken, SequenceId
+from octavo_server.engine.request import Request, SamplingParams
+from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.sequence import Sequence
+from octavo_server.models.config import parse_model_config
+from octavo_server.models.decoder import Decoder
+from octavo_server.models.decoder_weights import load_decoder_weights
+from octavo_server.models.dummy_weights import DummyWeights
+
+if TYPE_CHECKING:
+    from octavo_server.models.config import ModelConfig
+
+BLOCK_SIZE = 16
+
+
+def _shape(architecture: str, model_type: str, sizes: Items[int], **others: Any) -> dict[str, Any]:
+    """sizes: vocabulary, hidden, inner, layers, heads, key/value heads, head_dim."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    heads = ("num_attention_heads", "num_key_value_heads", "head_dim")
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        **dict(zip(names + heads, sizes, strict=True)),
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": 1,
+        **others,
+    }
+
+
+_EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-8b": _shape("LlamaForCausalLM", "llama", (128256, 4096, 14336, 32, 32, 8, 128)),
+    "qwen3-0.6b": _shape("Qwen3ForCausalLM", "qwen3", (151936, 1024, 3072, 28, 16, 8, 128), tie_word_embeddings=True),
+    "qwen3-moe": _shape("Qwen3MoeForCausalLM", "qwen3_moe", (151936, 2048, 6144, 48, 32, 4, 128), **_EXPERTS),
+}
+_TINY_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+_TINY_SIZES = (64, 32, 48, 2, 2, 1, 16)
+TINY: dict[str, dict[str, Any]] = {
+    "llama-8b": _shape("LlamaForCausalLM", "llama", _TINY_SIZES, max_position_embeddings=512),
+    "qwen3-0.6b": _shape("Qwen3ForCausalLM", "qwen3", _TINY_SIZES, max_position_embeddings=512),
+    "qwen3-moe": _shape("Qwen3MoeForCausalLM", "qwen3_moe", _TINY_SIZES, max_position_embeddings=512, **_TINY_EXPERTS),
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "llama": _shape("LlamaForCausalLM", "llama", (1000, 256, 512, 4, 8, 2, 64)),
+    "qwen3": _shape("Qwen3ForCausalLM", "qwen3", (1000, 256, 512, 4, 8, 4, 64)),
+    "qwen3-moe": _shape(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        (1000, 256, 512, 4, 8, 4, 64),
+        **{**_EXPERTS, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
+    ),
+}
+"""For checks: a float32 twin on the host answers in a moment."""
+
+
+class DeviceWeights(DummyWeights):
+    """Random weights that never pass through the host's memory."""
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self._device = device
+
+    def read(self, name: str) -> torch.Tensor:
+        shape = self.shape(name)
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, dtype=torch.bfloat16, device=self._device)
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+        made = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
+        return made.normal_(0, 0.02, generator=generator)
+
+
+class Model:
+    """A decoder with random weights, its cache, and the scheduler in front of them."""
+
+    def __init__(self, raw: dict[str, Any], source: str, backend: KernelBackend, dtype: torch.dtype) -> None:
+        """source: "device" makes weights there; "host" makes those that any backend's twin has too."""
+        self.config = parse_model_config(raw, {}, source="gpu_report")
+        weights = DeviceWeights(self.config, backend.device) if source == "device" else DummyWeights(self.config)
+        loaded = load_decoder_weights(self.config, weights, backend, dtype, lambda _done, _total: None, None)
+        self.num_weight_bytes = loaded.num_bytes
+        self.decoder = Decoder(self.config, loaded, backend)
+        self._dtype = dtype
+
+    def start(self, num_blocks: int, max_num_seqs: int, max_num_batched_tokens: int = 8192) -> None:
+        """A fresh cache and scheduler."""
+        config = self.config
+        spec = KVCacheSpec(
+            num_layers=config.num_layers,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=self._dtype,
+        )
+        self.runner = DecoderRunner(self.decoder, spec)
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_seqs=max_num_seqs,
+                max_model_len=config.max_positions,
+                long_prefill_token_threshold=max_num_batched_tokens,
+            ),
+            KVCacheManager(num_blocks=num_blocks, block_size=BLOCK_SIZE, enable_prefix_caching=False),
+        )
+        self._num_sequences = 0
+        self.sampled: dict[SequenceId, list[SampledToken]] = {}
+
+    def add(self, prompt: Items[int], params: SamplingParams) -> Sequence:
+        number = self._num_sequences
+        self._num_sequences += 1
+        request = Request(request_id=str(number), prompt_token_ids=tuple(prompt), params=params, arrival_s=0.0)
+        sequence = Sequence(sequence_id=SequenceId(number), request=request, seed=number)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> int:
+        """One round -> tokens of output."""
+        decision = self.scheduler.schedule(0.0)
+        result = self.runner.execute(decision)
+        if result.failed:
+            raise RuntimeError(next(iter(result.failed.values())))
+        self.scheduler.update(decision, result, 0.0)
+        self.scheduler.pop_finished()
+        for sequence_id, token in result.sampled.items():
+            self.sampled.setdefault(sequence_id, []).append(token)
+        return len(result.sampled)
+
+    def run(self) -> None:
+        """Until all that was added has ended."""
+        while self.scheduler.has_work:
+            self.step()
+
+
+def prompts(count: int, num_tokens: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
+    """Random token ids above those that mean something."""
+    rng = Random(seed)
+    return [[rng.randrange(2, vocab_size) for _ in range(num_tokens)] for _ in range(count)]
+
+
+def greedy(num_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)

@@ -1,0 +1,107 @@
+"""The GPU report at toy sizes on a CPU: all its logic, no speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ROOT
+from benchmarks.gpu_report import __main__ as command
+from benchmarks.gpu_report import parts
+from benchmarks.gpu_report.record import Figure, PartRecord, read_record
+from benchmarks.gpu_report.table import report
+
+ABSENT = ("gguf", "llguidance", "kopf", "kubernetes", "numba", "llvmlite", "uvloop", "msgpack", "openai", "jsonschema")
+"""Not on the machines that the report runs on."""
+
+
+def test_each_part_that_measures_speed_fills_its_figures_at_toy_sizes(tmp_path: Path) -> None:
+    names = ["limits", "kernel-checks", "model-checks", "kernels", "engine-qwen3-moe"]
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); from benchmarks.gpu_report.parts import main; "
+        f"sys.exit(sum(main([name, {str(tmp_path)!r}, 'tiny', '100']) for name in {names!r}))"
+    )
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    records = {name: read_record(tmp_path / f"{name}.json") for name in names}
+    assert done.returncode == 0, [record and record.error for record in records.values()]
+    figures = {name: [figure.name for figure in record.figures] for name, record in records.items() if record}
+    assert figures["limits"] == ["copy", "bf16 product"]
+    assert len(figures["kernel-checks"]) == 9
+    assert len(figures["model-checks"]) == 9
+    assert "decode attention, skewed" in figures["kernels"]
+    assert figures["engine-qwen3-moe"][-1] == "saturation"
+
+
+def test_a_part_is_run_once_and_again_only_where_it_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--out", str(tmp_path), "--only", "limits", "--tiny"]
+
+    assert command.main([*arguments, "--budget", "0.01"]) == 1
+    assert "its budget" in (tmp_path / "report.md").read_text()
+    assert command.main(arguments) == 0
+    capsys.readouterr()
+    assert command.main(arguments) == 0
+
+    assert "limits: done before" in capsys.readouterr().out
+    whole = json.loads((tmp_path / "report.json").read_text())
+    assert [part["status"] for part in whole["parts"]] == ["done"]
+
+
+def test_a_part_that_raises_is_recorded_with_its_traceback_and_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_name: str, record: PartRecord, *_: object) -> None:
+        record.figure("copy", 5.0, "GB/s")
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(parts, "run_part", fails)
+
+    assert parts.main(["limits", str(tmp_path), "tiny", "10"]) == 1
+
+    record = read_record(tmp_path / "limits.json")
+    assert record is not None
+    assert record.status == "failed"
+    assert [figure.value for figure in record.figures] == [5.0]
+    assert "the device is lost" in record.error
+
+
+@pytest.mark.parametrize("error", [0.2, float("nan")])
+def test_a_check_that_does_not_hold_is_no_success(tmp_path: Path, error: float) -> None:
+    record = PartRecord(part="kernel-checks", path=tmp_path / "a.json", is_tiny=False, status="done")
+    record.check("rms_norm", error=0.1, tolerance=0.1)
+    assert record.is_good
+
+    record.check("rotary", error=error, tolerance=0.1)
+
+    assert not record.is_good
+    assert "WRONG" in report([record], {"kernel-checks": "Checks"})
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(245, "held"), (244, "MISSED")])
+def test_a_figure_stands_beside_its_bar(tmp_path: Path, value: float, verdict: str) -> None:
+    figures = [Figure(name="decode 1", value=value, unit="tok/s")]
+    record = PartRecord(part="engine-llama-8b", path=tmp_path / "a.json", is_tiny=False, figures=figures)
+
+    text = report([record], {"engine-llama-8b": "Engine"})
+
+    assert f"≥ 245 {verdict}" in text
+
+
+def test_all_parts_together_fit_into_nine_minutes() -> None:
+    assert sum(part.budget_s for part in parts.PARTS.values()) <= 9 * 60
+
+
+def test_a_part_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--out", str(tmp_path), "--only", "limit"])
+
+    assert "'limit' is no part; choose from limits" in capsys.readouterr().err
