@@ -16,6 +16,7 @@ from benchmarks.gpu_report.timing import wait
 
 if TYPE_CHECKING:
     from benchmarks.gpu_report.record import PartRecord
+    from octavo_server.engine.sequence import Sequence
 
 _KV_SHARE = 0.85
 """Of the memory that is free once the weights are there; the rest is for activations."""
@@ -48,7 +49,6 @@ def run(record: PartRecord, device: torch.device, name: str, deadline_s: float) 
     record.figure(
         "host gap", _host_gap(model, device, short, 2 if tiny else 8), "% of a step", "batch 1, by the profiler"
     )
-    started = perf_counter()
     ms = _decode_ms(model, 1, long, 2 if tiny else 16)
     record.figure("context token", (ms - single) / (long - short), "ms", f"batch 1, context {long} against {short}")
     _prefill(record, model, 16 if tiny else 8192)
@@ -61,34 +61,37 @@ def _num_blocks(model: Model, device: torch.device) -> int:
     return min(int(_KV_SHARE * free / block_bytes), 40_000)
 
 
-def _begin(model: Model, batch: int, context: int, num_tokens: int) -> None:
-    """Prefills `batch` sequences, so that each step from here on decodes them all."""
-    for prompt in prompts(batch, context, model.config.vocab_size):
-        model.add(prompt, greedy(num_tokens + batch * -(-context // 8192) + 2))
+def begin_decoding(model: Model, batch: int, context: int, num_tokens: int) -> list[Sequence]:
+    """Prefills `batch` sequences, so that each step from here on decodes them all; they have to be stopped."""
+    # More than all steps together, since the first decode while the last are prefilled.
+    params = greedy(num_tokens + batch * -(-context // 8192) + 2)
+    begun = [model.add(prompt, params) for prompt in prompts(batch, context, model.config.vocab_size)]
     while model.step() < batch:
-        pass
+        if any(sequence.is_finished for sequence in begun):
+            raise RuntimeError(f"{batch} sequences of {context} tokens never decoded together; the cache is too small")
+    return begun
 
 
 def _decode_ms(model: Model, batch: int, context: int, steps: int) -> float:
-    _begin(model, batch, context, steps)
+    begun = begin_decoding(model, batch, context, steps)
     started = perf_counter()
     for _ in range(steps):
         model.step()
     spent = perf_counter() - started
-    model.run()
+    model.stop(begun)
     return 1000 * spent / steps
 
 
 def _host_gap(model: Model, device: torch.device, context: int, steps: int) -> float:
     """Per cent of the steps' time in which the device had nothing to do; on a CPU, in which no operator ran."""
     activity = ProfilerActivity.CPU if device.type == "cpu" else ProfilerActivity.CUDA
-    _begin(model, 1, context, steps)
+    begun = begin_decoding(model, 1, context, steps)
     with profile(activities=[activity]) as profiled:
         started = perf_counter()
         for _ in range(steps):
             model.step()
         spent_us = 1e6 * (perf_counter() - started)
-    model.run()
+    model.stop(begun)
     averages = profiled.key_averages()
     busy_us = sum(
         entry.self_cpu_time_total if device.type == "cpu" else entry.self_device_time_total for entry in averages

@@ -144,6 +144,12 @@ class Model:
             self.sampled.setdefault(sequence_id, []).append(token)
         return len(result.sampled)
 
+    def stop(self, sequences: Items[Sequence]) -> None:
+        """Ends what nobody waits for any more."""
+        for sequence in sequences:
+            self.scheduler.abort(sequence.sequence_id)
+        self.scheduler.pop_finished()
+
     def run(self) -> None:
         """Until all that was added has ended."""
         while self.scheduler.has_work:

@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import ROOT
 from benchmarks.gpu_report import __main__ as command
 from benchmarks.gpu_report import parts
+from benchmarks.gpu_report.engine_speed import begin_decoding
+from benchmarks.gpu_report.models import TINY, Model
 from benchmarks.gpu_report.record import Figure, PartRecord, read_record
 from benchmarks.gpu_report.table import report
+from octavo_kernels.torch_backend import TorchBackend
 
 ABSENT = ("gguf", "llguidance", "kopf", "kubernetes", "numba", "llvmlite", "uvloop", "msgpack", "openai", "jsonschema")
 """Not on the machines that the report runs on."""
@@ -105,3 +109,25 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.Ca
         command.main(["--out", str(tmp_path), "--only", "limit"])
 
     assert "'limit' is no part; choose from limits" in capsys.readouterr().err
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(TINY["llama-8b"], "device", TorchBackend(torch.device("cpu")), torch.float32)
+
+
+def test_sequences_that_were_timed_are_stopped_and_not_run_to_their_end(model: Model) -> None:
+    model.start(num_blocks=40, max_num_seqs=2)
+    begun = begin_decoding(model, 2, 8, 2)
+    assert model.step() == 2
+
+    model.stop(begun)
+
+    assert not model.scheduler.has_work
+
+
+def test_a_batch_that_the_cache_cannot_hold_at_once_is_told_of(model: Model) -> None:
+    model.start(num_blocks=5, max_num_seqs=2)
+
+    with pytest.raises(RuntimeError, match="2 sequences of 40 tokens never decoded together"):
+        begin_decoding(model, 2, 40, 2)
