@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -60,6 +60,8 @@ class Result:
     case: Case
     ours: list[float]
     theirs: list[float]
+    aim: float | None
+    """Ours over theirs; None: none is set."""
 
     @property
     def ratios(self) -> list[float]:
@@ -69,8 +71,8 @@ class Result:
         return {**asdict(self), "ratio": median(self.ratios), "ratio_of_bests": max(self.ours) / max(self.theirs)}
 
     def row(self) -> str:
-        ratios, bar = self.ratios, BARS.get(self.case.name)
-        aim = "" if bar is None else f"   aim {bar}"
+        ratios = self.ratios
+        aim = "" if self.aim is None else f"   aim {self.aim}"
         return (
             f"{self.case.name:<12} {median(self.ours):>9.1f} {median(self.theirs):>10.1f} "
             f"{median(ratios):>7.2f} [{min(ratios):.2f} .. {max(ratios):.2f}] "
@@ -132,60 +134,67 @@ class Ours:
         self._llm.engine.add_request(request)
 
 
-class Theirs:
-    """llama.cpp in a child process."""
+class Child:
+    """Another engine in a process of its own, which answers a line of JSON with one; the first says what it is."""
 
-    def __init__(self, python: Path, model: str, threads: int, cases: Sequence[Case], *, spin: bool) -> None:
-        env = dict(os.environ) if spin else {**os.environ, "GOMP_SPINCOUNT": str(OMP_SPINS)}
-        room = (max(case.batch for case in cases), max(case.prompt_tokens + case.steps for case in cases) + 1)
-        for layout in ("repacked", "plain"):
-            self._child = subprocess.Popen(
-                # -P: this folder holds a llama_cpp.py that is not theirs
-                [str(python), "-P", str(CHILD), model, str(threads), layout, *map(str, room)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=env,
-            )
-            if (about := self._answer()) is not None:
-                break
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self._name = name
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+        )
+        self._about = self._answer()
+        if self._about is None:
             self.close()
-            if self._child.returncode != -signal.SIGILL:
-                break
-        self.about = about or self._fail()
+
+    @property
+    def status(self) -> int | None:
+        """With which it has ended; None while it runs."""
+        return self._process.returncode
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self._about or self._fail()
 
     def seconds(self, case: Case, prompts: list[list[int]]) -> list[float]:
         task = {"task": "decode" if case.steps else "prefill", "prompts": prompts, "steps": case.steps}
-        assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(task) + "\n")
-        self._child.stdin.flush()
-        seconds: list[float] = self._read()["seconds"]
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        seconds: list[float] = (self._answer() or self._fail())["seconds"]
         return seconds
 
     def close(self) -> None:
-        """Ends the child."""
-        self._child.communicate()
-
-    def _read(self) -> dict[str, Any]:
-        return self._answer() or self._fail()
+        """Ends it."""
+        self._process.communicate()
 
     def _answer(self) -> dict[str, Any] | None:
         """None: it has ended."""
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline()
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         answer: dict[str, Any] | None = json.loads(line) if line else None
         return answer
 
     def _fail(self) -> NoReturn:
         self.close()
-        raise SystemExit(f"llama.cpp ended with status {self._child.returncode}; run with --install to build it")
+        raise SystemExit(f"{self._name} ended with status {self.status}; run with --install to build it")
 
 
-def measure(ours: Ours, theirs: Theirs, case: Case, rounds: int) -> Result:
+def start_llama_cpp(python: Path, model: str, threads: int, cases: Sequence[Case], *, spin: bool) -> Child:
+    """With its fastest layout that runs here."""
+    env = dict(os.environ) if spin else {**os.environ, "GOMP_SPINCOUNT": str(OMP_SPINS)}
+    room = (max(case.batch for case in cases), max(case.prompt_tokens + case.steps for case in cases) + 1)
+    # -P: this folder holds a llama_cpp.py that is not theirs
+    command = [str(python), "-P", str(CHILD), model, str(threads)]
+    child = Child("llama.cpp", [*command, "repacked", *map(str, room)], env)
+    if child.status == -signal.SIGILL:
+        child = Child("llama.cpp", [*command, "plain", *map(str, room)], env)
+    return child
+
+
+def measure(ours: Ours, theirs: Child, case: Case, rounds: int, aim: float | None) -> Result:
     """Turns of both with the same prompts; a round before the first is thrown away."""
     rates: tuple[list[float], list[float]] = ([], [])
-    sides: tuple[Ours | Theirs, ...] = (ours, theirs)
+    sides: tuple[Ours | Child, ...] = (ours, theirs)
     for index in range(rounds + 1):
         prompts = case.prompts(index, min(ours.vocabulary, 40_000))
         for side, found in zip(sides, rates, strict=True):
@@ -194,7 +203,7 @@ def measure(ours: Ours, theirs: Theirs, case: Case, rounds: int) -> Result:
             found.append(work / median(seconds))
             # OpenMP's threads spin a little after their work.
             time.sleep(0.05)
-    return Result(case=case, ours=rates[0][1:], theirs=rates[1][1:])
+    return Result(case=case, ours=rates[0][1:], theirs=rates[1][1:], aim=aim)
 
 
 def install(folder: Path) -> Path:
@@ -214,29 +223,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     python = install(HOME) if values.install else HOME / "venv" / "bin" / "python"
     if not python.exists():
         raise SystemExit(f"there is no llama.cpp in {HOME}; build it with --install")
-    cases = [
+    cases = cases_of(values)
+    theirs = start_llama_cpp(python, values.model, values.threads, cases, spin=values.spin)
+    about = theirs.about
+    print(f"llama-cpp-python {about['version']}: {about['system'].strip()} layout {about['layout']}")
+    ours = Ours(values.model, values.quantization, values.threads)
+    results = compare("llama.cpp", ours, theirs, cases, values, BARS)
+    setup = {"model": Path(values.model).name, "sha256": _sha256(values.model), "threads": values.threads,
+             "quantization": values.quantization, "context": values.context, "spin": values.spin, "llama_cpp": about,
+             "cpu_flags": cpu_flags(), "versions": versions()}  # fmt: skip
+    write_json(values.json, "benchmarks.llama_cpp", {**setup, "results": [result.as_json() for result in results]})
+    return 0
+
+
+def cases_of(values: argparse.Namespace) -> list[Case]:
+    """Decodes of each size and one prefill, as the command line says."""
+    decodes = [
         Case(name=f"decode {n}", batch=n, prompt_tokens=values.context, steps=values.steps) for n in values.batches
     ]
-    cases.append(Case(name="prefill", batch=1, prompt_tokens=values.prefill, steps=0))
-    theirs = Theirs(python, values.model, values.threads, cases, spin=values.spin)
-    ours = Ours(values.model, values.quantization, values.threads)
+    return [*decodes, Case(name="prefill", batch=1, prompt_tokens=values.prefill, steps=0)]
+
+
+def compare(
+    name: str, ours: Ours, theirs: Child, cases: Sequence[Case], values: argparse.Namespace, aims: Mapping[str, float]
+) -> list[Result]:
+    """Measures and prints a row a case; ends the other engine."""
+    load = os.getloadavg()[0]
+    print(f"{values.threads} threads each, load average {load:.1f}, {values.rounds} rounds; tokens a second")
+    print(f"{'case':<12} {'ours':>9} {name:>10} {'ratio':>7} [least .. most] {'of bests':>9}")
     results = []
-    print(
-        f"llama-cpp-python {theirs.about['version']}: {theirs.about['system'].strip()} layout {theirs.about['layout']}"
-    )
-    print(
-        f"{values.threads} threads each, load average {os.getloadavg()[0]:.1f}, {values.rounds} rounds; tokens a second"
-    )
-    print(f"{'case':<12} {'ours':>9} {'llama.cpp':>10} {'ratio':>7} [least .. most] {'of bests':>9}")
     for case in cases:
-        results.append(measure(ours, theirs, case, values.rounds))
+        results.append(measure(ours, theirs, case, values.rounds, aims.get(case.name)))
         print(results[-1].row(), flush=True)
     theirs.close()
-    about = {"model": Path(values.model).name, "sha256": _sha256(values.model), "threads": values.threads,
-             "quantization": values.quantization, "context": values.context, "spin": values.spin, "llama_cpp": theirs.about,
-             "cpu_flags": _cpu_flags(), "versions": _versions()}  # fmt: skip
-    write_json(values.json, "benchmarks.llama_cpp", {**about, "results": [result.as_json() for result in results]})
-    return 0
+    return results
 
 
 def parser() -> argparse.ArgumentParser:
@@ -244,16 +264,21 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.llama_cpp", description="Our engine beside llama.cpp.")
     made.add_argument("model", help="a .gguf file")
     made.add_argument("--quantization", default="int4", choices=["none", "int8", "int4"], help="default: %(default)s")
+    made.add_argument("--spin", action="store_true", help="let llama.cpp's threads spin without bound")
+    add_arguments(made)
+    return made
+
+
+def add_arguments(made: argparse.ArgumentParser) -> None:
+    """What a comparison with an engine in a child process has."""
     made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
     made.add_argument("--rounds", type=int, default=7, help="turns of both a case (default: %(default)s)")
     made.add_argument("--batches", type=_numbers, default=[1, 8, 32], help="decodes at once (default: 1,8,32)")
     made.add_argument("--context", type=int, default=128, help="tokens of a decode's prompt (default: %(default)s)")
     made.add_argument("--prefill", type=int, default=512, help="tokens of the prefill's prompt (default: %(default)s)")
-    made.add_argument("--install", action="store_true", help="build llama.cpp first where it is missing: minutes")
+    made.add_argument("--install", action="store_true", help="install the other engine first where it is missing")
     made.add_argument("--steps", type=int, default=12, help="timed steps of a decode a round (default: %(default)s)")
-    made.add_argument("--spin", action="store_true", help="let llama.cpp's threads spin without bound")
     made.add_argument("--json", default="", metavar="FILE", help="write the figures there")
-    return made
 
 
 def _numbers(text: str) -> list[int]:
@@ -265,13 +290,13 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cpu_flags() -> list[str]:
+def cpu_flags() -> list[str]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
     flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
     return [flag for flag in flags if flag.startswith(("avx", "fma", "f16c", "amx"))]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("octavo", "torch", "numba", "llvmlite", "numpy")}
