@@ -20,9 +20,11 @@ from octavo_server.models.config import parse_model_config
 from octavo_server.models.decoder import Decoder
 from octavo_server.models.decoder_weights import load_decoder_weights
 from octavo_server.models.dummy_weights import DummyWeights
+from octavo_server.models.shard import WHOLE
 
 if TYPE_CHECKING:
     from octavo_server.models.config import ModelConfig
+    from octavo_server.models.shard import Cut
 
 BLOCK_SIZE = 16
 
@@ -79,13 +81,13 @@ class DeviceWeights(DummyWeights):
         super().__init__(config)
         self._device = device
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, cut: Cut = WHOLE) -> torch.Tensor:
         shape = self.shape(name)
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=torch.bfloat16, device=self._device)
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
         made = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
-        return made.normal_(0, 0.02, generator=generator)
+        return made.normal_(0, 0.02, generator=generator)[cut.index]
 
 
 class Model:

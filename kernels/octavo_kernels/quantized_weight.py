@@ -79,6 +79,19 @@ def stack(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     )
 
 
+def filled_up(weight: QuantizedWeight, num_rows: int, num_columns: int) -> QuantizedWeight:
+    """With zeros, to [num_rows, num_columns], the columns a multiple of 32."""
+    rows, columns = num_rows - weight.codes.shape[0], num_columns - weight.codes.shape[1]
+    if not rows and not columns:
+        return weight
+    return QuantizedWeight(
+        bits=weight.bits,
+        codes=torch.nn.functional.pad(weight.codes, (0, columns, 0, rows)),
+        scales=torch.nn.functional.pad(weight.scales, (0, columns // GROUP, 0, rows)),
+        minima=torch.nn.functional.pad(weight.minima, (0, columns // GROUP, 0, rows)),
+    )
+
+
 def _rounded_down(values: torch.Tensor) -> torch.Tensor:
     """To the next number of 11 bits that is not larger."""
     fractions, exponents = values.frexp()

@@ -229,7 +229,8 @@ class EngineConfig:
     taken so that command lines written for vLLM work."""
 
     tensor_parallel_size: int = setting(1, minimum=1, parse=human_int)
-    """GPUs that share one model. 1, the one choice of this version."""
+    """Processes that share one model, each with a part of heads, of the MLP and of the vocabulary, 1 or more: one a GPU, or,
+    to try it, on one CPU. The model's heads must be divisible by it."""
 
     seed: int = setting(0, minimum=0, maximum=2**63 - 1)
     """Start of the random numbers of requests that bring no seed of their own, 0 or more. 0: runs can be repeated."""
@@ -249,11 +250,6 @@ class EngineConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         only_auto(self.kv_cache_dtype)
-        if self.tensor_parallel_size != 1:
-            raise ConfigError(
-                f"--tensor-parallel-size {self.tensor_parallel_size} is not supported yet in this version of Octavo, "
-                f"which computes on one device; leave it out"
-            )
 
     def resolve(self, *, context_length: int, device: str, device_memory_bytes: int) -> ResolvedLimits:
         """Turns the limits' autos into values; `context_length` is what the model was trained for, in tokens.

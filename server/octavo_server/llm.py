@@ -76,8 +76,16 @@ class LLM:
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
         self._memory = loaded.memory
+        self._close = loaded.close
         self._served = loaded.served
         self._num_requests = 0
+
+    def close(self) -> None:
+        """Ends the processes that compute with this one, where `tensor_parallel_size` asked for any; harmless twice.
+
+        They end with this object and with this process too.
+        """
+        self._close()
 
     def get_memory_table(self) -> str:
         """What the model takes of this machine's memory and how much fits, as `octavo plan` prints it."""

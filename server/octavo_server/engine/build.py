@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,16 @@ from octavo_server.engine.served_model import ServedModel
 from octavo_server.engine.waiting_queue import SchedulingPolicy
 from octavo_server.errors import ConfigError, StartupError
 from octavo_server.machine import read_text, resident_bytes
+from octavo_server.plan.gpus import share_of
 from octavo_server.plan.layout import choose_layout, rotary_bytes
 from octavo_server.plan.memory import Measured, MemoryPlan, plan_memory
 from octavo_server.plan.model_shape import served_shape
 from octavo_server.plan.table import size, table
-from octavo_server.plan.this_machine import this_device
+from octavo_server.plan.this_machine import gpu_overhead_bytes, this_device
 from octavo_server.sources.locate import locate_model, locate_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from octavo_server.capacity import KVPlan
     from octavo_server.config import EngineConfig, ResolvedLimits
@@ -66,6 +68,8 @@ class LoadedEngine:
     """What it takes of the device; None of an engine without a model."""
     resolved: Mapping[str, str | int] = field(default_factory=dict)
     """What the settings have become on this machine, for `/server_info` and result files."""
+    close: Callable[[], None] = lambda: None
+    """Ends what computes beside this process."""
 
     @property
     def served(self) -> ServedModel:
@@ -110,18 +114,36 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     locate_tokenizer(config, location, progress)
     progress.locate(location)
     model_config = load_model_config(location)
+    served_shape(model_config).check_ways(config.tensor_parallel_size)
     device = resolve_device(config.device)
     # Before loading, which takes the weights from what the machine has available, but not from a cgroup's limit.
     machine = this_device(device, is_memory_needed=config.kv_cache_memory_bytes is None)
+    machine = share_of(machine, config.tensor_parallel_size)
     limits = config.resolve(
         context_length=model_config.max_positions, device=device, device_memory_bytes=machine.memory_bytes
     )
     progress.enter("loading_weights")
     model = _load_model(location, config, device, progress)
-    text = load_text_side(config, location)
+    try:
+        return _around(model, config, limits, machine, progress, keeps_records=keeps_records)
+    except BaseException:
+        model.decoder.close()
+        raise
+
+
+def _around(
+    model: LoadedModel,
+    config: EngineConfig,
+    limits: ResolvedLimits,
+    machine: Device,
+    progress: StartupProgress,
+    *,
+    keeps_records: bool,
+) -> LoadedEngine:
+    text = load_text_side(config, Path(progress.location))
     if config.tokenizer is not None:
         # A model's own may have a few tokens more, which nobody sends.
-        _check_vocabulary(text.tokenizer, model_config)
+        _check_vocabulary(text.tokenizer, model.config)
     memory = _plan_memory(config, model, machine)
     if memory.kv is None:
         raise StartupError("KVCacheTooSmall", memory.problem)
@@ -135,6 +157,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
         vectors=text.vectors,
         memory=memory,
         resolved=_resolved(limits, memory.kv, model),
+        close=model.decoder.close,
     )
 
 
@@ -184,21 +207,24 @@ def resolve_device(device: str) -> str:
 def _load_model(location: Path, config: EngineConfig, device: str, progress: StartupProgress) -> LoadedModel:
     import torch
 
+    from octavo_server.distributed.leader import load_in_parallel
     from octavo_server.models.loader import load_model
 
     if device == "cpu":
         # More threads than the cgroup's quota are throttled together, and each operation waits for the slowest.
         quota = cpu_quota([read_text(name) for name in _CGROUP_CPU_FILES])
         torch.set_num_threads(min(torch.get_num_threads(), quota or torch.get_num_threads()))
+    load = partial(
+        load_model,
+        location,
+        dtype=config.dtype,
+        device=device,
+        on_progress=progress.add_bytes,
+        quantization=config.quantization,
+        load_format=config.load_format,
+    )
     try:
-        model = load_model(
-            location,
-            dtype=config.dtype,
-            device=device,
-            on_progress=progress.add_bytes,
-            quantization=config.quantization,
-            load_format=config.load_format,
-        )
+        model = load() if config.tensor_parallel_size == 1 else load_in_parallel(config, location, device, load)
     except torch.OutOfMemoryError as error:
         raise StartupError(
             "GPUOutOfMemory", "the weights do not fit into the GPU's memory; use a larger one"
@@ -222,14 +248,12 @@ def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
 
 def _plan_memory(config: EngineConfig, model: LoadedModel, machine: Device) -> MemoryPlan:
     shape = served_shape(model.config)
-    layout = choose_layout(config, stored_dtype=model.config.dtype, kind=machine.kind)
+    ways = config.tensor_parallel_size
+    layout = choose_layout(config, stored_dtype=model.config.dtype, kind=machine.kind, ways=ways)
     measured = Measured(weight_bytes=model.num_weight_bytes)
     if machine.kind == "gpu":
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        loaded = model.num_weight_bytes + rotary_bytes(shape)
-        measured = Measured(weight_bytes=model.num_weight_bytes, overhead_bytes=max(0, total - free - loaded))
+        own = gpu_overhead_bytes(model.num_weight_bytes + rotary_bytes(shape))
+        measured = replace(measured, overhead_bytes=max(own, model.other_overhead_bytes))
     return plan_memory(shape, layout, machine, config, measured)
 
 
@@ -271,6 +295,7 @@ def _make_engine(
         vocabulary=Vocabulary(tokens=text.tokenizer, size=model.config.vocab_size, grammars=text.grammars),
         keeps_records=keeps_records,
         seed=config.seed,
+        check=model.decoder.check,
     )
 
 

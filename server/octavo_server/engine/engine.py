@@ -106,6 +106,7 @@ class Engine:
         keeps_records: bool = False,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits = Limits(
             max_sequence_tokens=scheduler.max_sequence_tokens,
@@ -117,6 +118,8 @@ class Engine:
         self.vocabulary = vocabulary
         self._records = EngineRecords() if keeps_records else None
         self._clock = clock
+        self.check = check
+        """Raises EngineDeadError where steps have become impossible, which else the next one would tell."""
         self._rng = random.Random(seed)
         self._groups: dict[str, _Group] = {}
         self._outputs: dict[SequenceId, _Output] = {}
@@ -233,6 +236,8 @@ class Engine:
         """Runs the step; where it raises, runs its halves, so that only the offender fails."""
         try:
             return self._runner.execute(decision)
+        except EngineDeadError:
+            raise
         except Exception:  # The step loop must survive whatever one request provokes
             logger.exception("a step failed", extra={"num_sequences": len(decision.scheduled)})
             if self._records is not None:

@@ -13,7 +13,7 @@ from octavo_server.engine.engine import FAILED_MESSAGE, OutputDelta
 from octavo_server.engine.messages import Abort, Add, Died, Progressed, Ready, Stepped, Stop
 from octavo_server.engine.request import FinishReason
 from octavo_server.engine.startup import StartupProgress
-from octavo_server.errors import OctavoError, StartupError
+from octavo_server.errors import EngineDeadError, OctavoError, StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+IDLE_S = 1.0
+"""After so long without a command an idle engine sees whether it could still compute."""
+
 
 class Channel(Protocol):
     """The way to the clients' side."""
 
     def receive(self, *, wait: bool) -> list[Command]:
-        """The commands that have come, in order; with `wait` at least one. Never blocks without it."""
+        """The commands that have come, in order; with `wait` at least one, or none after IDLE_S. Never blocks without it."""
 
     def post(self, event: Event) -> None:
         """Sends an event, in order. Never blocks: what cannot leave now leaves later."""
@@ -50,10 +53,16 @@ def run_engine(build: Build, channel: Channel) -> bool:
         return _died(channel, StartupError("EngineCrashed", "the model could not be loaded; the log holds the reason"))
     try:
         _serve(loaded.engine, channel)
+    except EngineDeadError as error:
+        logger.error("the engine died: %s", error)
+        channel.post(Died(message=f"the engine died: {error}"))
+        return False
     except Exception as error:
         logger.exception("the engine died")
         channel.post(Died(message=f"the engine died: {type(error).__name__}"))
         return False
+    finally:
+        loaded.close()
     return True
 
 
@@ -82,7 +91,11 @@ def _serve(engine: Engine, channel: Channel) -> None:
     num_taken = num_commands = 0
     while True:
         deltas: list[OutputDelta] = []
-        for command in channel.receive(wait=not engine.has_work):
+        commands = channel.receive(wait=not engine.has_work)
+        if not commands and not engine.has_work:
+            engine.check()
+            continue
+        for command in commands:
             num_commands += 1
             match command:
                 case Add(request=request):

@@ -7,7 +7,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING
 
-from octavo_server.engine.engine_loop import run_engine
+from octavo_server.engine.engine_loop import IDLE_S, run_engine
 from octavo_server.engine.messages import Stop, add_event
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class EngineThread:
         """As Channel."""
         commands: list[Command] = []
         try:
-            commands.append(self._inbox.get(block=wait))
+            commands.append(self._inbox.get(block=wait, timeout=IDLE_S))
             while True:
                 commands.append(self._inbox.get(block=False))
         except queue.Empty:

@@ -53,11 +53,10 @@ class DecoderRunner:
         failed = dict(batch.invalid)
         num_samples, num_pooled = len(batch.samples), len(batch.pooled)
         refused: dict[SequenceId, str] = {}
-        sampled = self._sample(hidden[:num_samples], batch.samples, failed, refused) if num_samples else {}
+        sampled = self._sample(hidden, batch.samples, failed, refused) if num_samples else {}
         pooled = hidden[num_samples : num_samples + num_pooled]
         hidden_states = _hidden_states(pooled, batch.pooled, failed) if num_pooled else {}
-        asked = hidden[num_samples + num_pooled :]
-        prompt_logprobs = self._prompt_logprobs(asked, batch, failed) if batch.prompt_targets else {}
+        prompt_logprobs = self._prompt_logprobs(hidden, batch, failed) if batch.prompt_targets else {}
         # A sequence in `failed` ends, whatever else the step gave it.
         return RunnerOutput(
             refused=refused,
@@ -152,7 +151,7 @@ class DecoderRunner:
             if reason is not None:
                 failed[item.sequence.sequence_id] = reason
         # logits: [num_samples, vocab] float32
-        logits = self.decoder.logits(hidden)
+        logits = self.decoder.logits(hidden, slice(0, len(samples)))
         for row in _non_finite_rows(logits):
             failed.setdefault(samples[row].sequence.sequence_id, _NON_FINITE)
         good = [row for row, item in enumerate(samples) if item.sequence.sequence_id not in failed]
@@ -173,10 +172,11 @@ class DecoderRunner:
         self, hidden: torch.Tensor, batch: ForwardBatch, failed: dict[SequenceId, str]
     ) -> dict[SequenceId, tuple[PromptLogprob, ...]]:
         found: dict[SequenceId, list[PromptLogprob]] = {}
+        first = len(batch.samples) + len(batch.pooled)
         step = max(1, _LOGITS_CHUNK_ELEMENTS // self._vocab_size)
         for start in range(0, len(batch.prompt_targets), step):
             targets = batch.prompt_targets[start : start + step]
-            logits = self.decoder.logits(hidden[start : start + step])
+            logits = self.decoder.logits(hidden, slice(first + start, first + start + len(targets)))
             for row in _non_finite_rows(logits):
                 failed.setdefault(targets[row].sequence.sequence_id, _NON_FINITE)
             logits = self._sampler.prompt_logits(logits, [target.sequence.request.params for target in targets])

@@ -18,7 +18,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from octavo_server.engine.engine_loop import run_engine
+from octavo_server.engine.engine_loop import IDLE_S, run_engine
 from octavo_server.engine.frames import FrameReader, Setup, encode_frame
 from octavo_server.engine.messages import Stop, add_event
 from octavo_server.logs import set_up_logging
@@ -82,18 +82,17 @@ class SocketChannel:
 
     def receive_setup(self) -> Setup | None:
         """The first message; None where the parent is gone already."""
-        first: Any = self.receive(wait=True)[0]
-        return first if isinstance(first, Setup) else None
+        commands: list[Any] = []
+        while not commands:
+            commands = self.receive(wait=True)
+        return commands[0] if isinstance(commands[0], Setup) else None
 
     def receive(self, *, wait: bool) -> list[Command]:
         """As Channel; a parent that is gone is a Stop."""
         commands: list[Command] = []
         while not self._is_closed:
-            readable = self._poll(None if wait and not commands else 0.0)
-            if not readable:
-                if commands or not wait:
-                    return commands
-                continue
+            if not self._poll(IDLE_S if wait and not commands else 0.0):
+                return commands
             commands += self._read()
         return [*commands, Stop()]
 
@@ -113,11 +112,11 @@ class SocketChannel:
     def _has_unsent(self) -> bool:
         return bool(self._unsent) or bool(self._events)
 
-    def _poll(self, timeout_s: float | None) -> bool:
+    def _poll(self, timeout_s: float) -> bool:
         """Waits for commands, sending meanwhile what could not leave before; whether there are some."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._has_unsent else 0))
-        found = poll.poll(None if timeout_s is None else timeout_s * 1000)
+        found = poll.poll(timeout_s * 1000)
         state = found[0][1] if found else 0
         if state & select.POLLOUT:
             self._send()

@@ -4,6 +4,9 @@ A layer has one MLP, or a mixture of experts of which each token visits a few.
 
 Holds weights and nothing of a request. K/V live in the cache that the caller passes; every tensor operation is the
 backend's. Must never synchronise the host with the device.
+
+Of several ranks each has some heads, a part of the MLP and some rows of the vocabulary: what the rank adds to the running
+sum is added up over all ranks, and so the sum is the same on each.
 """
 
 from __future__ import annotations
@@ -13,11 +16,14 @@ from typing import TYPE_CHECKING
 from torch.nn import functional
 
 from octavo_kernels.backend import DecoderSpec, QuantizedBackend
+from octavo_server.distributed.communicator import SingleRank
+from octavo_server.models.shard import Shard
 
 if TYPE_CHECKING:
     import torch
 
     from octavo_kernels.backend import AttentionBatch, AttentionPlan, DecoderStep, KernelBackend, KVCache
+    from octavo_server.distributed.communicator import Communicator
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.decoder_weights import DecoderWeights, LayerWeights
 
@@ -25,13 +31,26 @@ if TYPE_CHECKING:
 class Decoder:
     """From token ids to hidden states, and from those to logits."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights, backend: KernelBackend) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        backend: KernelBackend,
+        communicator: Communicator | None = None,
+    ) -> None:
         self.config = config
         self.weights = weights
+        """This rank's."""
         self.backend = backend
+        self.communicator = communicator or SingleRank()
+        shard = Shard(rank=self.communicator.rank, size=self.communicator.size)
+        self.num_heads = shard.num_heads(config)
+        self.num_kv_heads = shard.num_kv_heads(config)
+        """Both this rank's."""
         self._scale = config.head_dim**-0.5
-        self._q_size = config.num_heads * config.head_dim
-        self._step = _compile(config, weights, backend)
+        self._q_size = self.num_heads * config.head_dim
+        # A step in one call has no place where ranks could add up.
+        self._step = _compile(config, weights, backend) if shard.size == 1 else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,11 +80,9 @@ class Decoder:
         if self._step is not None:
             return self._step(functional.embedding(token_ids, weights.embedding), positions, attention, cache, rows)
         windows = self.config.windows
-        plans = {
-            window: backend.plan_attention(attention, cache, self.config.num_heads, window) for window in set(windows)
-        }
+        plans = {window: backend.plan_attention(attention, cache, self.num_heads, window) for window in set(windows)}
         # residual: [num_tokens, hidden], the running sum; add_rms_norm updates it in place
-        residual = functional.embedding(token_ids, weights.embedding)
+        residual = self._embed(token_ids)
         x = backend.rms_norm(residual, weights.layers[0].input_norm, eps)
         for index, layer in enumerate(weights.layers):
             if index:
@@ -73,6 +90,7 @@ class Decoder:
             x = self._attention(x, layer, index, positions, attention, cache, plans[windows[index]])
             x = backend.add_rms_norm(x, residual, layer.post_attention_norm, eps)
             x = self._mlp(x, layer)
+            self.communicator.all_reduce(x)
         if rows is not None:
             x, residual = x[rows], residual[rows]
         return backend.add_rms_norm(x, residual, weights.final_norm, eps)
@@ -96,9 +114,29 @@ class Decoder:
         embedded = functional.embedding(token_ids, self.weights.embedding)
         return self._step.likeliest(embedded, positions, attention, cache, rows)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [num_rows, hidden], as forward returns -> [num_rows, vocab] float32."""
-        return self.backend.linear(hidden, self.weights.head).float()
+    def logits(self, hidden: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """hidden: [num_rows, hidden], as the last forward returned -> [rows, vocab] float32; of several ranks, at rank 0."""
+        logits = self.communicator.gather(self.backend.linear(hidden[rows], self.weights.head)).float()
+        # Parts of a vocabulary that cannot be dealt out evenly are filled up.
+        return logits if logits.shape[1] <= self.config.vocab_size else logits[:, : self.config.vocab_size].contiguous()
+
+    def check(self) -> None:
+        """Raises EngineDeadError where a rank that it needs is gone."""
+
+    def close(self) -> None:
+        """Ends what it has started beside this process; nothing can be computed after it."""
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """token_ids: [num_tokens] int64 -> new [num_tokens, hidden]."""
+        embedding, ranks = self.weights.embedding, self.communicator
+        if ranks.size == 1:
+            return functional.embedding(token_ids, embedding)
+        local = token_ids - ranks.rank * embedding.shape[0]
+        is_elsewhere = (local < 0) | (local >= embedding.shape[0])
+        x = functional.embedding(local.masked_fill(is_elsewhere, 0), embedding)
+        x.masked_fill_(is_elsewhere.unsqueeze(-1), 0)
+        ranks.all_reduce(x)
+        return x
 
     def _attention(
         self,
@@ -110,20 +148,21 @@ class Decoder:
         cache: KVCache,
         plan: AttentionPlan,
     ) -> torch.Tensor:
-        backend, config = self.backend, self.config
+        backend, config, num_heads, num_kv_heads = self.backend, self.config, self.num_heads, self.num_kv_heads
         num_tokens = x.shape[0]
         # qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], model dtype; q, k, v are views of it
         qkv = backend.linear(x, layer.qkv)
-        heads = qkv.view(num_tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim)
-        q, k = heads[:, : config.num_heads], heads[:, config.num_heads : -config.num_kv_heads]
-        v = heads[:, -config.num_kv_heads :]
+        heads = qkv.view(num_tokens, num_heads + 2 * num_kv_heads, config.head_dim)
+        q, k, v = heads[:, :num_heads], heads[:, num_heads:-num_kv_heads], heads[:, -num_kv_heads:]
         if layer.q_norm is not None and layer.k_norm is not None:
             q = backend.rms_norm(q, layer.q_norm, config.rms_norm_eps)
             k = backend.rms_norm(k, layer.k_norm, config.rms_norm_eps)
         backend.rotary(q, k, self.weights.cos_sin, positions)
         backend.store_kv(k, v, cache, index, attention.slot_mapping)
         context = backend.attention(q, cache, index, plan, self._scale)
-        return backend.linear(context.view(num_tokens, self._q_size), layer.output)
+        x = backend.linear(context.view(num_tokens, self._q_size), layer.output)
+        self.communicator.all_reduce(x)
+        return x
 
     def _mlp(self, x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
         """x: [num_tokens, hidden] -> like it: through the layer's MLP, or each token through its experts."""

@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from octavo_kernels.backend import QuantizedBackend
-from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, quantize, stack
+from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, filled_up, quantize, stack
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import rope_table
 from octavo_server.models.expected_shapes import EMBEDDING, HEAD, expected_shapes
+from octavo_server.models.shard import ALONE, Shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from octavo_kernels.backend import ExpertsHandle, KernelBackend, LinearHandle
     from octavo_server.models.config import ModelConfig
+    from octavo_server.models.shard import Cut
     from octavo_server.models.weights import Progress, WeightSource
 
 logger = logging.getLogger(__name__)
@@ -65,7 +68,7 @@ class DecoderWeights:
     """All of a decoder, on the backend's device."""
 
     embedding: torch.Tensor
-    """[vocab, hidden]."""
+    """[vocab, hidden]; of several ranks each has some rows."""
     layers: tuple[LayerWeights, ...]
     final_norm: torch.Tensor
     head: LinearHandle
@@ -82,8 +85,9 @@ def load_decoder_weights(
     dtype: torch.dtype,
     on_progress: Progress,
     bits: int | None = None,
+    shard: Shard = ALONE,
 ) -> DecoderWeights:
-    """Reads every tensor that `config` needs, some layers at once, and warns of those that it does not.
+    """Reads what `shard` keeps of every tensor that `config` needs, some layers at once, and warns of those left over.
 
     With `bits`, which needs a `QuantizedBackend`, linear layers stay in the few bits that they are stored in, and what
     is stored in more is rounded to 4 or 8; an output head never to less than 8.
@@ -94,15 +98,16 @@ def load_decoder_weights(
     _check_before_reading(config, source)
     total = sum(source.num_bytes(name) for name in source.names)
     on_progress(0, total)
-    reader = _Reader(source, backend, dtype, bits, lambda num_read: on_progress(num_read, total))
+    cut_source = _CutSource(source, lambda name: shard.cut(name, source.shape(name), config))
+    reader = _Reader(cut_source, backend, dtype, bits, lambda num_read: on_progress(num_read, total))
     # Dequantising leaves the interpreter's lock, so two threads read about twice as fast as one.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="weights") as pool:
-        embedding_job = pool.submit(reader.tensor, EMBEDDING, (config.vocab_size, config.hidden_size))
-        layers = tuple(pool.map(lambda index: _layer(reader, config, index), range(config.num_layers)))
+        embedding_job = pool.submit(reader.tensor, EMBEDDING)
+        layers = tuple(pool.map(lambda index: _layer(reader, config, shard, index), range(config.num_layers)))
         embedding = embedding_job.result()
     head = reader.head(EMBEDDING if config.tie_word_embeddings else HEAD, embedding)
-    final_norm = reader.tensor("model.norm.weight", (config.hidden_size,))
-    _warn_of_extra(config, source, reader)
+    final_norm = reader.tensor("model.norm.weight")
+    _warn_of_extra(config, source)
     cos_sin = rope_table(config.rope, config.head_dim, config.max_positions, source.rope_divisors())
     on_progress(total, total)
     return DecoderWeights(
@@ -115,12 +120,44 @@ def load_decoder_weights(
     )
 
 
+class _CutSource:
+    """A source as one rank sees it: of each tensor what `cut` says, filled up with zeros."""
+
+    def __init__(self, source: WeightSource, cut: Callable[[str], Cut]) -> None:
+        self._source = source
+        self._cut = cut
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._cut(name).shape_of(self._source.shape(name))
+
+    def num_bytes(self, name: str) -> int:
+        """Stored bytes, of a tensor that is cut all: ranks read it together."""
+        return self._source.num_bytes(name)
+
+    def read_into(self, target: torch.Tensor, name: str) -> None:
+        """target: zeros, of `shape(name)`."""
+        values = self._source.read(name, self._cut(name))
+        target[tuple(slice(size) for size in values.shape)] = values
+
+    def codes(self, name: str, bits: int) -> QuantizedWeight:
+        """As they are stored, or rounded to `bits`."""
+        rows, columns = self.shape(name)
+        stored = self._source.read_codes(name, self._cut(name))
+        if stored is not None:
+            return filled_up(stored, rows, columns)
+        values = self._source.read(name, self._cut(name))
+        missing = rows - values.shape[0], columns - values.shape[1]
+        if any(missing):
+            values = functional.pad(values, (0, missing[1], 0, missing[0]))
+        return quantize(values, bits)
+
+
 class _Reader:
     """Reads tensors into the wanted dtype and device; owns the record of what was read, and tells each time it grows."""
 
     def __init__(
         self,
-        source: WeightSource,
+        source: _CutSource,
         backend: KernelBackend,
         dtype: torch.dtype,
         bits: int | None,
@@ -136,68 +173,61 @@ class _Reader:
         """Stored bytes."""
         self.num_kept_bytes = 0
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return self.stacked([name], shape[1:])
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.stacked([name])
 
-    def stacked(self, names: list[str], tail: tuple[int, ...]) -> torch.Tensor:
-        """The named tensors one below the other: [sum of rows, *tail], new memory on the backend's device."""
-        rows = [self.source.shape(name)[0] for name in names]
-        target = torch.empty((sum(rows), *tail), dtype=self.dtype, device=self.backend.device)
+    def stacked(self, names: list[str]) -> torch.Tensor:
+        """The named tensors one below the other: [sum of rows, ...], new memory on the backend's device."""
+        shapes = [self.source.shape(name) for name in names]
+        num_rows = sum(shape[0] for shape in shapes)
+        target = torch.zeros((num_rows, *shapes[0][1:]), dtype=self.dtype, device=self.backend.device)
         start = 0
-        for name, count in zip(names, rows, strict=True):
-            part = target[start : start + count]
-            part.copy_(self.source.read(name))
-            start += count
+        for name, shape in zip(names, shapes, strict=True):
+            part = target[start : start + shape[0]]
+            self.source.read_into(part, name)
+            start += shape[0]
             # One by one: all experts of a layer are one stack, which may be gigabytes.
             self._record([name], part.nbytes)
         return target
 
-    def linear(self, names: list[str], in_features: int, has_bias: bool) -> LinearHandle:
+    def linear(self, names: list[str], *, has_bias: bool) -> LinearHandle:
         weights = [f"{name}.weight" for name in names]
-        bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
-        if self.bits is None or in_features % GROUP:
-            return self.backend.prepare_linear(self.stacked(weights, (in_features,)), bias)
+        bias = self.stacked([f"{name}.bias" for name in names]) if has_bias else None
+        if self.bits is None or self.source.shape(weights[0])[1] % GROUP:
+            return self.backend.prepare_linear(self.stacked(weights), bias)
         return self._quantized(weights, self.bits, bias)
 
-    def exact_linear(self, name: str, shape: tuple[int, int]) -> LinearHandle:
+    def exact_linear(self, name: str) -> LinearHandle:
         """Of a matrix that is never kept in few bits."""
-        return self.backend.prepare_linear(self.tensor(name, shape))
+        return self.backend.prepare_linear(self.tensor(name))
 
-    def experts(
-        self, gate_up: list[list[str]], down: list[list[str]], hidden_size: int, inner_size: int
-    ) -> ExpertsHandle:
+    def experts(self, gate_up: list[list[str]], down: list[list[str]]) -> ExpertsHandle:
         """gate_up: an expert's two names each, down: its one."""
         if self.bits is not None and isinstance(self.backend, QuantizedBackend):
             return self.backend.prepare_quantized_experts(
-                [self.linear(names, hidden_size, has_bias=False) for names in gate_up],
-                [self.linear(names, inner_size, has_bias=False) for names in down],
+                [self.linear(names, has_bias=False) for names in gate_up],
+                [self.linear(names, has_bias=False) for names in down],
             )
         # one below the other: [num_experts * rows, columns]
         gates_and_ups, downs = (
-            self.stacked([f"{name}.weight" for names in matrices for name in names], (columns,))
-            for matrices, columns in ((gate_up, hidden_size), (down, inner_size))
+            self.stacked([f"{name}.weight" for names in matrices for name in names]) for matrices in (gate_up, down)
         )
         return self.backend.prepare_experts(
-            gates_and_ups.view(len(gate_up), -1, hidden_size), downs.view(len(down), -1, inner_size)
+            gates_and_ups.view(len(gate_up), -1, gates_and_ups.shape[1]), downs.view(len(down), -1, downs.shape[1])
         )
 
     def head(self, name: str, embedding: torch.Tensor) -> LinearHandle:
         """The output projection; `embedding` is its weight where `name` is the embedding's."""
         if self.bits is not None and embedding.shape[1] % GROUP == 0:
             return self._quantized([name], 8, None)
-        return self.backend.prepare_linear(
-            embedding if name == EMBEDDING else self.tensor(name, tuple(embedding.shape))
-        )
+        return self.backend.prepare_linear(embedding if name == EMBEDDING else self.tensor(name))
 
     def _quantized(self, names: list[str], bits: int, bias: torch.Tensor | None) -> LinearHandle:
         if not isinstance(self.backend, QuantizedBackend):
             raise TypeError(f"the {self.backend.name} backend takes no quantised weights")
-        weight = stack([self._codes(name, bits) for name in names])
+        weight = stack([self.source.codes(name, bits) for name in names])
         self._record([name for name in names if name != EMBEDDING], weight.num_bytes)
         return self.backend.prepare_quantized_linear(weight, bias)
-
-    def _codes(self, name: str, bits: int) -> QuantizedWeight:
-        return self.source.read_codes(name) or quantize(self.source.read(name), bits)
 
     def _record(self, names: list[str], num_kept_bytes: int) -> None:
         with self._lock:
@@ -218,23 +248,23 @@ def _check_before_reading(config: ModelConfig, source: WeightSource) -> None:
             raise StartupError("ModelInvalid", message)
 
 
-def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
+def _layer(reader: _Reader, config: ModelConfig, shard: Shard, index: int) -> LayerWeights:
     prefix = f"model.layers.{index}"
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    hidden, head = (config.hidden_size,), (config.head_dim,)
     has_qk_norm = config.family.qk_norm
     has_experts = config.has_experts(index)
     gate_up_names = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
     qkv_names = [f"{attention}.{part}_proj" for part in ("q", "k", "v")]
+    has_down_bias = config.mlp_bias and shard.has_bias("down_proj")
     return LayerWeights(
-        input_norm=reader.tensor(f"{prefix}.input_layernorm.weight", hidden),
-        qkv=reader.linear(qkv_names, config.hidden_size, config.qkv_bias),
-        q_norm=reader.tensor(f"{attention}.q_norm.weight", head) if has_qk_norm else None,
-        k_norm=reader.tensor(f"{attention}.k_norm.weight", head) if has_qk_norm else None,
-        output=reader.linear([f"{attention}.o_proj"], config.num_heads * config.head_dim, config.o_bias),
-        post_attention_norm=reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
-        gate_up=None if has_experts else reader.linear(gate_up_names, config.hidden_size, config.mlp_bias),
-        down=None if has_experts else reader.linear([f"{mlp}.down_proj"], config.intermediate_size, config.mlp_bias),
+        input_norm=reader.tensor(f"{prefix}.input_layernorm.weight"),
+        qkv=reader.linear(qkv_names, has_bias=config.qkv_bias),
+        q_norm=reader.tensor(f"{attention}.q_norm.weight") if has_qk_norm else None,
+        k_norm=reader.tensor(f"{attention}.k_norm.weight") if has_qk_norm else None,
+        output=reader.linear([f"{attention}.o_proj"], has_bias=config.o_bias and shard.has_bias("o_proj")),
+        post_attention_norm=reader.tensor(f"{prefix}.post_attention_layernorm.weight"),
+        gate_up=None if has_experts else reader.linear(gate_up_names, has_bias=config.mlp_bias),
+        down=None if has_experts else reader.linear([f"{mlp}.down_proj"], has_bias=has_down_bias),
         experts=_experts(reader, config, prefix) if has_experts else None,
     )
 
@@ -243,20 +273,18 @@ def _experts(reader: _Reader, config: ModelConfig, layer: str) -> ExpertWeights:
     names, sizes = config.family.experts, config.experts
     assert names is not None
     assert sizes is not None
-    block, hidden = f"{layer}.{names.block}", config.hidden_size
+    block = f"{layer}.{names.block}"
     each = [f"{block}.experts.{expert}" for expert in range(sizes.num_experts)]
     return ExpertWeights(
-        router=reader.exact_linear(f"{block}.gate.weight", (sizes.num_experts, hidden)),
+        router=reader.exact_linear(f"{block}.gate.weight"),
         experts=reader.experts(
             [[f"{expert}.{names.gate}", f"{expert}.{names.up}"] for expert in each],
             [[f"{expert}.{names.down}"] for expert in each],
-            hidden,
-            sizes.inner_size,
         ),
     )
 
 
-def _warn_of_extra(config: ModelConfig, source: WeightSource, reader: _Reader) -> None:
+def _warn_of_extra(config: ModelConfig, source: WeightSource) -> None:
     # A tied checkpoint may hold its head under both names.
     known = expected_shapes(config).keys() | {HEAD}
     extra = sorted(name for name in source.names if name not in known and not name.endswith(_IGNORED_SUFFIXES))

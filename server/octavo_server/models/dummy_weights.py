@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo_server.models.expected_shapes import expected_shapes
+from octavo_server.models.shard import WHOLE
 
 if TYPE_CHECKING:
     from octavo_kernels.quantized_weight import QuantizedWeight
     from octavo_server.models.config import ModelConfig
+    from octavo_server.models.shard import Cut
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SCALE = 0.02
@@ -44,14 +46,14 @@ class DummyWeights:
     def num_bytes(self, name: str) -> int:
         return prod(self._shapes[name]) * self._dtype.itemsize
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, cut: Cut = WHOLE) -> torch.Tensor:
         shape = self._shapes[name]
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=self._dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return (torch.randn(shape, generator=generator) * _SCALE).to(self._dtype)
+        return (torch.randn(shape, generator=generator) * _SCALE)[cut.index].to(self._dtype)
 
-    def read_codes(self, _name: str) -> QuantizedWeight | None:
+    def read_codes(self, _name: str, _cut: Cut = WHOLE) -> QuantizedWeight | None:
         return None
 
     def rope_divisors(self) -> tuple[float, ...] | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from octavo_server.errors import StartupError
 from octavo_server.models.gguf_file import read_gguf
+from octavo_server.models.shard import WHOLE
 from octavo_server.quantization.gguf_types import GGUF_TYPES, code_bits, dequantize_rows, read_codes, type_name
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from octavo_kernels.quantized_weight import QuantizedWeight
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.registry import ExpertNames
+    from octavo_server.models.shard import Cut
 
 _MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -72,18 +74,27 @@ class GGUFWeights:
     def num_bytes(self, name: str) -> int:
         return self._file.tensors[self._stored_name[name]].num_bytes
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, cut: Cut = WHOLE) -> torch.Tensor:
         import torch
 
         tensor = self._file.tensors[self._stored_name[name]]
-        blocks = self._rows_in_order(name)
+        blocks, columns = self._blocks(name, cut)
         if GGUF_TYPES[tensor.type_code].name == "BF16":
             # numpy has no bfloat16, torch reads the same bits.
-            return torch.from_numpy(blocks.copy()).view(torch.bfloat16).reshape(tensor.shape)
-        return torch.from_numpy(dequantize_rows(np.ascontiguousarray(blocks), tensor.type_code)).reshape(tensor.shape)
+            values = torch.from_numpy(blocks.copy()).view(torch.bfloat16)
+        else:
+            values = torch.from_numpy(dequantize_rows(np.ascontiguousarray(blocks), tensor.type_code))
+        if cut == WHOLE:
+            return values.reshape(tensor.shape)
+        return values[:, columns] if len(tensor.shape) > 1 else values.reshape(-1)
 
-    def read_codes(self, name: str) -> QuantizedWeight | None:
-        return read_codes(self._rows_in_order(name), self._file.tensors[self._stored_name[name]].type_code)
+    def read_codes(self, name: str, cut: Cut = WHOLE) -> QuantizedWeight | None:
+        type_code = self._file.tensors[self._stored_name[name]].type_code
+        if code_bits(type_code) is None:
+            return None
+        blocks, columns = self._blocks(name, cut)
+        assert columns == slice(None), "columns are cut at groups' edges"
+        return read_codes(np.ascontiguousarray(blocks), type_code)
 
     def stored_bits(self) -> dict[str, int]:
         """Of each matrix that `read_codes` gives."""
@@ -100,17 +111,29 @@ class GGUFWeights:
             raise StartupError("ModelInvalid", f"{message} needs {self._config.head_dim // 2}")
         return tuple(float(value) for value in values)
 
-    def _rows_in_order(self, name: str) -> NDArray[np.uint8]:
-        """Stored rows [rows, row bytes]; whole rows move, so they are put in order before they become numbers."""
+    def _blocks(self, name: str, cut: Cut) -> tuple[NDArray[np.uint8], slice]:
+        """Stored rows [rows, row bytes] of `cut`, in order, and what of the numbers in them it asks for.
+
+        Only rows whose columns are cut inside a block hold more than that.
+        """
         tensor = self._file.tensors[self._stored_name[name]]
-        blocks = self._file.rows(tensor.name)
+        kind, blocks = GGUF_TYPES[tensor.type_code], self._file.rows(tensor.name)
+        if len(tensor.shape) == 1 and kind.block_size == 1:
+            # a vector is stored as one row
+            blocks = blocks.reshape(tensor.shape[0], -1)
         num_heads = self._permuted_heads(name)
-        if not num_heads:
-            return blocks
-        if len(tensor.shape) > 1:
-            return _halves_apart(blocks, num_heads)
-        # a bias is one row of numbers
-        return _halves_apart(blocks.reshape(tensor.shape[0], -1), num_heads).reshape(1, -1)
+        if cut.rows is not None:
+            # Rows are cut between heads, so each head is there whole.
+            num_heads = num_heads * (cut.rows.stop - cut.rows.start) // tensor.shape[0]
+            blocks = blocks[cut.rows.start : cut.rows.stop]
+        columns = cut.columns
+        if columns is not None and columns.start % kind.block_size == columns.stop % kind.block_size == 0:
+            first, last = (edge // kind.block_size * kind.block_bytes for edge in (columns.start, columns.stop))
+            blocks, columns = blocks[:, first:last], None
+        if num_heads:
+            # Whole rows move, so they are put in order before they become numbers.
+            blocks = _halves_apart(blocks, num_heads)
+        return blocks, slice(None) if columns is None else slice(columns.start, columns.stop)
 
     def _permuted_heads(self, name: str) -> int:
         """Heads of a tensor whose rows are stored in rotary pairs, 0 where they are not."""

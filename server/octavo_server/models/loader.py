@@ -18,10 +18,12 @@ from octavo_server.models.decoder_weights import load_decoder_weights
 from octavo_server.models.dummy_weights import DummyWeights
 from octavo_server.models.loaded_dtype import resolve_dtype_name
 from octavo_server.models.location import resolve_location
+from octavo_server.models.shard import ALONE, Shard
 from octavo_server.models.weights import open_weights
 
 if TYPE_CHECKING:
     from octavo_kernels.backend import KernelBackend
+    from octavo_server.distributed.communicator import Communicator
     from octavo_server.models.location import ModelLocation
     from octavo_server.models.weights import Progress, WeightSource
 
@@ -35,13 +37,15 @@ _BITS = {"none": None, "int8": 8, "int4": 4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A decoder and what the engine must know of it."""
+    """A decoder and what the engine must know of it; of several ranks, one's."""
 
     config: ModelConfig
     decoder: Decoder
     backend: KernelBackend
     dtype: torch.dtype
     num_weight_bytes: int
+    other_overhead_bytes: int = 0
+    """The most that the GPU of another rank holds beside its part."""
 
     @property
     def kv_dtype(self) -> torch.dtype:
@@ -49,15 +53,20 @@ class LoadedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.config.kv_bytes_per_token(self.kv_dtype.itemsize)
+        """Of this rank."""
+        return (
+            self.config.kv_bytes_per_token(self.kv_dtype.itemsize)
+            // self.config.num_kv_heads
+            * self.decoder.num_kv_heads
+        )
 
     def kv_cache_spec(self, num_blocks: int, block_size: int) -> KVCacheSpec:
-        """The cache that this model needs; `num_blocks` counts the null block."""
+        """The cache that this rank needs; `num_blocks` counts the null block."""
         return KVCacheSpec(
             num_layers=self.config.num_layers,
             num_blocks=num_blocks,
             block_size=block_size,
-            num_kv_heads=self.config.num_kv_heads,
+            num_kv_heads=self.decoder.num_kv_heads,
             head_dim=self.config.head_dim,
             dtype=self.kv_dtype,
         )
@@ -71,8 +80,9 @@ def load_model(
     on_progress: Progress | None = None,
     quantization: str = "none",
     load_format: str = "auto",
+    communicator: Communicator | None = None,
 ) -> LoadedModel:
-    """Loads the model at `location`.
+    """Loads the model at `location`, or one rank's part of it.
 
     Args:
         location: a Hugging Face folder or a .gguf file on this machine.
@@ -81,6 +91,7 @@ def load_model(
         on_progress: told (bytes read, bytes in all) after each tensor.
         quantization: "none", "int8" or "int4", see `EngineConfig`.
         load_format: "auto", "safetensors", "gguf" or "dummy", see `EngineConfig`.
+        communicator: this rank's, which need not be connected yet; None: there is but one.
 
     Raises:
         StartupError: ModelNotFound, ModelInvalid, UnsupportedArchitecture or SpecInvalid.
@@ -92,10 +103,11 @@ def load_model(
     source = _open(resolved, config, load_format)
     bits = _BITS[quantization]
     backend = _select_backend(device, torch_dtype, bits)
-    weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress, bits)
+    shard = ALONE if communicator is None else Shard(rank=communicator.rank, size=communicator.size)
+    weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress, bits, shard)
     return LoadedModel(
         config=config,
-        decoder=Decoder(config, weights, backend),
+        decoder=Decoder(config, weights, backend, communicator),
         backend=backend,
         dtype=torch_dtype,
         num_weight_bytes=weights.num_bytes,

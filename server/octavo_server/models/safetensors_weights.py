@@ -10,11 +10,13 @@ from safetensors import SafetensorError, safe_open
 
 from octavo_server.errors import StartupError
 from octavo_server.models.location import read_json
+from octavo_server.models.shard import WHOLE
 
 if TYPE_CHECKING:
     import torch
 
     from octavo_kernels.quantized_weight import QuantizedWeight
+    from octavo_server.models.shard import Cut
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -60,11 +62,14 @@ class SafetensorsWeights:
             count *= size
         return count
 
-    def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
+    def read(self, name: str, cut: Cut = WHOLE) -> torch.Tensor:
+        if cut == WHOLE:
+            tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
+        else:
+            tensor = self._slice(name)[cut.index]
         return tensor
 
-    def read_codes(self, _name: str) -> QuantizedWeight | None:
+    def read_codes(self, _name: str, _cut: Cut = WHOLE) -> QuantizedWeight | None:
         return None
 
     def rope_divisors(self) -> tuple[float, ...] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from octavo_server.models.gguf_weights import GGUFWeights
 from octavo_server.models.safetensors_weights import SafetensorsWeights
+from octavo_server.models.shard import WHOLE
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from octavo_kernels.quantized_weight import QuantizedWeight
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.location import ModelLocation
+    from octavo_server.models.shard import Cut
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) while weights load, after each tensor, from one thread at a time."""
@@ -39,11 +41,14 @@ class WeightSource(Protocol):
     def num_bytes(self, name: str) -> int:
         """Stored bytes of a tensor."""
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor on the CPU, float32, float16 or bfloat16; may share the file's memory, so it is not written."""
+    def read(self, name: str, cut: Cut = WHOLE) -> torch.Tensor:
+        """What is stored of `cut`, on the CPU, float32, float16 or bfloat16; nothing else of the file is read.
 
-    def read_codes(self, name: str) -> QuantizedWeight | None:
-        """A matrix of few bits as it is stored; None where it is stored in another way."""
+        May share the file's memory, so it is not written.
+        """
+
+    def read_codes(self, name: str, cut: Cut = WHOLE) -> QuantizedWeight | None:
+        """`cut` of a matrix of few bits as it is stored, columns at groups' edges; None where it is stored otherwise."""
 
     def rope_divisors(self) -> tuple[float, ...] | None:
         """[head_dim / 2] factors that divide the rotary frequencies, where the checkpoint stores them as a tensor."""

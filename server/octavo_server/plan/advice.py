@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from octavo_server.errors import ConfigError
-from octavo_server.plan.gpus import GIB, GPUS, Device
+from octavo_server.plan.gpus import GIB, GPUS, Device, share_of
 from octavo_server.plan.layout import QUANTIZATION_BITS, choose_layout
 from octavo_server.plan.memory import MemoryPlan, plan_memory
 
@@ -53,10 +53,6 @@ def answer(question: Question) -> Answer:
         ConfigError: --max-model-len is beyond the model's context, or heads cannot be dealt to so many devices.
     """
     question.model.check_ways(question.ways)
-    if question.ways > 1 and question.device.kind == "cpu":
-        raise ConfigError(
-            "--tensor-parallel-size is for GPUs, a CPU is one device; name one with --gpu, or leave it out"
-        )
     memory = _plan(question)
     problem = _problem(memory)
     return Answer(
@@ -71,7 +67,7 @@ def _plan(question: Question) -> MemoryPlan:
     layout = choose_layout(
         question.config, stored_dtype=question.model.dtype, kind=question.device.kind, ways=question.ways
     )
-    return plan_memory(question.model, layout, question.device, question.config)
+    return plan_memory(question.model, layout, share_of(question.device, question.ways), question.config)
 
 
 def _problem(memory: MemoryPlan) -> str:
@@ -130,10 +126,6 @@ def _notes(question: Question) -> list[str]:
     model, notes = question.model, list(question.model.notes)
     if not model.is_served:
         notes.append(f"{model.architecture} is planned, and not served by this version")
-    try:
-        replace(question.config, tensor_parallel_size=question.ways)
-    except ConfigError:
-        notes.append(f"--tensor-parallel-size {question.ways} is planned, and not served by this version")
     if question.config.quantization != "none" and question.device.kind == "gpu":
         notes.append(
             "--quantization is served on a CPU alone by this version; on a GPU it is planned in the same layout"

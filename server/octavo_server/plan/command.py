@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """0 where it fits, 1 where it does not."""
     values = plan_parser().parse_strictly(argv)
     settings = read_settings(values, os.environ, EngineConfig, ServerConfig)
-    # A plan may be made for more devices than this version computes on.
+    # Apart, since a remedy may be another number.
     ways = settings.pop(_WAYS, 1)
     if ways < 1:
         raise ConfigError(f"--tensor-parallel-size is {ways}, it must be at least 1")
@@ -105,7 +105,8 @@ def plan_parser() -> FlagParser:
         "--tp",
         metavar="SIZE",
         default=argparse.SUPPRESS,
-        help="GPUs that share the model, each with a part of heads, of the MLP and of the vocabulary (default: 1)",
+        help="GPUs, or processes on a CPU, that share the model, each with a part of heads, of the MLP and of the "
+        "vocabulary (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON: bytes, tokens, tokens a second")
     add_flags(parser, EngineConfig, skip=frozenset(s.name for s in settings_of(EngineConfig)) - FLAGS)

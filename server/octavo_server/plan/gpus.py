@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from octavo_server.errors import ConfigError
@@ -90,6 +90,11 @@ def find_gpu(text: str) -> Device:
         f"--gpu {text[:60]!r} is not in the table; {hint}known are cpu, {', '.join(GPUS)}; any other by its memory, "
         f"such as --gpu 48GiB"
     )
+
+
+def share_of(device: Device, ways: int) -> Device:
+    """What one of `ways` processes has: a GPU of its own, or its part of the CPU's memory."""
+    return device if device.kind == "gpu" else replace(device, memory_bytes=device.memory_bytes // ways)
 
 
 def device_called(name: str, memory_bytes: int) -> Device:

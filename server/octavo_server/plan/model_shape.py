@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 
 from octavo_server.errors import ConfigError
 from octavo_server.models.expected_shapes import EMBEDDING, expected_shapes
+from octavo_server.models.shard import COLUMNS, KV_ROWS, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from octavo_server.models.config import ModelConfig
 
-# By the last word of a module's name. What tensor parallelism cuts: output rows, input columns, or rows of whole
-# key/value heads, which are repeated where there are fewer than devices. All else is on every device.
-_ROWS = frozenset({"q_proj", "gate_proj", "up_proj", "w1", "w3", "q_b_proj", "kv_b_proj", "embed_tokens", "lm_head"})
-_KV_ROWS = frozenset({"k_proj", "v_proj"})
-_COLUMNS = frozenset({"o_proj", "down_proj", "w2"})
 # Matrices that are never kept in few bits.
 _EXACT = frozenset({"embed_tokens", "gate", "router", "vision"})
 
@@ -67,11 +63,11 @@ class Parameter:
         """The shape on one of `ways` devices."""
         first, *rest = self.shape
         is_matrix_or_bias = self.is_matrix or self.name.endswith(".bias")
-        if self.module in _ROWS and is_matrix_or_bias:
+        if self.module in ROWS and is_matrix_or_bias:
             return (-(-first // ways), *rest)
-        if self.module in _KV_ROWS and is_matrix_or_bias:
+        if self.module in KV_ROWS and is_matrix_or_bias:
             return (first // model.num_kv_heads * model.kv_heads_of(ways), *rest)
-        if self.module in _COLUMNS and self.is_matrix:
+        if self.module in COLUMNS and self.is_matrix:
             return (first, -(-rest[0] // ways))
         return self.shape
 

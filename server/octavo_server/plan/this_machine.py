@@ -19,3 +19,11 @@ def this_device(device: str, *, is_memory_needed: bool = True) -> Device:
             properties = torch.cuda.get_device_properties(0)
             return device_called(properties.name, int(properties.total_memory))
     return Device(name="CPU", kind="cpu", memory_bytes=host_memory_bytes(is_needed=is_memory_needed))
+
+
+def gpu_overhead_bytes(held_bytes: int) -> int:
+    """Of the current GPU's memory in use what is not `held_bytes`: the driver's, the libraries', a neighbour's."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return max(0, total - free - held_bytes)

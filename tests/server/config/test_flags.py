@@ -63,7 +63,7 @@ def test_defaults_stand_where_nothing_is_given() -> None:
         (["--max-batch-concurrency", "2"], "max_batch_concurrency", 2),
         (["--enforce-eager"], "enforce_eager", True),
         (["--kv-cache-dtype", "auto"], "kv_cache_dtype", "auto"),
-        (["--tensor-parallel-size", "1"], "tensor_parallel_size", 1),
+        (["--tensor-parallel-size", "2"], "tensor_parallel_size", 2),
         (
             ["--allowed-origins", "https://a.example", "http://b:1"],
             "allowed_origins",
@@ -144,7 +144,7 @@ def test_a_service_link_of_kubernetes_is_ignored_with_a_warning(caplog: pytest.L
         (["m", "--max-model-len", "many"], "--max-model-len: 'many' is not a whole number"),
         (["m", "--load-format", "pt"], "--load-format is 'pt', it must be one of auto, safetensors, gguf, dummy"),
         (["m", "--kv-cache-dtype", "fp8"], "--kv-cache-dtype fp8 is not supported yet"),
-        (["m", "--tensor-parallel-size", "2"], "--tensor-parallel-size 2 is not supported yet"),
+        (["m", "--tensor-parallel-size", "0"], "--tensor-parallel-size is 0, it must be at least 1"),
         (["m", "--allowed-origins", "https://a.example/"], "'https://a.example/' is no origin"),
         ([], "MODEL is missing"),
         (["m", "--config", "/nowhere.yaml"], "cannot read --config /nowhere.yaml"),

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from octavo_server.config import EngineConfig
-from octavo_server.errors import ConfigError
 from octavo_server.plan.advice import Answer, Question, answer
 from octavo_server.plan.gpus import GIB, GPUS, Device, find_gpu
 from octavo_server.plan.source import parse_shape
@@ -110,10 +109,17 @@ def test_what_this_version_does_not_serve_is_noted() -> None:
     found = answer(a_question(DEEPSEEK_V3, GPUS["B200"], ways=8, quantization="int4"))
 
     assert any("DeepseekV3ForCausalLM is planned, and not served" in note for note in found.notes)
-    assert any("--tensor-parallel-size 8" in note for note in found.notes)
     assert any("--quantization is served on a CPU alone" in note for note in found.notes)
 
 
-def test_several_cpus_are_refused() -> None:
-    with pytest.raises(ConfigError, match="a CPU is one device"):
-        answer(a_question(LLAMA_8B, cpu(64), ways=2))
+def test_processes_on_one_cpu_share_its_memory() -> None:
+    alone, shared = (answer(a_question(LLAMA_8B, cpu(64), ways=ways)).memory for ways in (1, 2))
+
+    assert shared.device.memory_bytes == alone.device.memory_bytes // 2
+    assert alone.weight_bytes / 2 < shared.weight_bytes < alone.weight_bytes / 2 * 1.01
+
+
+def test_a_cpu_that_holds_a_model_does_not_hold_it_twice_by_dealing_it_out() -> None:
+    """Tables of angles, norms and activations are each process's own."""
+    assert answer(a_question(LLAMA_8B, cpu(31), quantization="none")).fits
+    assert not answer(a_question(LLAMA_8B, cpu(31), ways=8, kv_cache_memory_bytes=GIB)).fits

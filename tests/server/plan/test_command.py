@@ -158,7 +158,7 @@ def test_settings_come_from_the_servers_file_and_variables(
         (["--gpu", "H200", "--device", "cpu"], ("--device cpu",)),
         (["--gpu", "H200", "--tp", "3"], ("possible are 1, 2, 4, 8, 16",)),
         (["--gpu", "H200", "--tp", "0"], ("at least 1",)),
-        (["--gpu", "cpu", "--tp", "2"], ("a CPU is one device",)),
+        (["--gpu", "cpu", "--tp", "3"], ("possible are 1, 2, 4, 8, 16",)),
         (["--gpu", "H200", "--max-model-len", "50k"], ("50000", "40960")),
         (["--gpu", "H200", "--kv-cache-dtype", "fp7"], ("--kv-cache-dtype",)),
         (["--gpu", "H200", "--port", "1"], ("unknown flag --port",)),

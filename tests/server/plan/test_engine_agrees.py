@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from gguf import GGMLQuantizationType as Kind
 
 from octavo_server.config import EngineConfig
@@ -23,6 +20,7 @@ from octavo_server.plan.command import plan_model
 from octavo_server.plan.memory import MemoryPlan
 from octavo_testing.checkpoints import EVEN, a_model
 from octavo_testing.gguf_files import RandomModel, write_gguf
+from octavo_testing.held_bytes import held_bytes
 from octavo_testing.model_shapes import SMALL_LLAMA, SMALL_MIXTRAL, SMALL_QWEN3, SMALL_QWEN3_MOE, a_config
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -31,24 +29,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "int4": {"quantization": "int4"},
     "int8": {"quantization": "int8"},
 }
-
-
-def arrays(value: object) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of every tensor and array that a handle, a cache or weights hold, views by what they are of."""
-    if isinstance(value, torch.Tensor):
-        yield value.untyped_storage().data_ptr(), value.untyped_storage().nbytes()
-    elif isinstance(value, np.ndarray):
-        yield value.ctypes.data, value.nbytes
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from arrays(item)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from arrays(getattr(value, field.name))
-
-
-def held_bytes(value: object) -> int:
-    return sum(dict(arrays(value)).values())
 
 
 def runner_of(engine: Engine) -> DecoderRunner:

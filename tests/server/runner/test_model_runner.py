@@ -157,9 +157,9 @@ def test_prompt_logits_are_computed_in_bounded_chunks(
     sizes: list[int] = []
     original = loaded.decoder.logits
 
-    def counted(hidden: torch.Tensor) -> torch.Tensor:
-        sizes.append(hidden.shape[0])
-        return original(hidden)
+    def counted(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
+        sizes.append(hidden[rows].shape[0])
+        return original(hidden, rows)
 
     monkeypatch.setattr(loaded.decoder, "logits", counted)
 
@@ -172,7 +172,12 @@ def test_prompt_logits_are_computed_in_bounded_chunks(
 def test_logits_are_computed_for_sampled_rows_alone(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     original = loaded.decoder.logits
-    monkeypatch.setattr(loaded.decoder, "logits", lambda hidden: sizes.append(hidden.shape[0]) or original(hidden))
+
+    def counted(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
+        sizes.append(hidden[rows].shape[0])
+        return original(hidden, rows)
+
+    monkeypatch.setattr(loaded.decoder, "logits", counted)
 
     Stepper(loaded, max_num_batched_tokens=32).generate([prompt_tokens(90, 517)], max_tokens=2)
 
