@@ -39,6 +39,8 @@ IS_X86 = _target()[0].startswith(("x86_64", "i686"))
 HAS_HALF = not IS_X86 or bool({"+f16c", "+avx512f"} & set(_target()[2].split(",")))
 """Whether an instruction converts between float16 and float32."""
 
+PROCESSOR = _target()[1]
+
 INSTRUCTIONS = "AVX-512 VNNI" if HAS_VNNI else "portable vectors"
 """For the start's log line."""
 
@@ -64,7 +66,15 @@ def _cache_folder() -> Path | None:
 
 def _begin_with(folder: Path, compiled: str | None) -> None:
     """A copy of the folder of the same name in `compiled`, whole or not at all, where there is none yet."""
-    if not compiled or folder.exists() or not (Path(compiled) / folder.name).is_dir():
+    if not compiled or folder.exists():
+        return
+    if not (Path(compiled) / folder.name).is_dir():
+        logger.warning(
+            "kernels are compiled now, which takes some seconds: %s has none for %s with Numba %s; run octavo compile there",
+            compiled,
+            PROCESSOR,
+            numba.__version__,
+        )
         return
     with tempfile.TemporaryDirectory(prefix=".numba-", dir=folder.parent) as scratch:
         # Times are kept: Numba compares them with the source's.
@@ -74,10 +84,13 @@ def _begin_with(folder: Path, compiled: str | None) -> None:
             copy.rename(folder)
 
 
-_CACHE = _cache_folder()
-if _CACHE is not None:
+FOLDER = _cache_folder()
+"""Where compiled kernels are kept; None where they are not."""
+if FOLDER is not None:
     # Read when a function is decorated, so this stands before the first kernel.
-    numba.config.CACHE_DIR = str(_CACHE)
+    numba.config.CACHE_DIR = str(FOLDER)
+
+_kernels: list[Any] = []
 
 # A sum may be taken in any order, so that it fits vectors; NaN and infinity keep their meaning.
 _FAST_MATH = {"reassoc", "contract", "nsz"}
@@ -85,7 +98,15 @@ _FAST_MATH = {"reassoc", "contract", "nsz"}
 
 def kernel(function: Callable[..., None]) -> Any:
     """Compiles `function` on its first call, for threads that run without the interpreter's lock."""
-    return numba.njit(nogil=True, cache=_CACHE is not None, fastmath=_FAST_MATH, error_model="numpy")(function)
+    made = numba.njit(nogil=True, cache=FOLDER is not None, fastmath=_FAST_MATH, error_model="numpy")(function)
+    _kernels.append(made)
+    return made
+
+
+def counts() -> tuple[int, int]:
+    """How many kernels this process has compiled, and how many it has found compiled."""
+    stats = [made.stats for made in _kernels]
+    return sum(sum(each.cache_misses.values()) for each in stats), sum(sum(each.cache_hits.values()) for each in stats)
 
 
 def part(function: Callable[..., Any]) -> Any:

@@ -42,6 +42,7 @@ COMMANDS = {
     "download": _server("download", "fetch a model's files"),
     "plan": _server("plan", "say how much memory a model takes and how much fits"),
     "bench": _server("bench", "measure throughput and latency"),
+    "compile": _server("compile", "compile the CPU kernels ahead of a first start"),
     "collect-env": _server("collect-env", "print what a bug report needs"),
     "gateway run": Command(module="octavo_gateway.__main__", help="run the gateway of a cluster", extra="gateway"),
     "operator run": Command(module="octavo_operator.__main__", help="run the operator of a cluster", extra="operator"),

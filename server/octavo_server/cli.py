@@ -1,4 +1,4 @@
-"""The server's commands: `serve`, `generate`, `run-batch`, `download`, `plan`, `bench`, `collect-env`. `octavo` hands them over.
+"""The server's commands: `serve`, `generate`, `run-batch`, `download`, `plan`, `bench`, `compile`, `collect-env`. `octavo` hands them over.
 
 Everything a person can do wrong ends here as one line on stderr and an exit status: 2 for a setting that cannot be
 used, 1 for anything else. Nothing heavy is imported before a command needs it.
@@ -228,6 +228,13 @@ def bench(argv: Sequence[str]) -> int:
     return bench_main(argv)
 
 
+def compile_ahead(argv: Sequence[str]) -> int:
+    """`octavo compile`: the CPU kernels ahead of a first start."""
+    from octavo_server.compile_command import compile_kernels
+
+    return compile_kernels(argv)
+
+
 def collect_env(argv: Sequence[str]) -> int:
     """`octavo collect-env`: what a bug report needs."""
     FlagParser(prog="octavo collect-env", description="Print what a bug report needs.").parse_strictly(argv)
@@ -255,6 +262,7 @@ COMMANDS: dict[str, Command] = {
     "download": Command(run=download, help="fetch a model's files"),
     "plan": Command(run=plan, help="say how much memory a model takes and how much fits, without its weights"),
     "bench": Command(run=bench, help="measure a server, the engine alone, a start; compare two results"),
+    "compile": Command(run=compile_ahead, help="compile the CPU kernels ahead of a first start"),
     "collect-env": Command(run=collect_env, help="print what a bug report needs"),
 }
 
