@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ import pytest
 from octavo_testing.full_record import FullRecord
 
 asyncio.set_event_loop(None)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what it runs in the background: the processes that tests interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton reads this when it is imported, which transformers' models do too.
 if not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")):
