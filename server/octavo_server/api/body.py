@@ -20,6 +20,10 @@ Parsed = TypeVar("Parsed")
 LARGE_BODY_BYTES = 2**18
 """Above it checking what the body holds would hold up every stream, so a thread does it."""
 
+CHARSETS = ("utf-8", "utf8", "us-ascii")
+ENCODINGS = ("identity", "gzip", "deflate")
+"""Undone before the body is read here."""
+
 READ_TIMEOUT_S = 30.0
 """A body of which nothing comes for so long is given up, as the gateway does."""
 BODY_TIMEOUT_S = 600.0
@@ -36,17 +40,26 @@ async def read_parsed(request: web.Request, parse: Callable[[dict[str, Any]], Pa
 
     Raises:
         InvalidRequestError: from `parse`.
-        ApiError: 415 for another content type, 413 over --max-request-bytes, 408 where it stops coming, 400 for anything but one JSON object.
+        ApiError: 415 for another content type, charset or encoding, 413 over --max-request-bytes, 408 where it stops coming, 400 for anything but one JSON object.
     """
-    # aiohttp gives octet-stream where the header is missing.
-    if request.content_type not in ("application/json", "application/octet-stream"):
-        raise ApiError(
-            415, f"the content type is {request.content_type[:100]}; send application/json", code="media_type"
-        )
+    _check_headers(request)
     raw = await _read(request)
     if len(raw) > LARGE_BODY_BYTES:
         return await asyncio.to_thread(lambda: parse(_object(raw)))
     return parse(_object(raw))
+
+
+def _check_headers(request: web.Request) -> None:
+    # aiohttp gives octet-stream where the header is missing.
+    if request.content_type not in ("application/json", "application/octet-stream"):
+        said = f"the content type is {request.content_type[:100]}; send application/json"
+    elif (request.charset or "utf-8").lower() not in CHARSETS:
+        said = f"the charset is {str(request.charset)[:100]}; JSON is UTF-8"
+    elif (encoding := request.headers.get("Content-Encoding", "identity")).lower() not in ENCODINGS:
+        said = f"the content encoding is {encoding[:100]}; send one of {', '.join(ENCODINGS)}"
+    else:
+        return
+    raise ApiError(415, said, code="media_type")
 
 
 async def _read(request: web.Request) -> bytes:

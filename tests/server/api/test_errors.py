@@ -262,6 +262,24 @@ async def test_a_body_that_is_no_json_object_is_a_400(server: Server, raw: bytes
     assert (response.status, error["code"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "said"),
+    [
+        ({"Content-Type": "application/json; charset=utf-16"}, 415, "charset is utf-16"),
+        ({"Content-Type": "application/json; charset=UTF-8"}, 200, ""),
+        ({"Content-Type": "application/json", "Content-Encoding": "rot13"}, 415, "encoding is rot13"),
+        ({"Content-Type": "application/json", "Content-Encoding": "Identity"}, 200, ""),
+    ],
+)
+async def test_another_charset_or_encoding_is_a_415(
+    headers: dict[str, str], status: int, said: str, server: Server
+) -> None:
+    body = json.dumps(a_chat()).encode()
+    async with server.session.post(server.url + "/v1/chat/completions", data=body, headers=headers) as response:
+        assert response.status == status
+        assert said in await response.text()
+
+
 async def test_another_content_type_is_a_415(server: Server) -> None:
     async with server.session.post(server.url + CHAT, data=b"x", headers={"Content-Type": "text/plain"}) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (415, "media_type")
