@@ -43,6 +43,7 @@ from octavo_kernels.errors import KernelError
 from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
 from octavo_kernels.torch_experts import TorchExperts, run_experts, torch_mlp
+from octavo_kernels.whole_weights import WholeLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +59,10 @@ class TorchKVCache:
     """Like keys."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorchLinear:
-    """A weight as it is."""
+class TorchLinear(WholeLinear):
+    """On the CPU."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
+    __slots__ = ()
 
 
 class TorchBackend:

@@ -41,6 +41,7 @@ from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.store_kv import store_kv
+from octavo_kernels.whole_weights import WholeExperts, WholeLinear
 
 _PROGRAMS_PER_PROCESSOR = 4
 """Decode programs to aim at for each multiprocessor: about two run at once, and twice that evens out the tail."""
@@ -60,42 +61,16 @@ class TritonKVCache:
     """Like keys."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TritonLinear:
-    """A weight as it is, on the device."""
+class TritonLinear(WholeLinear):
+    """On the device."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TritonExperts:
-    """Weights of all experts as they are, on the device."""
+class TritonExperts(WholeExperts):
+    """On the device, contiguous."""
 
-    gate_up: torch.Tensor
-    """[num_experts, 2 * inner, hidden], contiguous."""
-    down: torch.Tensor
-    """[num_experts, hidden, inner], contiguous."""
-
-    @property
-    def num_experts(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def hidden_size(self) -> int:
-        return self.down.shape[1]
-
-    @property
-    def inner_size(self) -> int:
-        return self.down.shape[2]
+    __slots__ = ()
 
 
 class TritonBackend:

@@ -36,7 +36,9 @@ REASON_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Process:
+class Process:
+    """One rank, and our end of the socket between us."""
+
     rank: int
     child: subprocess.Popen[bytes]
     channel: socket.socket
@@ -65,7 +67,7 @@ class Followers:
             abort: lets go of a call that waits for another rank, from any thread.
         """
         self._news = _News()
-        self._processes = [_start(setup) for setup in setups]
+        self._processes = [start(setup) for setup in setups]
         # Also when nobody holds this any more, and when the interpreter ends.
         self._end = weakref.finalize(self, _end, self._processes, self._news, folder)
         threading.Thread(
@@ -131,7 +133,8 @@ class Followers:
         self._end()
 
 
-def _start(setup: Setup) -> _Process:
+def start(setup: Setup) -> Process:
+    """A rank that loads, and its line to us."""
     ours, theirs = socket.socketpair()
     with theirs:
         child = subprocess.Popen(
@@ -148,10 +151,10 @@ def _start(setup: Setup) -> _Process:
             # So that it imports what we import, however we came to it.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-    return _Process(rank=setup.rank, child=child, channel=ours)
+    return Process(rank=setup.rank, child=child, channel=ours)
 
 
-def _watch(processes: Sequence[_Process], news: _News, abort: Callable[[], None]) -> None:
+def _watch(processes: Sequence[Process], news: _News, abort: Callable[[], None]) -> None:
     """Reads what ranks say until one has failed or all are being ended."""
     lines = {process.channel.fileno(): b"" for process in processes}
     by_number = {process.channel.fileno(): process for process in processes}
@@ -192,7 +195,7 @@ def _read(channel: socket.socket) -> bytes:
         return b""
 
 
-def _how_it_ended(process: _Process) -> str:
+def _how_it_ended(process: Process) -> str:
     who = f"rank {process.rank}, process {process.child.pid},"
     try:
         status = process.child.wait(END_S)
@@ -204,7 +207,7 @@ def _how_it_ended(process: _Process) -> str:
     return f"{who} was ended by {signal.Signals(-status).name}{hint}"
 
 
-def _end(processes: Sequence[_Process], news: _News, folder: str) -> None:
+def _end(processes: Sequence[Process], news: _News, folder: str) -> None:
     with news.changed:
         news.is_closing = True
         news.failure = news.failure or StartupError("EngineCrashed", "the engine was closed")

@@ -346,5 +346,6 @@ def test_offline_follows_a_schema_given_as_an_object(tiny_model: Path) -> None:
 
     [output] = llm.generate("An answer: ", params)
 
+    assert len(output.outputs) == 3
     for found in output.outputs:
         jsonschema.validate(json.loads(found.text), SHORT)

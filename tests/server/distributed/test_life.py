@@ -18,6 +18,9 @@ import torch
 
 from octavo_server import LLM, SamplingParams
 from octavo_server.config import EngineConfig
+from octavo_server.distributed import followers
+from octavo_server.distributed.follower import Setup
+from octavo_server.distributed.orders import Connect, encode
 from octavo_server.engine.build import build_engine
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import ConfigError, EngineDeadError, StartupError
@@ -123,6 +126,30 @@ def test_ranks_do_not_outlive_rank_0(tiny_model: Path, how: str) -> None:
 
     (pid,) = (int(word) for word in done.stdout.split())
     wait_until_gone(pid)
+
+
+def test_a_rank_that_waits_for_the_others_ends_with_rank_0(tiny_model: Path, tmp_path: Path) -> None:
+    """Where it waits nothing tells it that rank 0 is gone but its own look at the socket."""
+    setup = Setup(
+        rank=1,
+        size=2,
+        meeting=str(tmp_path / "meeting"),
+        location=str(tiny_model),
+        dtype="auto",
+        device="cpu",
+        quantization="none",
+        load_format="auto",
+        num_threads=1,
+    )
+    process = followers.start(setup)
+    assert b'"loaded"' in process.channel.recv(2**16)
+    process.channel.sendall(encode(Connect()))
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.child.wait(0.5)
+
+    process.channel.close()
+
+    assert process.child.wait(10) == 1
 
 
 def test_what_a_rank_cannot_load_is_told_once(
