@@ -6,74 +6,16 @@ import asyncio
 import errno
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from openai.types import Batch
 
 from octavo_server.batch import disk, journal, pace, storage, worker
-from octavo_testing.server import NAME, Server, a_chat, a_completion, fake_server
-
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
-
-def a_line(number: int, url: str = CHAT, **body: Any) -> dict[str, Any]:
-    body = {"seed": number, **body}
-    content = a_chat(f"question {number}", **body) if url == CHAT else a_completion(f"prompt {number}", **body)
-    return {"custom_id": f"line-{number}", "method": "POST", "url": url, "body": content}
-
-
-def jsonl(*lines: Any) -> bytes:
-    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    return ("\n".join(texts) + "\n").encode()
-
-
-class Client:
-    """The official client, and what each test does with it."""
-
-    def __init__(self, server: Server, openai_client: openai.AsyncOpenAI) -> None:
-        self.server = server
-        self.openai = openai_client
-
-    async def upload(self, content: bytes) -> str:
-        return (await self.openai.files.create(file=("in.jsonl", content), purpose="batch")).id
-
-    async def create(self, content: bytes, endpoint: str = CHAT, **more: Any) -> Batch:
-        file_id = await self.upload(content)
-        given: dict[str, Any] = {"completion_window": "24h", **more}
-        return await self.openai.batches.create(input_file_id=file_id, endpoint=endpoint, **given)  # type: ignore[arg-type]
-
-    async def until(self, batch: Batch, condition: Callable[[Batch], bool], timeout_s: float = 20.0) -> Batch:
-        async with asyncio.timeout(timeout_s):
-            while not condition(batch := await self.openai.batches.retrieve(batch.id)):
-                await asyncio.sleep(0.01)
-        return batch
-
-    async def ended(self, batch: Batch) -> Batch:
-        ends = ("completed", "failed", "expired", "cancelled")
-        return await self.until(batch, lambda now: now.status in ends)
-
-    async def entries(self, file_id: str | None) -> list[dict[str, Any]]:
-        if file_id is None:
-            return []
-        text = (await self.openai.files.content(file_id)).text
-        assert text.endswith("\n")
-        return [json.loads(line) for line in text.splitlines()]
-
-
-@asynccontextmanager
-async def clients(tokenizer: Path, data_dir: Path, **config: Any) -> AsyncIterator[Client]:
-    async with (
-        fake_server(tokenizer, data_dir=str(data_dir), **config) as server,
-        openai.AsyncOpenAI(
-            base_url=server.url + "/v1", api_key=(config.get("api_key") or ("none",))[0], max_retries=0
-        ) as made,
-    ):
-        yield Client(server, made)
+from octavo_testing.batches import CHAT, COMPLETIONS, Client, a_line, clients, jsonl
+from octavo_testing.server import NAME, a_chat
 
 
 @pytest.fixture
@@ -412,84 +354,6 @@ async def test_a_server_with_keys_answers_its_own_lines(tokenizer_folder: Path, 
 
     assert batch.request_counts is not None
     assert batch.request_counts.completed == 1
-
-
-async def test_batches_are_listed_in_pages(client: Client) -> None:
-    file_id = await client.upload(jsonl(a_line(1)))
-    made = [
-        (await client.openai.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")).id  # type: ignore[arg-type]
-        for _ in range(5)
-    ]
-
-    listed = [batch.id async for batch in client.openai.batches.list(limit=2)]
-    first = await client.openai.batches.list(limit=2)
-
-    assert listed == made[::-1]
-    assert (first.has_more, len(first.data)) == (True, 2)
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"endpoint": "/v1/images"}, "endpoint"),
-        ({"endpoint": None}, "endpoint"),
-        ({"completion_window": "1y"}, "completion_window"),
-        ({"completion_window": "59s"}, "completion_window"),
-        ({"metadata": {"a": 1}}, "metadata.a"),
-        ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
-        ({"metadata": {"k" * 65: ""}}, "metadata"),
-        ({"metadata": {"\ud800": ""}}, "metadata"),
-        ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after.anchor"),
-        ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
-        ({"input_file_id": ""}, "input_file_id"),
-    ],
-)
-async def test_a_field_that_cannot_be_served_is_named(client: Client, body: dict[str, Any], param: str) -> None:
-    file_id = await client.upload(jsonl(a_line(1)))
-    good = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
-
-    answer = await client.server.post("/v1/batches", {**good, **body})
-
-    assert (answer.status, answer.json["error"]["param"]) == (400, param)
-
-
-async def test_a_batch_needs_a_file_that_was_sent_for_it(client: Client) -> None:
-    batch = await client.ended(await client.create(jsonl(a_line(1))))
-    for file_id, status in (("file-none", 404), ("../../lock", 404), (batch.output_file_id, 400)):
-        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
-        assert (await client.server.post("/v1/batches", body)).status == status
-
-
-@pytest.mark.parametrize("path", ["/v1/batches/batch_none", "/v1/files/file-none", "/v1/files/..%2flock/content"])
-async def test_what_is_not_there_is_404(client: Client, path: str) -> None:
-    answer = await client.server.get(path)
-
-    assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
-
-
-@pytest.mark.parametrize(
-    ("query", "param"),
-    [("limit=0", "limit"), ("limit=x", "limit"), ("limit=101", "limit"), ("order=up", "order"), ("after=x", "after")],
-)
-async def test_a_page_that_cannot_be_is_refused(client: Client, query: str, param: str) -> None:
-    answer = await client.server.get(f"/v1/batches?{query}")
-
-    assert (answer.status, answer.json["error"]["param"]) == (400, param)
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "/v1/files"), ("GET", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/batches/batch_1")],
-)
-async def test_without_a_data_dir_the_flag_is_named(tokenizer_folder: Path, method: str, path: str) -> None:
-    async with (
-        fake_server(tokenizer_folder) as server,
-        server.session.request(method, server.url + path, json={}) as answer,
-    ):
-        error = (await answer.json())["error"]
-
-    assert (answer.status, error["code"]) == (404, "not_enabled")
-    assert "--data-dir" in error["message"]
 
 
 async def test_no_more_lines_run_at_once_than_the_flag_says(tokenizer_folder: Path, tmp_path: Path) -> None:
