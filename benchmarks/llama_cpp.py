@@ -35,7 +35,7 @@ from octavo_server.engine.build import OMP_SPINS
 
 HOME = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "llama-cpp"
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
-BARS = {"decode 1": 2.5, "decode 8": 4.0, "decode 32": 5.0, "prefill": 6.0}
+BARS = {"decode 1": 2.5, "decode 8": 4.0, "decode 32": 5.0, "prefill 512": 6.0}
 """Ours over theirs, for SmolLM2-135M Q4_1."""
 
 
@@ -237,11 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def cases_of(values: argparse.Namespace) -> list[Case]:
-    """Decodes of each size and one prefill, as the command line says."""
+    """Decodes of each size and a prefill of each length, as the command line says."""
     decodes = [
         Case(name=f"decode {n}", batch=n, prompt_tokens=values.context, steps=values.steps) for n in values.batches
     ]
-    return [*decodes, Case(name="prefill", batch=1, prompt_tokens=values.prefill, steps=0)]
+    prefills = [Case(name=f"prefill {n}", batch=1, prompt_tokens=n, steps=0) for n in values.prefill]
+    return [*decodes, *prefills]
 
 
 def compare(
@@ -275,7 +276,9 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--rounds", type=int, default=7, help="turns of both a case (default: %(default)s)")
     made.add_argument("--batches", type=_numbers, default=[1, 8, 32], help="decodes at once (default: 1,8,32)")
     made.add_argument("--context", type=int, default=128, help="tokens of a decode's prompt (default: %(default)s)")
-    made.add_argument("--prefill", type=int, default=512, help="tokens of the prefill's prompt (default: %(default)s)")
+    made.add_argument(
+        "--prefill", type=_numbers, default=[128, 512], help="tokens of a prefill's prompt (default: 128,512)"
+    )
     made.add_argument("--install", action="store_true", help="install the other engine first where it is missing")
     made.add_argument("--steps", type=int, default=12, help="timed steps of a decode a round (default: %(default)s)")
     made.add_argument("--json", default="", metavar="FILE", help="write the figures there")

@@ -23,8 +23,8 @@ from benchmarks.record import write_json
 
 HOME = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "openvino"
 CHILD = Path(__file__).with_name("openvino_child.py")
-BARS = {"decode 1": 1.2, "decode 8": 1.7, "decode 32": 1.7, "prefill": 1.5}
-"""Ours over theirs."""
+BARS = {"decode 1": 1.2, "decode 8": 1.7, "decode 32": 1.7, "prefill 128": 1.5}
+"""Ours over theirs, at prompts of 128 tokens."""
 
 
 def install(folder: Path) -> Path:

@@ -11,26 +11,26 @@ import torch
 from numpy.typing import NDArray
 
 from octavo_kernels.numba_compile import kernel, part
-from octavo_kernels.numba_dot import (
-    SCALE_BYTES,
-    VECTORS,
-    block_bytes,
-    tile4_1,
-    tile4_2,
-    tile4_4,
-    tile4_8,
-    tile8_1,
-    tile8_2,
-    tile8_4,
-    tile8_8,
-)
+from octavo_kernels.numba_dot import KINDS, PAIR_BYTES, TILE, Kind, tile_function
 from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces
 from octavo_kernels.numba_vector import LANES, quantize_group
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight
 from octavo_kernels.weight_memory import WeightMemory
 
-WEIGHT, BIAS, FACTOR, BITS, NUM_TILES, NUM_GROUPS = range(6)
-"""Fields of a layer's description: three addresses and three numbers."""
+WEIGHT, BIAS, FACTOR, KIND, NUM_TILES, NUM_GROUPS = range(6)
+"""Fields of a layer's description: three addresses and three numbers, KIND an index of `KINDS`."""
+
+_NEAR_BYTES = 30 * 1024
+"""Of a tile's blocks, all tokens are multiplied with so many before the next are read: they stay in the first cache."""
+
+NEAR_ROWS = 32
+"""Rows whose products are computed before what follows them is: of gate and up 8 KiB, which stay in the first cache."""
+
+_TOKENS = 4
+"""That are multiplied at once."""
+
+_AHEAD = 4096
+"""Bytes from what one pass reads to what it asks for."""
 
 _HALF_RANGE = 2.0**15
 """What the largest scale of a matrix is brought close to, half of float16's range, so that small ones stay exact."""
@@ -42,11 +42,11 @@ class PackedLinear:
 
     in_features: int
     out_features: int
-    bits: int
+    kind: Kind
     blocks: NDArray[np.uint8]
-    """[num_tiles, num_groups, block_bytes(bits)], on a boundary of 64 bytes."""
+    """[num_tiles, num_groups, kind.block_bytes], on a boundary of 64 bytes."""
     bias: NDArray[np.float32]
-    """[num_tiles * 16 + 1]: biases divided by the factor, then the factor."""
+    """[num_tiles * 32 + 2]: biases divided by the factor, then the factor, then 1."""
 
     @property
     def num_tiles(self) -> int:
@@ -59,40 +59,42 @@ class PackedLinear:
     def describe(self) -> NDArray[np.int64]:
         """What kernels read; valid while this object lives."""
         bias = self.bias.ctypes.data
-        addresses = (self.blocks.ctypes.data, bias, bias + 4 * LANES * self.num_tiles)
-        return np.array([*addresses, self.bits, self.num_tiles, self.in_features // GROUP], np.int64)
+        addresses = (self.blocks.ctypes.data, bias, bias + 4 * TILE * self.num_tiles)
+        numbers = (KINDS.index(self.kind), self.num_tiles, self.in_features // GROUP)
+        return np.array([*addresses, *numbers], np.int64)
 
 
 def pack(weight: QuantizedWeight, bias: torch.Tensor | None, memory: WeightMemory) -> PackedLinear:
     """Repacks once, into `memory`; bias: [out] of any floating dtype. Scales are rounded to float16, which those of a GGUF file are."""
     out_features, in_features = weight.codes.shape
-    num_tiles, num_groups = -(-out_features // LANES), in_features // GROUP
-    # q: [num_tiles, 16, num_groups, 8, 4] uint8
-    q = _padded(weight.codes, num_tiles).reshape(num_tiles, LANES, num_groups, 8, 4)
-    if weight.bits == 4:
+    num_tiles, num_groups = -(-out_features // TILE), in_features // GROUP
+    kind = Kind(bits=weight.bits, has_minima=not weight.is_symmetric)
+    # q: [num_tiles, 2, 16, num_groups, 8, 4] uint8
+    q = _padded(weight.codes, num_tiles).reshape(num_tiles, 2, LANES, num_groups, 8, 4)
+    if kind.bits == 4:
         q = q[..., :4, :] | (q[..., 4:, :] << 4)
-    size = (num_tiles, num_groups, block_bytes(weight.bits))
+    size = (num_tiles, num_groups, kind.block_bytes)
     blocks = memory.take(math.prod(size)).reshape(size)
-    codes = blocks[..., SCALE_BYTES:].reshape(num_tiles, num_groups, VECTORS[weight.bits], LANES, 4)
-    codes[:] = q.transpose(0, 2, 3, 1, 4)
+    codes = blocks[..., kind.scale_bytes :].reshape(num_tiles, num_groups, kind.num_vectors, 2, LANES, 4)
+    codes[:] = q.transpose(0, 3, 4, 1, 2, 5)
     assert np.shares_memory(codes, blocks)
     factor = _factor(weight)
-    scales = blocks[..., :SCALE_BYTES].view(np.float16).reshape(num_tiles, num_groups, 2, LANES)
-    for i, values in enumerate((weight.scales, weight.minima)):
+    scales = blocks[..., : kind.scale_bytes].view(np.float16).reshape(num_tiles, num_groups, -1, TILE)
+    for i, values in enumerate((weight.scales, weight.minima)[: scales.shape[2]]):
         rows = _padded(values, num_tiles) / factor
-        scales[:, :, i] = rows.reshape(num_tiles, LANES, num_groups).swapaxes(1, 2)
-    full_bias = aligned((num_tiles * LANES + 1,), np.float32)
+        scales[:, :, i] = rows.reshape(num_tiles, TILE, num_groups).swapaxes(1, 2)
+    full_bias = aligned((num_tiles * TILE + 2,), np.float32)
     if bias is not None:
         full_bias[:out_features] = bias.float().cpu().numpy() / factor
-    full_bias[-1] = factor
-    return PackedLinear(
-        in_features=in_features, out_features=out_features, bits=weight.bits, blocks=blocks, bias=full_bias
-    )
+    full_bias[-2:] = factor, 1.0
+    return PackedLinear(in_features=in_features, out_features=out_features, kind=kind, blocks=blocks, bias=full_bias)
 
 
 def _factor(weight: QuantizedWeight) -> np.float32:
     """A power of 2, so that dividing by it rounds nothing."""
-    largest = max(float(weight.scales.abs().max()), float(weight.minima.abs().max()))
+    largest = float(weight.scales.abs().max())
+    if not weight.is_symmetric:
+        largest = max(largest, float(weight.minima.abs().max()))
     if not 0.0 < largest < math.inf:
         return np.float32(1.0)
     exponent = math.frexp(largest / _HALF_RANGE)[1]
@@ -110,13 +112,13 @@ def aligned(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
 
 def _padded(values: torch.Tensor, num_tiles: int) -> NDArray[Any]:
     array: NDArray[Any] = values.cpu().numpy()
-    return np.pad(array, ((0, num_tiles * LANES - array.shape[0]), (0, 0)))
+    return np.pad(array, ((0, num_tiles * TILE - array.shape[0]), (0, 0)))
 
 
 def linear(x: torch.Tensor, packed: PackedLinear, pool: ThreadPool) -> torch.Tensor:
-    """x: [num_tokens, in] float32 -> [num_tokens, out] float32, rows a multiple of 16 apart."""
+    """x: [num_tokens, in] float32 -> [num_tokens, out] float32, rows a multiple of 32 apart."""
     num_tokens = x.shape[0]
-    out = torch.empty((num_tokens, packed.num_tiles * LANES), dtype=torch.float32)
+    out = torch.empty((num_tokens, packed.num_tiles * TILE), dtype=torch.float32)
     if num_tokens:
         codes, scales = activation_buffers(num_tokens, packed.in_features)
         pool.run(_linear, 2, x.contiguous().numpy(), packed.describe()[None], codes, scales, out.numpy())
@@ -124,13 +126,16 @@ def linear(x: torch.Tensor, packed: PackedLinear, pool: ThreadPool) -> torch.Ten
 
 
 def activation_buffers(num_tokens: int, in_features: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Room for quantised activations: codes [num_tokens, in] and pairs [num_tokens, in / 32, 2]."""
-    return np.empty((num_tokens, in_features), np.int8), np.empty((num_tokens, in_features // GROUP, 2), np.float32)
+    """Room for quantised activations: codes [num_tokens, in] and scales [num_tokens, in / 32, 3] (see `numba_dot.py`)."""
+    fields = PAIR_BYTES // 4
+    return np.empty((num_tokens, in_features), np.int8), np.empty(
+        (num_tokens, in_features // GROUP, fields), np.float32
+    )
 
 
 @part
 def quantize_row(x, row, codes, scales):  # type: ignore[no-untyped-def]
-    """x: the address of [in] float32 -> that row of codes: [num_tokens, in] int8, scales: [num_tokens, in / 32, 2]."""
+    """x: the address of [in] float32 -> that row of codes: [num_tokens, in] int8, scales: [num_tokens, in / 32, 3]."""
     quantize_part(x, row, 0, scales.shape[1], codes, scales)
 
 
@@ -138,71 +143,69 @@ def quantize_row(x, row, codes, scales):  # type: ignore[no-untyped-def]
 def quantize_part(x, row, first, count, codes, scales):  # type: ignore[no-untyped-def]
     """As `quantize_row`, of `count` groups from `first` on only; x is where that one begins."""
     target = codes.ctypes.data + row * codes.shape[1] + first * 32
-    pairs = scales.ctypes.data + (row * scales.shape[1] + first) * 8
+    pairs = scales.ctypes.data + (row * scales.shape[1] + first) * PAIR_BYTES
     for group in range(count):
-        quantize_group(x + group * 128, target + group * 32, pairs + group * 8)
+        quantize_group(x + group * 128, target + group * 32, pairs + group * PAIR_BYTES)
 
 
-@part
-def _multiply_tile4(layer, tile, x, out):  # type: ignore[no-untyped-def]
-    """`multiply_tile` for codes of 4 bits."""
-    num_groups, (codes, pairs, left), (target, stride) = layer[NUM_GROUPS], x, out
-    weight, bias, factor = layer[WEIGHT] + tile * num_groups * 320, layer[BIAS] + tile * 64, layer[FACTOR]
-    while left > 0:
-        if left >= 8:
-            count = 8
-            tile4_8(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        elif left >= 4:
-            count = 4
-            tile4_4(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        elif left >= 2:
-            count = 2
-            tile4_2(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        else:
-            count = 1
-            tile4_1(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        codes += count * num_groups * 32
-        pairs += count * num_groups * 8
-        target += count * stride
-        left -= count
+def _multiplier(kind: Kind) -> Any:
+    """`multiply_tile` for weights of a kind."""
+    one, two, many = (tile_function(count, kind) for count in (1, 2, _TOKENS))
+    block_bytes = kind.block_bytes
+    near_groups, lines = _NEAR_BYTES // block_bytes, block_bytes // 64
+
+    @part
+    def multiply_tile_of_kind(layer, tile, x, out):  # type: ignore[no-untyped-def]
+        num_groups, (codes, pairs, count), (target, stride) = layer[NUM_GROUPS], x, out
+        block = layer[WEIGHT] + tile * num_groups * block_bytes
+        begin, begin_stride = layer[BIAS] + tile * TILE * 4, 0
+        passes = -(-count // _TOKENS)
+        step = num_groups if passes == 1 else near_groups
+        # one pass reads what it has asked for a little earlier; several ask for the next blocks, a share each
+        num_lines = -(-lines // passes)
+        for first in range(0, num_groups, step):
+            groups = min(step, num_groups - first)
+            # all but the last sums are left as they are
+            factor = layer[FACTOR] + (0 if first + groups == num_groups else 4)
+            ahead = block + (_AHEAD if passes == 1 else groups * block_bytes)
+            row = 0
+            while row < count:
+                at = row * num_groups + first
+                places = (codes + at * 32, pairs + at * PAIR_BYTES, target + row * stride, ahead)
+                rest = (groups, begin_stride, num_groups, stride, num_lines)
+                if count - row >= _TOKENS:
+                    many(block, begin + row * begin_stride, factor, *places, *rest)
+                    row += _TOKENS
+                elif count - row >= 2:
+                    two(block, begin + row * begin_stride, factor, *places, *rest)
+                    row += 2
+                else:
+                    one(block, begin + row * begin_stride, factor, *places, *rest)
+                    row += 1
+                ahead += groups * num_lines * 64
+            begin, begin_stride = target, stride
+            block += groups * block_bytes
+
+    return multiply_tile_of_kind
 
 
-@part
-def _multiply_tile8(layer, tile, x, out):  # type: ignore[no-untyped-def]
-    """`multiply_tile` for codes of 8 bits."""
-    num_groups, (codes, pairs, left), (target, stride) = layer[NUM_GROUPS], x, out
-    weight, bias, factor = layer[WEIGHT] + tile * num_groups * 576, layer[BIAS] + tile * 64, layer[FACTOR]
-    while left > 0:
-        if left >= 8:
-            count = 8
-            tile8_8(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        elif left >= 4:
-            count = 4
-            tile8_4(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        elif left >= 2:
-            count = 2
-            tile8_2(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        else:
-            count = 1
-            tile8_1(weight, bias, factor, codes, pairs, target, num_groups, stride)
-        codes += count * num_groups * 32
-        pairs += count * num_groups * 8
-        target += count * stride
-        left -= count
+_multiply_tile4, _multiply_tile8, _multiply_tile8_symmetric = (_multiplier(kind) for kind in KINDS)
 
 
 @part
 def multiply_tile(layer, tile, x, out):  # type: ignore[no-untyped-def]
-    """16 columns, those of a tile, of all rows.
+    """32 columns, those of a tile, of all rows.
 
     layer: a description, as a tuple; x: (address of int8 codes [num_tokens, in], address of their scales, num_tokens);
-    out: (address of the first row's 16 float32, bytes from row to row). Numbers alone, for an array counts references,
+    out: (address of the first row's 32 float32, bytes from row to row). Numbers alone, for an array counts references,
     in a counter that all threads share.
     """
-    if layer[BITS] == 4:
+    if layer[KIND] == 0:
         _multiply_tile4(layer, tile, x, out)
-    else:
+    elif layer[KIND] == 1:
         _multiply_tile8(layer, tile, x, out)
+    else:
+        _multiply_tile8_symmetric(layer, tile, x, out)
 
 
 @part
@@ -231,16 +234,32 @@ def quantize_rows(x, codes, scales, phase, threads):  # type: ignore[no-untyped-
 
 
 @part
+def num_items(num_tiles, codes):  # type: ignore[no-untyped-def]
+    """Of a phase that multiplies tiles, each with `NEAR_ROWS` of all rows at a time."""
+    return num_tiles * (-(-codes.shape[0] // NEAR_ROWS))
+
+
+@part
+def item_of(item, codes, scales):  # type: ignore[no-untyped-def]
+    """-> its tile, its first row, and its rows as `multiply_tile` takes them."""
+    num_runs, num_groups = -(-codes.shape[0] // NEAR_ROWS), scales.shape[1]
+    tile = item // num_runs
+    first = (item - tile * num_runs) * NEAR_ROWS
+    places = codes.ctypes.data + first * num_groups * 32, scales.ctypes.data + first * num_groups * PAIR_BYTES
+    return tile, first, (places[0], places[1], min(NEAR_ROWS, codes.shape[0] - first))
+
+
+@part
 def multiply(layer, codes, scales, out, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: all columns of out: [num_tokens, out] float32."""
-    pieces = num_pieces(layer[NUM_TILES], threads)
-    x = (codes.ctypes.data, scales.ctypes.data, codes.shape[0])
-    target, stride = out.ctypes.data, out.shape[1] * 4
-    done, (start, end) = 0, claim(layer[NUM_TILES], pieces, phase, threads)
+    items, stride = num_items(layer[NUM_TILES], codes), out.shape[1] * 4
+    pieces = num_pieces(items, threads)
+    done, (start, end) = 0, claim(items, pieces, phase, threads)
     while start < end:
-        for tile in range(start, end):
-            multiply_tile(layer, tile, x, (target + tile * 64, stride))
-        done, (start, end) = done + 1, claim(layer[NUM_TILES], pieces, phase, threads)
+        for item in range(start, end):
+            tile, first, x = item_of(item, codes, scales)
+            multiply_tile(layer, tile, x, (out.ctypes.data + first * stride + tile * TILE * 4, stride))
+        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
     finish(done, pieces, phase, threads)
 
 

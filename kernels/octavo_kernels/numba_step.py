@@ -21,29 +21,29 @@ from octavo_kernels.numba_attention import NO_WINDOW, attend, plan_rows, running
 from octavo_kernels.numba_best import BEST_BYTES, best_of, choose_best, keep_best
 from octavo_kernels.numba_cache import TransposedCache, cache_numbers, multiply_row, rotate_halves, store_row
 from octavo_kernels.numba_compile import kernel, part
+from octavo_kernels.numba_dot import PAIR_BYTES, TILE
 from octavo_kernels.numba_linear import (
-    NUM_GROUPS,
+    NEAR_ROWS,
     NUM_TILES,
     PackedLinear,
     activation_buffers,
     aligned,
     described,
+    item_of,
     multiply,
     multiply_tile,
+    num_items,
     quantize_part,
     quantize_row,
 )
 from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, num_small_pieces
-from octavo_kernels.numba_vector import LANES, LOG2_E, add_row, norm_row, quantize_group, silu_and_mul_lanes
+from octavo_kernels.numba_vector import LOG2_E, add_row, norm_and_quantize, norm_row, silu_and_quantize
 from octavo_kernels.quantized_weight import GROUP
 
 _LAYER_PHASES = 8
 
 _FEW_ROWS = 3
 """Rows that each thread norms for itself."""
-
-_NEAR_ROWS = 32
-"""Rows whose products are computed before what follows them is: 8 KiB of gate and up, which stay in the first cache."""
 
 
 class CompiledDecoder:
@@ -70,7 +70,7 @@ class CompiledDecoder:
         self._windows = np.array([window or NO_WINDOW for window in spec.windows], np.int64)
         self._final_norm = spec.final_norm.float().numpy()
         self._cos_sin = spec.cos_sin.contiguous().numpy()
-        self._memory = running_buffers(pool.num_threads, at_least=_NEAR_ROWS * 256)
+        self._memory = running_buffers(pool.num_threads, at_least=NEAR_ROWS * 256)
         self._scratch: tuple[Any, ...] = ()
         self._capacity = 0
 
@@ -138,11 +138,10 @@ class CompiledDecoder:
         num_heads_features, num_inner = first.output.in_features, _packed(first.down).in_features
         hidden = self._final_norm.shape[0]
         num_own = max(num_tokens, _FEW_ROWS * self._pool.num_threads)
-        # normed and its codes; qkv; attention's result and its codes; the codes of gate times up, and of the head's rows
+        # the codes of what is normed; qkv; attention's result and its codes; the codes of gate times up, and of the head's rows
         self._scratch = (
-            aligned((num_own, hidden), np.float32),
             *activation_buffers(num_own, hidden),
-            aligned((num_tokens, _packed(first.qkv).num_tiles * LANES), np.float32),
+            aligned((num_tokens, _packed(first.qkv).num_tiles * TILE), np.float32),
             aligned((num_tokens, num_heads_features), np.float32),
             *activation_buffers(num_tokens, num_heads_features),
             *activation_buffers(num_tokens, num_inner),
@@ -169,44 +168,42 @@ def _stacked(norms: list[list[torch.Tensor | None]], width: int) -> NDArray[np.f
 
 
 @part
-def _norm(hidden, weight, eps, normed, codes, scales, phase, threads):  # type: ignore[no-untyped-def]
+def _norm(hidden, weight, eps, codes, scales, phase, threads):  # type: ignore[no-untyped-def]
     """A phase, but for few rows: the norm of hidden, quantised into codes and scales."""
     count = hidden.shape[0]
     if count <= _FEW_ROWS:
         for row in range(count):
-            _norm_one(hidden, weight, eps, normed, codes, scales, row)
+            _norm_one(hidden, weight, eps, codes, scales, row)
         return
     pieces = num_pieces(count, threads)
     done, (start, end) = 0, claim(count, pieces, phase, threads)
     while start < end:
         for row in range(start, end):
-            _norm_one(hidden, weight, eps, normed, codes, scales, row)
+            _norm_one(hidden, weight, eps, codes, scales, row)
         done, (start, end) = done + 1, claim(count, pieces, phase, threads)
     finish(done, pieces, phase, threads)
 
 
 @part
-def _norm_one(hidden, weight, eps, normed, codes, scales, row):  # type: ignore[no-untyped-def]
-    width = hidden.shape[1]
-    out = normed.ctypes.data + row * width * 4
-    norm_row(hidden.ctypes.data + row * width * 4, weight, out, eps, width)
-    quantize_row(out, row, codes, scales)
+def _norm_one(hidden, weight, eps, codes, scales, row):  # type: ignore[no-untyped-def]
+    num_groups = scales.shape[1]
+    x, target = hidden.ctypes.data + row * num_groups * 128, codes.ctypes.data + row * num_groups * 32
+    norm_and_quantize(x, weight, target, scales.ctypes.data + row * num_groups * PAIR_BYTES, eps, num_groups)
 
 
 @part
 def _multiply_and_add(layer, codes, scales, hidden, memory, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: hidden += the product, 16 columns of all rows at a time."""
-    pieces, num_groups, width = num_pieces(layer[NUM_TILES], threads), layer[NUM_GROUPS], hidden.shape[1] * 4
-    done, (start, end) = 0, claim(layer[NUM_TILES], pieces, phase, threads)
+    """A phase: hidden += the product."""
+    items, width = num_items(layer[NUM_TILES], codes), hidden.shape[1] * 4
+    pieces = num_pieces(items, threads)
+    done, (start, end) = 0, claim(items, pieces, phase, threads)
     while start < end:
-        for tile in range(start, end):
-            for first in range(0, codes.shape[0], _NEAR_ROWS):
-                count = min(_NEAR_ROWS, codes.shape[0] - first)
-                x = (codes.ctypes.data + first * num_groups * 32, scales.ctypes.data + first * num_groups * 8, count)
-                multiply_tile(layer, tile, x, (memory, 64))
-                for row in range(count):
-                    add_row(hidden.ctypes.data + (first + row) * width + tile * 64, memory + row * 64, 16)
-        done, (start, end) = done + 1, claim(layer[NUM_TILES], pieces, phase, threads)
+        for item in range(start, end):
+            tile, first, x = item_of(item, codes, scales)
+            multiply_tile(layer, tile, x, (memory, 128))
+            for row in range(x[2]):
+                add_row(hidden.ctypes.data + (first + row) * width + tile * 128, memory + row * 128, 32)
+        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
     finish(done, pieces, phase, threads)
 
 
@@ -297,35 +294,22 @@ def _are_whole(plan):  # type: ignore[no-untyped-def]
 
 @part
 def _gate(layer, codes, scales, memory, out_codes, out_scales, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: gate and up, silu(gate) * up, quantised; in groups of 32 columns of all rows."""
-    count = layer[NUM_TILES] // 4
-    x = (codes.ctypes.data, scales.ctypes.data, codes.shape[0])
-    out = (out_codes.ctypes.data, out_codes.shape[1], out_scales.ctypes.data, out_scales.shape[1] * 8)
-    pieces = num_pieces(count, threads)
-    done, (start, end) = 0, claim(count, pieces, phase, threads)
+    """A phase: gate and up, silu(gate) * up, quantised; in groups of 32 columns."""
+    num_groups = layer[NUM_TILES] // 2
+    items = num_items(num_groups, codes)
+    pieces = num_pieces(items, threads)
+    done, (start, end) = 0, claim(items, pieces, phase, threads)
     while start < end:
-        for index in range(start, end):
-            for row in range(0, x[2], _NEAR_ROWS):
-                _gate_group(layer, index, x, row, memory, out)
-        done, (start, end) = done + 1, claim(count, pieces, phase, threads)
+        for item in range(start, end):
+            group, first, x = item_of(item, codes, scales)
+            multiply_tile(layer, group, x, (memory, 256))
+            multiply_tile(layer, num_groups + group, x, (memory + 128, 256))
+            for row in range(x[2]):
+                gate, at = memory + row * 256, (first + row) * num_groups + group
+                target, scale = out_codes.ctypes.data + at * 32, out_scales.ctypes.data + at * PAIR_BYTES
+                silu_and_quantize(gate, gate + 128, target, scale)
+        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
     finish(done, pieces, phase, threads)
-
-
-@part
-def _gate_group(layer, index, x, first_row, memory, out):  # type: ignore[no-untyped-def]
-    """Some rows, whose gate and up stay near; out: address and row bytes of the codes, then of their scales."""
-    num_groups, num_up = layer[NUM_GROUPS], layer[NUM_TILES] // 2
-    count = min(_NEAR_ROWS, x[2] - first_row)
-    rows = (x[0] + first_row * num_groups * 32, x[1] + first_row * num_groups * 8, count)
-    for half in range(2):
-        multiply_tile(layer, 2 * index + half, rows, (memory + half * 64, 256))
-        multiply_tile(layer, num_up + 2 * index + half, rows, (memory + 128 + half * 64, 256))
-    for row in range(count):
-        gate = memory + row * 256
-        silu_and_mul_lanes(gate, gate + 128, gate)
-        silu_and_mul_lanes(gate + 64, gate + 192, gate + 64)
-        codes, pairs = out[0] + (first_row + row) * out[1], out[2] + (first_row + row) * out[3]
-        quantize_group(gate, codes + 32 * index, pairs + 8 * index)
 
 
 @part
@@ -345,18 +329,19 @@ def _final_rows(rows, hidden, weight, eps, out, codes, scales, phase, threads): 
 @part
 def _find_likeliest(head, codes, scales, vocab, best, memory, phase, thread, threads):  # type: ignore[no-untyped-def]
     """A phase: the head's product with all rows; of it this thread keeps what it has to know of the largest."""
-    pieces, num_groups, num_rows = num_pieces(head[NUM_TILES], threads), head[NUM_GROUPS], best.shape[1]
-    done, (start, end) = 0, claim(head[NUM_TILES], pieces, phase, threads)
+    items, num_rows = num_items(head[NUM_TILES], codes), best.shape[1]
+    pieces = num_pieces(items, threads)
+    done, (start, end) = 0, claim(items, pieces, phase, threads)
     while start < end:
-        for tile in range(start, end):
-            for first in range(0, num_rows, _NEAR_ROWS):
-                count = min(_NEAR_ROWS, num_rows - first)
-                x = (codes.ctypes.data + first * num_groups * 32, scales.ctypes.data + first * num_groups * 8, count)
-                multiply_tile(head, tile, x, (memory, 64))
-                for row in range(count):
-                    place = best.ctypes.data + (thread * num_rows + first + row) * BEST_BYTES
-                    keep_best(memory + row * 64, tile * 16, vocab - tile * 16, place)
-        done, (start, end) = done + 1, claim(head[NUM_TILES], pieces, phase, threads)
+        for item in range(start, end):
+            tile, first, x = item_of(item, codes, scales)
+            multiply_tile(head, tile, x, (memory, 128))
+            for row in range(x[2]):
+                place = best.ctypes.data + (thread * num_rows + first + row) * BEST_BYTES
+                for column in range(0, 32, 16):
+                    first_id = tile * 32 + column
+                    keep_best(memory + row * 128 + column * 4, first_id, vocab - first_id, place)
+        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
     finish(done, pieces, phase, threads)
 
 
@@ -366,17 +351,17 @@ def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, 
     linears, norms, _, final_norm, _, vocab = weights
     count, eps = hidden.shape[0], numbers.ctypes.data
     first = thread * count if count <= _FEW_ROWS else 0
-    normed, codes, scales = scratch[0][first:], scratch[1][first : first + count], scratch[2][first : first + count]
-    qkv, context = scratch[3][:count], scratch[4][:count]
-    context_codes, context_scales = scratch[5][:count], scratch[6][:count]
-    inner_codes, inner_scales = scratch[7][:count], scratch[8][:count]
+    codes, scales = scratch[0][first : first + count], scratch[1][first : first + count]
+    qkv, context = scratch[2][:count], scratch[3][:count]
+    context_codes, context_scales = scratch[4][:count], scratch[5][:count]
+    inner_codes, inner_scales = scratch[6][:count], scratch[7][:count]
     own = running.ctypes.data + thread * running.shape[1] * 4
     phase = 0
     for layer in range(norms.shape[0]):
         qkv_layer, output = described(linears, 4 * layer), described(linears, 4 * layer + 1)
         gate_up_layer, down = described(linears, 4 * layer + 2), described(linears, 4 * layer + 3)
         norm = norms.ctypes.data + layer * 2 * hidden.shape[1] * 4
-        _norm(hidden, norm, eps, normed, codes, scales, phase, threads)
+        _norm(hidden, norm, eps, codes, scales, phase, threads)
         multiply(qkv_layer, codes, scales, qkv, phase + 1, threads)
         if not _are_whole(plan):
             _rotate_and_store(qkv, layer, step, cache, weights, numbers, phase + 2, threads)
@@ -396,12 +381,12 @@ def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, 
             threads,
         )
         _multiply_and_add(output, context_codes, context_scales, hidden, own, phase + 4, threads)
-        _norm(hidden, norm + hidden.shape[1] * 4, eps, normed, codes, scales, phase + 5, threads)
+        _norm(hidden, norm + hidden.shape[1] * 4, eps, codes, scales, phase + 5, threads)
         _gate(gate_up_layer, codes, scales, own, inner_codes, inner_scales, phase + 6, threads)
         _multiply_and_add(down, inner_codes, inner_scales, hidden, own, phase + 7, threads)
         phase += _LAYER_PHASES
     rows, (best, tokens) = step[2], likeliest
-    codes, scales = scratch[9][: rows.shape[0]], scratch[10][: rows.shape[0]]
+    codes, scales = scratch[8][: rows.shape[0]], scratch[9][: rows.shape[0]]
     _final_rows(rows, hidden, final_norm, eps, out, codes, scales, phase, threads)
     if tokens.shape[0]:
         head = described(linears, 4 * norms.shape[0])

@@ -133,15 +133,19 @@ class Emitter:
         sign = b.and_(b.lshr(bits, words(16)), words(0x8000))
         return b.trunc(b.or_(half, sign), HALVES)
 
+    def in_order(self, x: Any) -> Any:
+        """A value that is computed as it is written: kernels let sums be taken in any order, which may hang on their length."""
+        return self.call("llvm.arithmetic.fence.v16f32", FLOATS, x)
+
     def round(self, x: Any) -> Any:
         return self.call("llvm.rint.v16f32", FLOATS, x)
 
     def larger(self, a: Any, b: Any) -> Any:
         return self.call("llvm.maxnum.v16f32", FLOATS, a, b)
 
-    def exp2(self, x: Any) -> Any:
-        """2^x of each lane for x in [-126, 126]; lower is taken as -126."""
-        x = self.larger(x, self.constant(FLOATS, -126.0))
+    def exp2(self, x: Any, least: float = -126.0) -> Any:
+        """2^x of each lane for x in [-126, 126]; lower is taken as `least`, of which -127 gives 0."""
+        x = self.larger(x, self.constant(FLOATS, least))
         whole = self.round(x)
         return self._exp2(whole, self.builder.fsub(x, whole))
 
@@ -205,9 +209,29 @@ def _add(e: Emitter, target: Any, source: Any, count: Any) -> None:
 
 
 def _norm_row(e: Emitter, *arguments: Any) -> None:
-    b = e.builder
     x, weight, out, eps = (e.base(address) for address in arguments[:4])
-    width = arguments[4]
+    factor = _norm_factor(e, x, eps, arguments[4])
+
+    def scale(at: Any, kind: Any) -> None:
+        e.store(_normed(e, (x, weight), at, kind, factor), out, at)
+
+    e.each(arguments[4], scale)
+
+
+def _norm_and_quantize(e: Emitter, *arguments: Any) -> None:
+    b = e.builder
+    x, weight, codes, scales, eps = (e.base(address) for address in arguments[:5])
+    factor = _norm_factor(e, x, eps, e.times(arguments[5], 32))
+    with cgutils.for_range(b, arguments[5], intp=LONG) as loop:
+        places = [b.add(e.times(loop.index, 128), LONG(64 * i)) for i in range(2)]
+        halves = [_normed(e, (x, weight), at, FLOATS, factor) for at in places]
+        target, scale = (b.gep(base, [e.times(loop.index, size)]) for base, size in ((codes, 32), (scales, 12)))
+        _store_quantized(e, halves, target, scale)
+
+
+def _norm_factor(e: Emitter, x: Any, eps: Any, width: Any) -> Any:
+    """1 / sqrt(mean of squares + eps), float32."""
+    b = e.builder
     sums = {kind: cgutils.alloca_once_value(b, e.zero(kind)) for kind in (FLOATS, FLOAT)}
 
     def add_square(at: Any, kind: Any) -> None:
@@ -218,19 +242,22 @@ def _norm_row(e: Emitter, *arguments: Any) -> None:
     total = b.fadd(e.lane_sum(b.load(sums[FLOATS])), b.load(sums[FLOAT]))
     mean = b.fdiv(total, b.sitofp(width, FLOAT))
     root = e.call("llvm.sqrt.f32", FLOAT, b.fadd(mean, e.load(eps, 0, FLOAT)))
-    factor = b.fdiv(FLOAT(1.0), root)
+    return b.fdiv(FLOAT(1.0), root)
 
-    def scale(at: Any, kind: Any) -> None:
-        value = b.fmul(e.load(x, at, kind), e.like(factor, kind))
-        e.store(b.fmul(value, e.load(weight, at, kind)), out, at)
 
-    e.each(width, scale)
+def _normed(e: Emitter, row: tuple[Any, Any], at: Any, kind: Any, factor: Any) -> Any:
+    b = e.builder
+    return b.fmul(b.fmul(e.load(row[0], at, kind), e.like(factor, kind)), e.load(row[1], at, kind))
 
 
 def _quantize_group(e: Emitter, x: Any, codes: Any, scales: Any) -> None:
+    source = e.base(x)
+    _store_quantized(e, [e.load(source, 64 * i, FLOATS) for i in range(2)], e.base(codes), e.base(scales))
+
+
+def _store_quantized(e: Emitter, halves: list[Any], target: Any, scale: Any) -> None:
+    """Two vectors of values -> codes and the three numbers of a group."""
     b = e.builder
-    source, target, scale = e.base(x), e.base(codes), e.base(scales)
-    halves = [e.load(source, 64 * i, FLOATS) for i in range(2)]
     # As integers, magnitudes are in the same order, and a NaN is the largest: it ends in the scale, not in nothing.
     bits = [b.and_(b.bitcast(half, WORDS), e.constant(WORDS, 0x7FFFFFFF)) for half in halves]
     largest = e.call("llvm.vector.reduce.smax.v16i32", WORD, e.call("llvm.smax.v16i32", WORDS, *bits))
@@ -243,13 +270,19 @@ def _quantize_group(e: Emitter, x: Any, codes: Any, scales: Any) -> None:
     step = b.fdiv(peak, FLOAT(127.0))
     e.store(step, scale, 0)
     e.store(b.fmul(step, b.sitofp(total, FLOAT)), scale, 4)
+    e.store(b.mul(total, WORD(-128)), scale, 8)
 
 
-def _silu_and_mul(e: Emitter, gate: Any, up: Any, out: Any) -> None:
+def _silu_and_quantize(e: Emitter, gate: Any, up: Any, codes: Any, scales: Any) -> None:
+    gates, ups = e.base(gate), e.base(up)
+    values = [_silu_and_mul(e, e.load(gates, 64 * i, FLOATS), e.load(ups, 64 * i, FLOATS)) for i in range(2)]
+    _store_quantized(e, values, e.base(codes), e.base(scales))
+
+
+def _silu_and_mul(e: Emitter, z: Any, factor: Any) -> Any:
     b = e.builder
-    z, factor = e.load(e.base(gate), 0, FLOATS), e.load(e.base(up), 0, FLOATS)
     power = e.call("llvm.minnum.v16f32", FLOATS, b.fmul(z, e.constant(FLOATS, -LOG2_E)), e.constant(FLOATS, 126.0))
-    e.store(b.fmul(b.fdiv(z, b.fadd(e.exp2(power), e.constant(FLOATS, 1.0))), factor), e.base(out), 0)
+    return b.fmul(b.fdiv(z, b.fadd(e.exp2(power), e.constant(FLOATS, 1.0))), factor)
 
 
 add_row = vector_function(3, _add)
@@ -258,8 +291,13 @@ add_row = vector_function(3, _add)
 norm_row = vector_function(5, _norm_row)
 """(x, weight, out, eps, width): rms_norm of a row of float32; out may be x. All addresses but the last."""
 
-quantize_group = vector_function(3, _quantize_group)
-"""(x, codes, scales): 32 float32 -> 32 int8 and (scale, scale * sum of the codes), value = scale * code."""
+norm_and_quantize = vector_function(6, _norm_and_quantize)
+"""(x, weight, codes, scales, eps, num_groups): rms_norm of a row of groups of 32 float32, each as `quantize_group` leaves it."""
 
-silu_and_mul_lanes = vector_function(3, _silu_and_mul)
-"""(gate, up, out): 16 float32 each, out = silu(gate) * up; out may be gate."""
+quantize_group = vector_function(3, _quantize_group)
+"""(x, codes, scales): 32 float32 -> 32 int8 and (scale, scale * sum of the codes, -128 * sum as int32), value = scale * code."""
+
+silu_and_quantize = vector_function(4, _silu_and_quantize)
+"""(gate, up, codes, scales): of 32 float32 each silu(gate) * up, as `quantize_group` leaves it.
+
+In one: what is stored 64 bytes at a time and read again at once stops the processor for longer than both take."""

@@ -38,9 +38,14 @@ class QuantizedWeight:
                 raise KernelError(f"{name} is {list(tensor.shape)}, must be {[num_rows, num_columns // GROUP]}")
 
     @property
+    def is_symmetric(self) -> bool:
+        """Whether these are 8 bits around code 128, so that the scales say all."""
+        return self.bits == 8 and torch.equal(self.minima, -128 * self.scales)
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes once it is packed, scales and minima in 16 bits."""
-        return self.codes.numel() * self.bits // 8 + 4 * self.scales.numel()
+        """Bytes once it is packed, scales and, where they say more, minima in 16 bits."""
+        return self.codes.numel() * self.bits // 8 + (2 if self.is_symmetric else 4) * self.scales.numel()
 
     def dequantize(self) -> torch.Tensor:
         """-> [out, in] float32, new memory."""

@@ -7,9 +7,19 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from octavo_kernels import numba_vector
-from octavo_kernels.numba_vector import FLOATS, HALVES, Emitter, norm_row, vector_function
+from octavo_kernels.numba_vector import (
+    FLOATS,
+    HALVES,
+    Emitter,
+    norm_and_quantize,
+    norm_row,
+    quantize_group,
+    silu_and_quantize,
+    vector_function,
+)
 
 
 def _widen(e: Emitter, source: Any, target: Any) -> None:
@@ -88,3 +98,64 @@ def test_a_norm_of_any_width_is_the_formulas(width: int) -> None:
 
     exact = x.astype(np.float64)
     np.testing.assert_allclose(out, exact / np.sqrt((exact**2).mean() + 1e-5) * weight, rtol=1e-6, atol=1e-7)
+
+
+def quantized(values: NDArray[np.float32]) -> tuple[list[int], float, float, int]:
+    """Of 32 values: the codes, their scale, scale * sum and -128 * sum."""
+    scale = np.float32(np.abs(values).max() / np.float32(127.0))
+    inverse = np.float32(127.0) / np.abs(values).max() if scale else np.float32(0.0)
+    codes = np.rint(values * inverse).astype(np.int64)
+    return codes.tolist(), float(scale), float(scale * np.float32(codes.sum())), int(-128 * codes.sum())
+
+
+def read(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> list[tuple[list[int], float, float, int]]:
+    sums = scales.view(np.int32)[:, 2]
+    return [(row.tolist(), float(s[0]), float(s[1]), int(n)) for row, s, n in zip(codes, scales, sums, strict=True)]
+
+
+@pytest.mark.parametrize("values", [np.linspace(-3, 5, 32), np.zeros(32), np.full(32, -1e-30)])
+def test_a_group_is_its_codes_scale_and_sums(values: NDArray[np.float64]) -> None:
+    x, codes, scales = values.astype(np.float32), np.full((1, 32), 99, np.int8), np.full((1, 3), np.nan, np.float32)
+
+    @numba.njit
+    def run(x, codes, scales):  # type: ignore[no-untyped-def]
+        quantize_group(x.ctypes.data, codes.ctypes.data, scales.ctypes.data)
+
+    run(x, codes, scales)
+
+    assert read(codes, scales) == [quantized(x)]
+
+
+def test_a_normed_row_is_quantised_as_it_would_be_alone() -> None:
+    rng = np.random.default_rng(3)
+    x, weight = rng.standard_normal((2, 96), np.float32)
+    eps, normed = np.array([1e-5], np.float32), np.empty(96, np.float32)
+    codes, scales = np.full((3, 32), 99, np.int8), np.full((3, 3), np.nan, np.float32)
+
+    @numba.njit
+    def run(x, weight, normed, codes, scales, eps):  # type: ignore[no-untyped-def]
+        norm_row(x.ctypes.data, weight.ctypes.data, normed.ctypes.data, eps.ctypes.data, x.size)
+        norm_and_quantize(
+            x.ctypes.data, weight.ctypes.data, codes.ctypes.data, scales.ctypes.data, eps.ctypes.data, x.size // 32
+        )
+
+    run(x, weight, normed, codes, scales, eps)
+
+    assert read(codes, scales) == [quantized(group) for group in normed.reshape(3, 32)]
+
+
+def test_silu_of_the_gate_times_up_is_quantised() -> None:
+    rng = np.random.default_rng(4)
+    gate, up = rng.standard_normal((2, 32), np.float32) * 4
+    gate[:3] = (-200.0, 200.0, 0.0)
+    codes, scales = np.full((1, 32), 99, np.int8), np.full((1, 3), np.nan, np.float32)
+
+    @numba.njit
+    def run(gate, up, codes, scales):  # type: ignore[no-untyped-def]
+        silu_and_quantize(gate.ctypes.data, up.ctypes.data, codes.ctypes.data, scales.ctypes.data)
+
+    run(gate, up, codes, scales)
+
+    exact = gate / (1 + np.exp(-gate.astype(np.float64))) * up
+    assert scales[0, 0] == pytest.approx(np.abs(exact).max() / 127, rel=1e-6)
+    np.testing.assert_allclose(codes[0] * scales[0, 0], exact, atol=0.51 * scales[0, 0])

@@ -6,7 +6,7 @@ The one place that says in advance what `models/loader.py` and the backends do; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from octavo_server.capacity import KVShape, StepWidths
 from octavo_server.models.loaded_dtype import resolve_dtype_name
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 GROUP = 32
-"""Inputs that share a scale and a minimum of 2 bytes each; a matrix of another width stays exact."""
+"""Inputs that share a scale and, but for 8 bits alone, a minimum of 2 bytes each; a matrix of another width stays exact."""
+TILE = 32
+"""Output rows a tile of quantised weights."""
 LANES = 16
-"""Output rows a tile of quantised weights, and elements a vector of the compiled kernels' cache."""
+"""Elements a vector of the compiled kernels' cache."""
 HEAD_BITS = 8
 """The least that an output head is rounded to."""
 _FUSED = {
@@ -84,11 +86,11 @@ def choose_layout(config: EngineConfig, *, stored_dtype: str, kind: Literal["cpu
 
 def weight_sizes(model: ModelShape, layout: Layout) -> WeightSizes:
     """Parameters as they are kept; a tied head is counted once where it is the embedding itself."""
-    bits = _bits_by_name(model, layout)
+    codes = _codes_by_name(model, layout)
     total = step = experts = 0
     for parameter in model.parameters:
         shape = parameter.share(model, layout.ways)
-        size = parameter.copies * _bytes(shape, bits.get(parameter.name), layout)
+        size = parameter.copies * _bytes(shape, codes.get(parameter.name), layout)
         total += size
         if parameter.is_expert:
             experts += size
@@ -97,7 +99,7 @@ def weight_sizes(model: ModelShape, layout: Layout) -> WeightSizes:
         elif model.is_tied:
             # In few bits it is a second matrix beside the embedding, which stays exact.
             is_second = layout.bits is not None and shape[1] % GROUP == 0
-            head = _bytes(shape, _head_bits(parameter), layout) if is_second else size
+            head = _bytes(shape, _Codes(_head_bits(parameter)), layout) if is_second else size
             step += head
             total += head if is_second else 0
     return WeightSizes(total_bytes=total, step_bytes=step, expert_bytes=experts)
@@ -135,20 +137,32 @@ def step_widths(model: ModelShape, layout: Layout) -> StepWidths:
     )
 
 
-def _bits_by_name(model: ModelShape, layout: Layout) -> dict[str, int]:
+class _Codes(NamedTuple):
+    """How a matrix is rounded."""
+
+    bits: int
+    has_4: bool = False
+    """Whether parts of it have 4 bits, and so minima."""
+
+    @property
+    def group_bytes(self) -> int:
+        return 2 if self.bits == 8 and not self.has_4 else 4
+
+
+def _codes_by_name(model: ModelShape, layout: Layout) -> dict[str, _Codes]:
     """Of each matrix that is kept in few bits."""
     if layout.bits is None:
         return {}
     found = {}
-    most: dict[str, int] = {}
+    parts: dict[str, list[int]] = {}
     for parameter in model.parameters:
         if not parameter.is_linear:
             continue
         bits = _head_bits(parameter) if parameter.is_head else parameter.stored_bits or layout.bits
         fused = _fused(parameter)
-        most[fused] = max(bits, most.get(fused, 0))
+        parts.setdefault(fused, []).append(bits)
         found[parameter.name] = fused
-    return {name: most[fused] for name, fused in found.items()}
+    return {name: _Codes(max(parts[fused]), has_4=4 in parts[fused]) for name, fused in found.items()}
 
 
 def _fused(parameter: Parameter) -> str:
@@ -160,10 +174,10 @@ def _head_bits(parameter: Parameter) -> int:
     return parameter.stored_bits or HEAD_BITS
 
 
-def _bytes(shape: tuple[int, ...], bits: int | None, layout: Layout) -> int:
+def _bytes(shape: tuple[int, ...], codes: _Codes | None, layout: Layout) -> int:
     rows, *rest = shape
-    if bits is None or rest[0] % GROUP:
+    if codes is None or rest[0] % GROUP:
         return rows * (rest[0] if rest else 1) * layout.item_bytes
     # Codes, scales and minima, and a bias of float32 whether the model has one or not.
-    rows = -(-rows // LANES) * LANES
-    return rows * rest[0] * bits // 8 + rows * rest[0] // GROUP * 4 + rows * 4
+    rows = -(-rows // TILE) * TILE
+    return rows * rest[0] * codes.bits // 8 + rows * rest[0] // GROUP * codes.group_bytes + rows * 4

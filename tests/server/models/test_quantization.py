@@ -243,9 +243,9 @@ def test_weights_take_the_memory_that_is_reported(tmp_path: Path) -> None:
     )
 
     linears = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128)
-    # 4 bytes become 1 or 1/2, and 32 share a scale and a minimum of 2 bytes each; the head becomes 8 bits in both
-    assert exact - eight == linears * (4 - 1 - 0.125) + 512 * 64 * (4 - 1 - 0.125)
-    assert eight - four == linears / 2
+    # 4 bytes become 1 or 1/2, and 32 share 2 bytes of scale, at 4 bits 2 of minimum; the head becomes 8 bits in both
+    assert exact - eight == (linears + 512 * 64) * (4 - 1 - 2 / 32)
+    assert eight - four == linears * (1 / 2 - 2 / 32)
 
 
 def test_other_dtypes_are_refused_with_the_remedy(tmp_path: Path) -> None:

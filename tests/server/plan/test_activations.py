@@ -51,6 +51,8 @@ def a_runner(folder: Path, sizes: dict[str, Any], **settings: Any) -> tuple[Deco
     values = {**SMALL_LLAMA, **sizes, "num_hidden_layers": 2}
     model = load_model(a_config(folder, values), load_format="dummy", **settings)
     runner = DecoderRunner(model.decoder, model.kv_cache_spec(128, 16))
+    # what other threads of an operation free, the profiler does not always tell
+    torch.set_num_threads(1)
     runner.warm_up(4, 1)
     shape = parse_shape(values, source="x")
     layout = choose_layout(EngineConfig(model="x", **settings), stored_dtype=shape.dtype, kind="cpu")

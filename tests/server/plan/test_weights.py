@@ -52,8 +52,11 @@ def a_module(modules: dict[str, Any], name: str) -> Any:
     return modules[name]
 
 
+PARAMETER_BYTES = {8: 1 + 2 / 32, 4: 1 / 2 + 4 / 32}
+
+
 def oracle_bytes(module: Any, item_bytes: int, bits: int | None) -> int:
-    """Numbers times bytes; in few bits each matrix of a linear layer has a scale and a minimum of 2 bytes for 32 inputs.
+    """Numbers times bytes; in few bits each matrix of a linear layer has a scale of 2 bytes for 32 inputs, of 4 bits a minimum, too.
 
     The output head has 8 bits, and stands beside the exact embedding where the two are one.
     """
@@ -65,9 +68,9 @@ def oracle_bytes(module: Any, item_bytes: int, bits: int | None) -> int:
         if bits is None or not is_quantized or parameter is embedding:
             total += parameter.numel() * item_bytes
         else:
-            total += parameter.numel() * ((8 if parameter is head else bits) / 8 + 4 / 32)
+            total += parameter.numel() * PARAMETER_BYTES[8 if parameter is head else bits]
     if bits is not None and head is embedding:
-        total += head.numel() * (1 + 4 / 32)
+        total += head.numel() * PARAMETER_BYTES[8]
     return round(total)
 
 
