@@ -55,7 +55,7 @@ def test_both_read_one_file_in_turns(
         "--context",
         "16",
         "--prefill",
-        "20",
+        "20,128",
         "--steps",
         "3",
         "--rounds",
@@ -67,10 +67,11 @@ def test_both_read_one_file_in_turns(
     status = openvino.main([str(smollm2_path), *names, "--json", str(tmp_path / "out.json")])
 
     record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    one, two, prefill = record["results"]
+    one, two, short, long = record["results"]
     assert status == 0
-    assert (one["theirs"], two["theirs"], prefill["theirs"]) == ([1.0, 1.0], [2.0, 2.0], [5.0, 5.0])
-    assert [result["aim"] for result in record["results"]] == [1.2, None, 1.5]
+    assert (one["theirs"], two["theirs"]) == ([1.0, 1.0], [2.0, 2.0])
+    assert (short["theirs"], long["theirs"]) == ([5.0, 5.0], [32.0, 32.0])
+    assert [result["aim"] for result in record["results"]] == [1.2, None, None, 1.5]
     assert all(len(result["ours"]) == 2 for result in record["results"])
     assert "OpenVINO" in capsys.readouterr().out
 
