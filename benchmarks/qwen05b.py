@@ -104,13 +104,13 @@ def multiplications_of(config: dict[str, Any], *, has_head: bool = True) -> int:
 
 
 def weight_bytes_of(config: dict[str, Any], quantization: str) -> int:
-    """That one token reads; a group of 32 has a scale and a minimum of two bytes each."""
+    """That one token reads; a group of 32 has two bytes of scale, of 4 bits two of minimum, too."""
     head: int = config["vocab_size"] * config["hidden_size"]
     rest = multiplications_of(config) - head
     if quantization == "none":
         return 4 * (head + rest)
-    bits = {"int8": 8, "int4": 4}[quantization]
-    return (head * (8 + 1) + rest * (bits + 1)) // 8
+    group_bytes = {"int8": 32 + 2, "int4": 16 + 4}
+    return (head * group_bytes["int8"] + rest * group_bytes[quantization]) // 32
 
 
 def measure(quantization: str, model: str, cases: Sequence[Case], rounds: int, threads: int) -> list[Result]:
