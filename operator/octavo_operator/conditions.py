@@ -52,7 +52,7 @@ def make_conditions(resource: ModelDeployment, desired: Desired, observed: Obser
     if desired.job is not None:
         conditions.append(_model_cached(desired, observed, fetching))
     if resource.spec.scaling is not None:
-        conditions.append(_scaling_active(resource, observed))
+        conditions.append(_scaling_active(resource, desired, observed))
     return tuple(conditions)
 
 
@@ -238,7 +238,7 @@ def _scheduled(observed: Observed, findings: tuple[Finding, ...]) -> Condition:
     return Condition(kind=SCHEDULED, status=True, reason=reasons.ALL_SCHEDULED, message=message)
 
 
-def _scaling_active(resource: ModelDeployment, observed: Observed) -> Condition:
+def _scaling_active(resource: ModelDeployment, desired: Desired, observed: Observed) -> Condition:
     if resource.wanted_replicas == 0:
         message = "at zero replicas the autoscaler rests; a request wakes the model"
         return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.SCALED_TO_ZERO, message=message)
@@ -251,6 +251,10 @@ def _scaling_active(resource: ModelDeployment, observed: Observed) -> Condition:
         return Condition(kind=SCALING_ACTIVE, status=None, reason=reasons.SCALER_STARTING, message=message)
     message = quote(str(active.get("message", "")))
     if active["status"] == "True":
+        waits = desired.scaling.blocked
+        if waits is not None:
+            message = f"{waits.after} replicas wanted, {waits.before} asked for; the rest waits: {waits.blocked_by}"
+            return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALING_BLOCKED, message=message)
         return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALER_READY, message=message)
     if not observed.ready_pods():
         message = "no replica is ready, so there is no pressure to scale on"

@@ -114,6 +114,13 @@ class Pod:
         return not self.is_terminating and not self.is_finished and self.condition("Ready").get("status") == "True"
 
     @property
+    def has_fallen(self) -> bool:
+        """It was ready in this life of its container and is no more: it hangs, or its node is gone."""
+        turned = self.condition("Ready").get("lastTransitionTime")
+        started = self.server.get("state", {}).get("running", {}).get("startedAt")
+        return not self.is_ready and bool(turned and started) and str(turned) > str(started)
+
+    @property
     def waits_for_node(self) -> bool:
         return self.condition("PodScheduled").get("status") == "False"
 

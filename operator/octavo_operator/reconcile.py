@@ -16,6 +16,7 @@ from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.apply import Executor
+from octavo_operator.autoscaling.decision import Granted, grant
 from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.job import render_model
 from octavo_operator.desired.render import Desired, job_of, render
@@ -105,12 +106,13 @@ class Reconciler:
         try:
             resource = parse_model_deployment(observed.resource)
             pods = self._config.pods
+            granted = grant(resource, observed, now=self._now())
             model, revision = render_model(resource, pods), render_revision(resource, pods)
             is_fetched = observed.is_fetched(job_of(model))
-            decision = decide(resource, revision, observed, now=self._now(), is_fetched=is_fetched)
-            observed = await self._remember(key, decision, observed)
+            decision = decide(granted.resource, revision, observed, now=self._now(), is_fetched=is_fetched)
+            observed = await self._remember(key, decision, granted, observed)
             self._gates.want(key, decision.check)
-            desired = _desired(resource, decision, model)
+            desired = _desired(granted, decision, model)
             plan = make_plan(resource, desired, observed)
             changed = await self._executor.execute(key, plan, observed)
         except OctavoOperatorError as error:
@@ -124,20 +126,28 @@ class Reconciler:
         if any(isinstance(operation, WriteReplicas) for operation in plan):
             # Its event brings the next look at once, whose status is of the new spec.
             return Outcome()
-        await self._write(key, observed, self._status(resource, desired, observed))
+        await self._write(key, observed, self._status(granted.resource, desired, observed))
         return Outcome(look_again_s=0.0 if changed else _soonest(_look_again_s(observed), decision.look_again_s))
 
-    async def _remember(self, key: ResourceKey, decision: Decision, observed: Observed) -> Observed:
-        """Writes down what a rollout under way goes by, before anything is done about it."""
-        before = observed.status.get("rollout") or {}
-        patch = status_patch(before, decision.status.as_json())
-        if not before or not patch:
+    async def _remember(self, key: ResourceKey, decision: Decision, granted: Granted, observed: Observed) -> Observed:
+        """Writes down what a rollout under way and the scaling go by, before anything is done about it."""
+        rollout, scaling = (observed.status.get(name) or {} for name in ("rollout", "scaling"))
+        is_scaled = granted.resource.spec.scaling is not None
+        patches = {
+            "rollout": status_patch(rollout, decision.status.as_json()) if rollout else {},
+            "scaling": status_patch(scaling, {**scaling, **granted.status.as_json()}) if scaling and is_scaled else {},
+        }
+        if patches["rollout"]:
+            said = {"resource": "/".join(key), "revision": decision.status.revision, "why": decision.status.why}
+            logger.info("rollout goes on", extra={**said, "strategy": decision.status.strategy})
+        if patches["scaling"]:
+            newest = granted.status.as_json()
+            logger.info("scaling", extra={"resource": "/".join(key), **next(iter(newest.get("decisions", ())), newest)})
+        if not any(patches.values()):
             return observed
-        said = {"resource": "/".join(key), "revision": decision.status.revision, "why": decision.status.why}
-        logger.info("rollout goes on", extra={**said, "strategy": decision.status.strategy})
-        written = await self._executor.write_status(key, {"rollout": patch})
+        written = await self._executor.write_status(key, {name: patch for name, patch in patches.items() if patch})
         if generation_of(written) != generation_of(observed.resource):
-            raise ClusterError(409, "Conflict", "the spec has changed meanwhile; the rollout is decided anew")
+            raise ClusterError(409, "Conflict", "the spec has changed meanwhile; it is decided anew")
         refused = decision.status.refused
         if refused is not None and refused != RolloutStatus.read(observed.status).refused:
             self._metrics.rollbacks.labels(reason=refused.reason).inc()
@@ -196,15 +206,16 @@ def explain(error: OctavoOperatorError) -> Finding:
     return Finding(reason=reason, sentence=quote(str(error)))
 
 
-def _desired(resource: ModelDeployment, decision: Decision, model: Sequence[JsonObject]) -> Desired:
-    return render(
-        resource,
+def _desired(granted: Granted, decision: Decision, model: Sequence[JsonObject]) -> Desired:
+    desired = render(
+        granted.resource,
         decision.fleets,
         counts=decision.counts,
         kept=decision.kept,
         rollout=decision.status,
         model=model,
     )
+    return replace(desired, scaling=granted.status)
 
 
 def _soonest(*seconds: float | None) -> float | None:

@@ -29,7 +29,7 @@ def make_status(
         "updatedReplicas": sum(pod.revision == desired.revision for pod in observed.living_pods),
         "endpoint": f"{gateway_url}/v1" if gateway_url else service_url(resource),
         "servedModels": list(resource.served_names),
-        "scaling": {"desired": desired.replicas, **_pressure(observed)},
+        "scaling": {**desired.scaling.as_json(), "desired": desired.replicas, **_pressure(observed)},
         **_given(
             download=make_download(observed.startups.values()),
             coldStart=make_cold_start(observed),

@@ -148,9 +148,18 @@ def test_scaled_resource_gets_its_first_number_and_a_scaler(namespace: Namespace
     until(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: names == {"qwen"})
     assert namespace.names("PodDisruptionBudget") == {"qwen"}
     namespace.patch("ModelDeployment", "qwen", {"spec": {"replicas": 4}}, subresource="scale")
+    # No pod is ever made here, so the first two are still on their way.
+    scaling = until(
+        lambda: ((namespace.get("ModelDeployment", "qwen") or {}).get("status") or {}).get("scaling") or {},
+        lambda got: bool(got.get("decisions")),
+    )
+    [decision] = scaling["decisions"]
+    assert (scaling["desired"], decision["from"], decision["to"]) == (2, 2, 4)
+    assert decision["blockedBy"] == "2 pods are being made"
     name = deployment["metadata"]["name"]
-    until(lambda: namespace.get("Deployment", name) or {}, lambda got: got["spec"]["replicas"] == 4)
+    assert (namespace.get("Deployment", name) or {})["spec"]["replicas"] == 2
     namespace.patch("ModelDeployment", "qwen", {"spec": {"scaling": None, "replicas": 1}})
+    until(lambda: namespace.get("Deployment", name) or {}, lambda got: got["spec"]["replicas"] == 1)
     until(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: names == set())
     until(lambda: namespace.names("PodDisruptionBudget"), lambda names: names == set())
 

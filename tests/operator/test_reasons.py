@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from octavo_operator.api import reasons
 from octavo_operator.api.reader import Problem
+from octavo_operator.autoscaling.decision import grant
 from octavo_operator.diagnosis import Finding
 from octavo_operator.errors import ClusterError, SpecInvalidError
 from octavo_operator.observed import Pod, Rival, Startup
 from octavo_operator.reconcile import explain
 from octavo_operator.status import make_failed_status, make_status
 from octavo_testing.control_plane import (
+    AT,
     NOW,
     a_deployment,
     a_desired,
@@ -46,6 +48,10 @@ class Case:
     deployment: list[dict[str, Any]] | None = None
     """Conditions of the Deployment."""
     failure: Finding | None = None
+    scaler: dict[str, Any] | None = None
+    """The condition of the HorizontalPodAutoscaler."""
+    asked_for: int | None = None
+    """Replicas that the Deployments were asked for until now."""
 
 
 def unschedulable(message: str) -> dict[str, Any]:
@@ -145,6 +151,16 @@ CASES: dict[str, Case] = {
         kind="ScalingActive",
         spec={"scaling": {"maxReplicas": 2}, "replicas": 1},
         pod={"ready": True, "server": running()},
+        scaler={"type": "ScalingActive", "status": "False", "message": "unable to get metric octavo_kv_pressure_ratio"},
+    ),
+    "ScalingBlocked": Case(
+        words="5 replicas wanted, 2 asked for; the rest waits: pod qwen-abc-1 needs 1 nvidia.com/gpu, 0 of 3 GPU nodes have",
+        kind="ScalingActive",
+        spec={"scaling": {"maxReplicas": 8}, "replicas": 5},
+        pod=unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+        world={"nodes": (a_node("a", gpus=8), a_node("b", gpus=8), a_node("c", gpus=8))},
+        scaler={"type": "ScalingActive", "status": "True", "message": "the HPA was able to compute"},
+        asked_for=2,
     ),
     "ServedNameConflict": Case(
         words="'qwen' is held by the older other/qwen; default/qwen always routes here",
@@ -171,18 +187,16 @@ def conditions_of(case: Case) -> list[dict[str, Any]]:
     if case.deployment is not None:
         made = a_deployment(desired.revision, conditions=case.deployment)
         objects["Deployment", made["metadata"]["name"]] = made
-    if case.kind == "ScalingActive":
-        broken = {
-            "type": "ScalingActive",
-            "status": "False",
-            "message": "unable to get metric octavo_kv_pressure_ratio",
-        }
+    if case.scaler is not None:
         hpa = objects["HorizontalPodAutoscaler", "qwen"]
-        objects["HorizontalPodAutoscaler", "qwen"] = {**hpa, "status": {"conditions": [broken]}}
+        objects["HorizontalPodAutoscaler", "qwen"] = {**hpa, "status": {"conditions": [case.scaler]}}
+    status = None if case.asked_for is None else {"scaling": {"desired": case.asked_for}}
     observed = an_observed(
-        *objects.values(), pods=pods, startups=startups, resource=a_manifest(**case.spec), **case.world
+        *objects.values(), pods=pods, startups=startups, resource=a_manifest(status=status, **case.spec), **case.world
     )
-    return make_status(resource, desired, observed, gateway_url="", now=NOW)["conditions"]  # type: ignore[no-any-return]
+    granted = grant(resource, observed, now=AT)
+    desired = replace(desired, scaling=granted.status)
+    return make_status(granted.resource, desired, observed, gateway_url="", now=NOW)["conditions"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("reason", "case"), CASES.items(), ids=CASES.keys())

@@ -31,6 +31,8 @@ SCALER_READY: Final = "ScalerReady"
 """The HorizontalPodAutoscaler reads the pressure and acts on it."""
 SCALER_STARTING: Final = "ScalerStarting"
 """The HorizontalPodAutoscaler has not looked yet."""
+SCALING_BLOCKED: Final = "ScalingBlocked"
+"""More replicas are wanted than are asked for, because some are still on their way; the message says what they wait for."""
 CREATING: Final = "Creating"
 """Deployment or pods do not exist yet."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo_operator.api.rollout_status import RolloutStatus
+from octavo_operator.api.scaling_status import ScalingStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
@@ -35,6 +36,7 @@ class Desired:
     kept: frozenset[ObjectKey] = frozenset()
     """Objects that stay as they are though nothing is asked of them."""
     rollout: RolloutStatus = field(default_factory=RolloutStatus)
+    scaling: ScalingStatus = field(default_factory=ScalingStatus)
 
     @property
     def job(self) -> ObjectKey | None:
