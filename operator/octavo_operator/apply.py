@@ -12,11 +12,11 @@ from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
 from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
-from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, NAMED_BY_HASH, Kind
+from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, NAMED_BY_HASH, POD, Kind
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache, ResourceKey
 from octavo_operator.observed import Observed, controller_of, generation_of
-from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas
+from octavo_operator.plan import Apply, Delete, MarkPod, Operation, Scale, WriteReplicas
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Executor:
                     changed |= await self._scale(key, operation)
                 case Delete():
                     await self._delete(key, operation, observed)
+                case MarkPod():
+                    await self._mark(key, operation)
         return changed
 
     async def write_status(self, key: ResourceKey, patch: JsonObject) -> JsonObject:
@@ -118,6 +120,16 @@ class Executor:
         scaled = self._cache.put(await self._kube.merge_patch(path, {"spec": {"replicas": operation.replicas}}))
         return bool(scaled)
 
+    async def _mark(self, key: ResourceKey, operation: MarkPod) -> None:
+        """A refusal is told and no more: that a busier pod goes is better than that none does."""
+        annotations = {names.DELETION_COST: str(operation.tokens)}
+        try:
+            await self._kube.merge_patch(POD.path(key[0], operation.pod), {"metadata": {"annotations": annotations}})
+        except ClusterError as error:
+            logger.warning(
+                "pod cannot be marked", extra={"resource": "/".join(key), "pod": operation.pod, "error": str(error)}
+            )
+
     async def _delete(self, key: ResourceKey, operation: Delete, observed: Observed) -> None:
         kind_name, name = operation.key
         found = observed.objects[operation.key]
@@ -133,6 +145,8 @@ class Executor:
                 kind = DEPLOYMENT.name
             case WriteReplicas():
                 kind = KIND
+            case MarkPod():
+                kind = POD.name
         self._metrics.writes.labels(operation=type(operation).__name__, kind=kind).inc()
 
     def _require_leadership(self) -> None:

@@ -73,6 +73,16 @@ class Loads:
             tokens_per_second=max((0.0, *speeds)),
         )
 
+    def in_flight(self, key: ResourceKey) -> dict[str, int]:
+        """Tokens in the KV caches of its serving pods, by pod name; without those that have not told lately."""
+        now = self._now()
+        loads = {pod.name: self._store.fresh(pod.uid, now) for pod in self._pods(key) if pod.is_serving}
+        return {
+            name: round(load.kv_usage * load.kv_tokens)
+            for name, load in loads.items()
+            if load is not None and math.isfinite(load.kv_usage)
+        }
+
     def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
         raw, snapshot = self._cache.resource(key), self._held.snapshot
         activity = self._tracker.activity("/".join(key))

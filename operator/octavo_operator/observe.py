@@ -34,6 +34,9 @@ class LoadReader(Protocol):
     def capacity(self, key: ResourceKey) -> Capacity | None:
         """Of a replica, from the same loads."""
 
+    def in_flight(self, key: ResourceKey) -> dict[str, int]:
+        """Tokens in the KV caches of its serving pods, by pod name."""
+
     def zero_wish(self, key: ResourceKey) -> ZeroWish | None:
         """Whether it may go to zero now."""
 
@@ -82,6 +85,7 @@ class Observer:
             startups=await self._probe.read(all_pods, also=pod_to_report(pods, resource.get("status") or {})),
             pressure=self._loads.pressure(key),
             capacity=self._loads.capacity(key),
+            in_flight=self._loads.in_flight(key),
             nodes=await self._list_nodes() if any(pod.waits_for_node for pod in all_pods) else None,
             rivals=find_rivals(resource, self._cache.claimants(claimed_names(resource))),
             zero_wish=self._loads.zero_wish(key),

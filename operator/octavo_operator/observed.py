@@ -114,6 +114,12 @@ class Pod:
         return not self.is_terminating and not self.is_finished and self.condition("Ready").get("status") == "True"
 
     @property
+    def deletion_cost(self) -> int:
+        """As Kubernetes reads it: 0 where nobody has said anything."""
+        said = str((self.raw["metadata"].get("annotations") or {}).get(names.DELETION_COST, "0"))
+        return int(said) if said.removeprefix("-").isdecimal() else 0
+
+    @property
     def has_fallen(self) -> bool:
         """It was ready in this life of its container and is no more: it hangs, or its node is gone."""
         turned = self.condition("Ready").get("lastTransitionTime")
@@ -199,6 +205,8 @@ class Observed:
     """The last report on a check that a rollout's gate has asked for."""
     awaits_node: bool = False
     """A pod has no node, and an autoscaler of nodes has said that it brings one."""
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that a pod holds in its KV cache for requests that run, by name; absent where it has not told lately."""
     adapter_trouble: str = ""
     """Why the autoscaler may not get metrics from us; empty when all is well."""
 

@@ -6,7 +6,7 @@ each revision has is decided in `rollout.policy`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from octavo_operator.api.types import JsonObject, ModelDeployment
@@ -15,6 +15,9 @@ from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.render import Desired, ObjectKey, key_of
 from octavo_operator.drift import matches
 from octavo_operator.observed import Observed, replicas_of
+
+_MOST_TOKENS = 2**31 - 1
+"""Kubernetes reads the cost of a pod as an int32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,16 @@ class Delete:
     key: ObjectKey
 
 
-Operation = WriteReplicas | Apply | Scale | Delete
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkPod:
+    """Say what it would cost to lose a pod, just before its Deployment gives one up: the cheapest goes."""
+
+    pod: str
+    tokens: int
+    """In flight."""
+
+
+Operation = WriteReplicas | Apply | Scale | Delete | MarkPod
 
 
 def make_plan(resource: ModelDeployment, desired: Desired, observed: Observed) -> tuple[Operation, ...]:
@@ -56,7 +68,9 @@ def make_plan(resource: ModelDeployment, desired: Desired, observed: Observed) -
     replicas = _replicas_to_write(resource, observed)
     if replicas is not None:
         return (replicas,)
-    return (*_applies(desired, observed), *_retirements(desired, observed), *_deletions(desired, observed))
+    applies, retirements = tuple(_applies(desired, observed)), tuple(_retirements(desired, observed))
+    marks = _marks((*applies, *retirements), observed)
+    return (*marks, *applies, *retirements, *_deletions(desired, observed))
 
 
 def _replicas_to_write(resource: ModelDeployment, observed: Observed) -> WriteReplicas | None:
@@ -100,6 +114,28 @@ def _retirements(desired: Desired, observed: Observed) -> Iterator[Scale]:
         replicas = desired.counts.get(revision, 0)
         if replicas_of(deployment) != replicas:
             yield Scale(deployment=deployment["metadata"]["name"], replicas=replicas)
+
+
+def _marks(operations: Iterable[Operation], observed: Observed) -> Iterator[MarkPod]:
+    """Of the pods of each Deployment that is about to give up some and keep some. One that tells no load costs nothing."""
+    left = dict(_new_counts(operations))
+    for revision, deployment in observed.deployments.items():
+        if not 0 < left.get(deployment["metadata"]["name"], 0) < replicas_of(deployment):
+            continue
+        for pod in observed.ready_pods(revision):
+            tokens = min(observed.in_flight.get(pod.name, 0), _MOST_TOKENS)
+            if pod.deletion_cost != tokens:
+                yield MarkPod(pod=pod.name, tokens=tokens)
+
+
+def _new_counts(operations: Iterable[Operation]) -> Iterator[tuple[str, int]]:
+    """Names of Deployments whose count is written, and the count."""
+    for operation in operations:
+        match operation:
+            case Apply(manifest={"kind": "Deployment"} as manifest):
+                yield manifest["metadata"]["name"], replicas_of(manifest)
+            case Scale():
+                yield operation.deployment, operation.replicas
 
 
 def _deletions(desired: Desired, observed: Observed) -> Iterator[Delete]:

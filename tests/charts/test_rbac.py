@@ -74,7 +74,9 @@ def test_keys_may_be_got_in_the_named_namespaces_by_gateway_and_operator(render,
 
 def test_the_operator_may_exactly_what_its_kinds_need(render):
     expected = {(kind.group, kind.plural, APPLIED) for kind in kinds.OWNED}
-    expected |= {(kind.group, kind.plural, READ) for kind in kinds.WATCHED if kind not in kinds.OWNED}
+    expected |= {(kinds.MODEL_DEPLOYMENT.group, kinds.MODEL_DEPLOYMENT.plural, READ)}
+    # It marks the pods of a Deployment that is about to give up some.
+    expected |= {(kinds.POD.group, kinds.POD.plural, READ | {"patch"})}
     expected |= {
         (kinds.MODEL_DEPLOYMENT.group, "modeldeployments/status", frozenset({"patch"})),
         (kinds.MODEL_DEPLOYMENT.group, "modeldeployments/scale", frozenset({"patch"})),

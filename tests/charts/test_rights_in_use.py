@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from octavo_operator.desired.names import DELETION_COST
 from octavo_testing.apiserver import ApiServer, free_ports
 from octavo_testing.audit import rights_given, rights_refused, rights_used
 from octavo_testing.chart import install_rights, kubeconfig_of
@@ -196,7 +197,19 @@ def rolls_out_without_room(namespace: Namespace) -> None:
 
 
 def shrinks_and_goes(namespace: Namespace) -> None:
+    """The replica that serves tells no load, so what it once was worth is taken back."""
+    namespace.add_pod(namespace.deployment_of("steady"), "steady-2", UNSCHEDULABLE)
+    namespace.patch("Pod", "steady-2", {"metadata": {"annotations": {DELETION_COST: "5"}}})
+    namespace.patch("Pod", "steady-2", {"status": READY}, subresource="status")
+    await_that(
+        lambda: (namespace.get("ModelDeployment", "steady") or {})["status"].get("readyReplicas"),
+        lambda count: count == 1,
+    )
     namespace.patch("ModelDeployment", "steady", {"spec": {"replicas": 1}})
+    await_that(
+        lambda: (namespace.get("Pod", "steady-2") or {})["metadata"]["annotations"][DELETION_COST],
+        lambda cost: cost == "0",
+    )
     await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" not in names)
     namespace.delete("ModelDeployment", "steady")
 

@@ -57,6 +57,8 @@ class Cluster:
     events: list[str] = field(default_factory=list)
     """Reasons of the events that the operator wrote."""
     metrics: Metrics = field(default_factory=Metrics)
+    in_flight: dict[str, int] = field(default_factory=dict)
+    """Tokens that run, by pod name."""
     _version: int = 100
     _made: int = 0
 
@@ -100,6 +102,7 @@ class Cluster:
             resource=self.manifest,
             objects=dict(self.objects),
             pods=tuple(self.views()),
+            in_flight=self.in_flight,
             idle_for_s=self.idle_for_s,
             awaits_node=self.node_comes,
         )
@@ -126,6 +129,11 @@ class Cluster:
                 _merge(self.manifest, {key: body[key] for key in ("status", "spec") if key in body})
             )
             return self.manifest
+        if "/pods/" in path:
+            [pod] = [pod for pod in self.pods if pod["metadata"]["name"] == path.rpartition("/")[2]]
+            self._write(f"mark {pod['metadata']['name']}")
+            pod["metadata"] = {**pod["metadata"], **body["metadata"]}
+            return pod
         key = ("Deployment", path.rpartition("/")[2])
         self._write(f"patch {key}")
         self.objects[key] = self._touch(_merge(self.objects[key], body))
@@ -147,11 +155,14 @@ class Cluster:
     # The controllers.
 
     def run_deployments(self) -> None:
-        """Each Deployment makes the pods that it lacks, or lets surplus ones go, those that do not serve first."""
+        """Each Deployment makes the pods that it lacks, or lets surplus ones go: first those that do not serve, then the
+        cheapest."""
         for deployment in self.deployments():
             count, labels = deployment["spec"]["replicas"], deployment["spec"]["template"]["metadata"]["labels"]
             own = [pod for pod in self.pods if pod["metadata"]["labels"] == labels and _lives(pod)]
-            own.sort(key=lambda pod: (Pod(raw=pod).is_ready, bool(pod["spec"].get("nodeName"))))
+            own.sort(
+                key=lambda pod: (bool(pod["spec"].get("nodeName")), Pod(raw=pod).is_ready, Pod(raw=pod).deletion_cost)
+            )
             for pod in own[: max(0, len(own) - count)]:
                 self._let_go(pod)
             for _ in range(count - len(own)):

@@ -11,7 +11,7 @@ from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenEr
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache
-from octavo_operator.plan import Apply, WriteReplicas
+from octavo_operator.plan import Apply, MarkPod, WriteReplicas
 from octavo_testing.control_plane import a_desired, a_manifest, an_observed
 
 QWEN = ("default", "qwen")
@@ -36,6 +36,8 @@ class FakeKube:
         return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "7", "uid": "u"}}
 
     async def merge_patch(self, path: str, body: Any) -> Any:
+        if self.refusal is not None:
+            raise self.refusal
         self.writes.append((path, body))
         return self.answer
 
@@ -153,3 +155,25 @@ async def test_nothing_is_written_without_leadership() -> None:
         )
 
     assert kube.writes == []
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_pod_that_cannot_be_marked_keeps_nobody_from_going(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    kube = FakeKube()
+    kube.refusal = ClusterError(status, "No", "not this pod")
+
+    changed = await an_executor(kube).execute(QWEN, [MarkPod(pod="qwen-a", tokens=7)], an_observed())
+
+    assert not changed
+    assert [record.message for record in caplog.records] == ["pod cannot be marked"]
+
+
+async def test_a_mark_is_kubernetes_own_annotation() -> None:
+    kube = FakeKube()
+
+    await an_executor(kube).execute(QWEN, [MarkPod(pod="qwen-a", tokens=7)], an_observed())
+
+    annotations = {"controller.kubernetes.io/pod-deletion-cost": "7"}
+    assert kube.writes == [("/api/v1/namespaces/default/pods/qwen-a", {"metadata": {"annotations": annotations}})]

@@ -43,7 +43,14 @@ class World:
         self.cache.put(newer)
 
     def round(
-        self, *, pressure: float = 0.0, requests: int = 0, running: int = 0, kv_tokens: int = 0, speed: float = 0.0
+        self,
+        *,
+        pressure: float = 0.0,
+        requests: int = 0,
+        running: int = 0,
+        kv_tokens: int = 0,
+        kv_usage: float = 0.0,
+        speed: float = 0.0,
     ) -> None:
         self.store.put(
             self.pod.uid,
@@ -53,7 +60,7 @@ class World:
                 waiting=0,
                 draining=False,
                 requests_total=requests,
-                kv_usage=0.0,
+                kv_usage=kv_usage,
                 at=self.now,
                 kv_tokens=kv_tokens,
                 max_num_seqs=256 if kv_tokens else 0,
@@ -195,3 +202,16 @@ def test_capacity_is_what_the_ready_pods_tell_and_a_change_of_it_is_news() -> No
     assert world.enqueued == []
     world.round(kv_tokens=412_000, speed=math.inf)
     assert world.loads.capacity(QWEN) == Capacity(kv_tokens=412_000, max_num_seqs=256, tokens_per_second=0.0)
+
+
+def test_tokens_in_flight_are_those_that_lie_in_the_cache_and_what_is_old_or_no_number_is_none() -> None:
+    world = World(**SLEEPY)
+    world.round(kv_tokens=1000, kv_usage=0.4567)
+    assert world.loads.in_flight(QWEN) == {world.pod.name: 457}
+
+    world.round(kv_tokens=1000, kv_usage=math.nan)
+    assert world.loads.in_flight(QWEN) == {}
+
+    world.round(kv_tokens=1000, kv_usage=0.5)
+    world.now += 60
+    assert world.loads.in_flight(QWEN) == {}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from octavo_operator.api.types import ModelDeployment
-from octavo_operator.observed import Observed, ZeroWish
-from octavo_operator.plan import Apply, Delete, Operation, Scale, WriteReplicas, make_plan
+from octavo_operator.desired.names import DELETION_COST
+from octavo_operator.observed import Observed, Pod, ZeroWish
+from octavo_operator.plan import Apply, Delete, MarkPod, Operation, Scale, WriteReplicas, make_plan
 from octavo_testing.control_plane import (
     a_deployment,
     a_desired,
@@ -267,3 +271,48 @@ def test_the_claim_of_the_model_before_stays_as_long_as_its_pods() -> None:
 
     assert Delete(key=key) not in during
     assert after == (Delete(key=key),)
+
+
+def three_pods(**annotations: str) -> tuple[Pod, ...]:
+    """Of revision `abc`: two that serve, and one that does not."""
+    pods = tuple(a_pod(f"qwen-{name}", revision="abc", ready=name != "c") for name in "abc")
+    for pod in pods:
+        if (cost := annotations.get(pod.name[-1])) is not None:
+            pod.raw["metadata"]["annotations"] = {DELETION_COST: cost}
+    return pods
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "marks"),
+    [(3, 2, [("qwen-a", 700), ("qwen-b", 30)]), (3, 0, []), (3, 3, []), (2, 3, [])],
+    ids=["falls", "to zero", "stays", "rises"],
+)
+def test_pods_that_serve_are_marked_before_their_deployment_gives_some_up(
+    before: int, after: int, marks: list[tuple[str, int]]
+) -> None:
+    kept = a_deployment("abc", replicas=before)
+    observed = an_observed(kept, pods=three_pods(), in_flight={"qwen-a": 700, "qwen-b": 30, "qwen-c": 9})
+
+    plan = make_plan(a_resource(), replace(a_desired(), counts={"abc": after}), observed)
+
+    assert [(each.pod, each.tokens) for each in plan if isinstance(each, MarkPod)] == marks
+    counts = [each for each in plan if isinstance(each, Scale)]
+    assert counts == ([] if before == after else [Scale(deployment=kept["metadata"]["name"], replicas=after)])
+    if marks:
+        assert plan.index(counts[0]) > max(plan.index(each) for each in plan if isinstance(each, MarkPod))
+
+
+def test_a_pod_that_bears_its_mark_gets_none_and_one_that_tells_no_load_costs_nothing() -> None:
+    observed = an_observed(a_deployment("abc", replicas=3), pods=three_pods(a="700", b="30"), in_flight={"qwen-a": 700})
+
+    plan = make_plan(a_resource(), replace(a_desired(), counts={"abc": 2}), observed)
+
+    assert [each for each in plan if isinstance(each, MarkPod)] == [MarkPod(pod="qwen-b", tokens=0)]
+
+
+def test_a_mark_is_never_more_than_kubernetes_reads() -> None:
+    observed = an_observed(a_deployment("abc", replicas=3), pods=three_pods(), in_flight={"qwen-a": 2**40})
+
+    plan = make_plan(a_resource(), replace(a_desired(), counts={"abc": 2}), observed)
+
+    assert MarkPod(pod="qwen-a", tokens=2**31 - 1) in plan

@@ -47,6 +47,8 @@ def test_pressure_scales_up_and_idleness_scales_down_without_a_failed_request(oc
         )
 
     assert load.errors == []
+    [left] = busy.pods()
+    assert int(left["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"]) >= 0
     assert load.num_answers > NUM_CLIENTS
     assert _hpa(busy)["spec"]["metrics"][0]["pods"]["metric"]["name"] == "octavo_kv_pressure_ratio"
     assert busy.get()["spec"]["replicas"] == 1

@@ -13,6 +13,9 @@ REVISION_LABEL = "octavo.dev/revision"
 APPLIED_ANNOTATION = "octavo.dev/applied"
 """Hash of the manifest that was applied last: tells that a field was taken out, which a comparison cannot see."""
 
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+"""Kubernetes' own annotation: of a ReplicaSet's ready pods the one with the least goes first."""
+
 MANAGED_BY = "octavo"
 COMPONENT = "server"
 DOWNLOAD_COMPONENT = "download"

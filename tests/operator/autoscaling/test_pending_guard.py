@@ -110,6 +110,28 @@ def test_fewer_are_granted_at_once() -> None:
     assert scaling_of(cluster)["decisions"][0]["from"] == 3
 
 
+def test_the_replica_with_the_fewest_tokens_goes_and_marking_is_not_repeated() -> None:
+    cluster = a_cluster(gpus=4, replicas=1, **SCALED)
+    cluster.edit(replicas=4)
+    step(cluster)
+    cluster.start_servers()
+    step(cluster)
+    names = [pod["metadata"]["name"] for pod in cluster.pods]
+    cluster.in_flight = dict(zip(names, (500, 3, 900, 40), strict=True))
+    cluster.writes.clear()
+    cluster.edit(replicas=2)
+
+    step(cluster)
+
+    left = [pod["metadata"]["name"] for pod in cluster.pods if "deletionTimestamp" not in pod["metadata"]]
+    assert left == [names[0], names[2]]
+    assert [each for each in cluster.writes if each.startswith("mark")] == [f"mark {name}" for name in names]
+    cluster.in_flight = dict.fromkeys(names, 1)
+    cluster.writes.clear()
+    step(cluster)
+    assert not [each for each in cluster.writes if each.startswith("mark")]
+
+
 def test_the_least_is_a_persons_word_and_does_not_wait() -> None:
     cluster = a_cluster(gpus=2, replicas=1, **SCALED)
     cluster.edit(replicas=3)
