@@ -9,8 +9,10 @@ import json
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from octavo_operator.api import reasons
+from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.types import JsonObject
 from octavo_operator.observed import Node, Pod, Startup, refusal_of
 from octavo_operator.units import bytes_text, seconds_text
@@ -137,23 +139,36 @@ def _unschedulable(pod: Pod, message: str, nodes: tuple[Node, ...] | None, gpu: 
 
 
 def _gpu_sentence(pod: Pod, nodes: tuple[Node, ...] | None, gpu: str) -> str:
-    needs = f"pod {pod.name} needs {_gpus_of(pod, gpu)} {gpu}"
+    wanted = _gpus_of(pod, gpu)
+    needs, free = f"pod {pod.name} needs {wanted} {gpu}", "one free" if wanted == "1" else "as many free"
     if nodes is None:
-        return f"{needs}, no node has one free"
+        return f"{needs}, no node has {free}"
     offering = [node for node in nodes if node.capacity.get(gpu, "0") != "0"]
     if not offering:
         return f"{needs}, none of {len(nodes)} nodes offers {gpu}; is its device plugin installed?"
     cordoned = sum(node.is_cordoned for node in offering)
     tainted = sum(node.has_taints and not node.is_cordoned for node in offering)
-    counts = ((len(offering) - cordoned - tainted, "full"), (cordoned, "cordoned"), (tainted, "tainted or full"))
+    open_ones = [node for node in offering if not node.is_cordoned and not node.has_taints]
+    small = sum(_number(node.capacity[gpu]) < _number(wanted) for node in open_ones)
+    full = "full" if wanted == "1" else "with fewer free"
+    counts = (
+        (len(open_ones) - small, full),
+        (small, f"with fewer than {wanted} in all"),
+        (cordoned, "cordoned"),
+        (tainted, "tainted or full"),
+    )
     parts = ", ".join(f"{count} {word}" for count, word in counts if count)
-    return f"{needs}, 0 of {len(offering)} GPU nodes have one free ({parts})"
+    return f"{needs}, 0 of {len(offering)} GPU nodes have {free} ({parts})"
 
 
 def _gpus_of(pod: Pod, gpu: str) -> str:
     containers = pod.raw.get("spec", {}).get("containers", [])
     limits = (container.get("resources", {}).get("limits", {}) for container in containers)
     return next((str(limit[gpu]) for limit in limits if gpu in limit), "1")
+
+
+def _number(quantity: str) -> Decimal:
+    return parse_quantity(quantity) or Decimal(0)
 
 
 def _waiting(pod: Pod) -> Finding | None:

@@ -170,7 +170,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         'must not set the command of the container "server"',
     ),
     "reserved argument": ({"engine": {"extraArgs": ["--port=1"]}}, "extraArgs may not set --host"),
-    "two GPUs": ({"resources": {"gpu": {"count": 2}}}, "spec.resources.gpu.count"),
+    "more GPUs than a node has": ({"resources": {"gpu": {"count": 17}}}, "spec.resources.gpu.count"),
+    "two slices of GPUs": (
+        {"resources": {"gpu": {"count": 2, "resourceName": "nvidia.com/mig-3g.40gb"}}},
+        "slices of GPUs cannot share a model",
+    ),
     "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory"),
     "duration": ({"drain": {"timeout": "soon"}}, "spec.drain.timeout"),
     "utilization": ({"engine": {"gpuMemoryUtilization": "1.5"}}, "spec.engine.gpuMemoryUtilization"),

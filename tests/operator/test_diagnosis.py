@@ -69,6 +69,18 @@ def test_want_of_gpus_is_told_in_numbers() -> None:
     )
 
 
+def test_want_of_several_gpus_tells_apart_nodes_that_are_too_small() -> None:
+    nodes = (a_node("a", gpus=8), a_node("b", gpus=2), a_node("c", gpus=4), a_node("d", gpus=2, cordoned=True))
+    pod = a_pod(unschedulable="0/4 nodes: 4 Insufficient nvidia.com/gpu")
+    pod.raw["spec"]["containers"] = [{"name": "server", "resources": {"limits": {"nvidia.com/gpu": "4"}}}]
+
+    assert found(pod, nodes=nodes).sentence == (
+        "pod qwen-abc-1 needs 4 nvidia.com/gpu, 0 of 4 GPU nodes have as many free "
+        "(2 with fewer free, 1 with fewer than 4 in all, 1 cordoned)"
+    )
+    assert found(pod).sentence == "pod qwen-abc-1 needs 4 nvidia.com/gpu, no node has as many free"
+
+
 def test_cluster_without_gpus_is_told() -> None:
     pod = a_pod(unschedulable="0/2 nodes: 2 Insufficient nvidia.com/gpu")
 

@@ -43,4 +43,6 @@ def arguments_of(model: Mapping[str, object], flags: Iterable[str]) -> list[str]
         raise CliError(f"{resource.spec.model} is readable in the cluster alone; give the model as hf://ORG/NAME")
     source, *settings = render_server_args(resource.spec, resource.name)
     known = {f"--{flag.replace('_', '-')}" for flag in flags}
-    return [source, *(each for each in settings if each.partition("=")[0] in known)]
+    num_gpus = resource.spec.resources.gpu.count
+    ways = [f"--tp={num_gpus}"] if num_gpus > 1 else []
+    return [source, *ways, *(each for each in settings if each.partition("=")[0] in known)]

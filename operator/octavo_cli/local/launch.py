@@ -12,14 +12,14 @@ from pathlib import Path
 
 from octavo_cli.errors import CliError
 from octavo_operator.api.types import ModelDeployment
-from octavo_operator.desired.engine_args import parse_source, render_server_args
+from octavo_operator.desired.engine_args import parallel_flags, parse_source, render_server_args
 
 LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One replica's start; ``gpu`` is None on the CPU."""
+    """One replica's start; ``gpu`` is None on the CPU, and several names between commas where it has several."""
 
     name: str
     resource: ModelDeployment
@@ -30,7 +30,8 @@ class Launch:
     def arguments(self, port: int) -> list[str]:
         """What follows ``octavo serve``."""
         args = render_server_args(self.resource.spec, self.resource.name, port=port)
-        return [args[0], f"--host={LOOPBACK}", *args[1:]]
+        parallel = parallel_flags(self.resource.spec.resources.gpu.count) if self.gpu else []
+        return [args[0], f"--host={LOOPBACK}", *parallel, *args[1:]]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,7 +76,7 @@ def on_this_machine(resource: ModelDeployment, mounts: Mapping[str, Path]) -> Mo
 
 
 def plan_launches(resources: Sequence[ModelDeployment], gpus: Sequence[str]) -> list[list[Launch]]:
-    """For each resource its replicas; GPUs are handed out in order, one to a replica, while there are some."""
+    """For each resource its replicas; GPUs are handed out in order, as many as each asks for, while there are enough."""
     free = list(gpus)
     return [
         [_launch(resource, number, free, has_gpus=bool(gpus)) for number in range(replicas_here(resource))]
@@ -123,10 +124,12 @@ def find_gpus(env: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]
 
 
 def _launch(resource: ModelDeployment, number: int, free: list[str], *, has_gpus: bool) -> Launch:
-    wants_gpu = has_gpus and resource.spec.resources.gpu.count > 0
-    gpu = free.pop(0) if wants_gpu and free else None
+    wanted = resource.spec.resources.gpu.count if has_gpus else 0
+    taken = free[:wanted] if len(free) >= wanted else []
+    del free[: len(taken)]
+    gpu = ",".join(taken) or None
     return Launch(
-        name=f"{resource.name}-{number}", resource=resource, gpu=gpu, is_waiting_for_gpu=wants_gpu and gpu is None
+        name=f"{resource.name}-{number}", resource=resource, gpu=gpu, is_waiting_for_gpu=wanted > 0 and gpu is None
     )
 
 

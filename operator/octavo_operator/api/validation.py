@@ -33,6 +33,8 @@ from octavo_operator.errors import SpecInvalidError
 
 NAME = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
 SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
+MAX_GPUS = 16
+"""Of one node, which the ranks of a model share."""
 RESOURCE_NAME = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
 PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
@@ -133,7 +135,7 @@ def _resources(raw: ObjectReader) -> Resources:
     gpu = raw.child("gpu")
     result = Resources(
         gpu=Gpu(
-            count=gpu.integer("count", low=0, high=1, default=1),
+            count=gpu.integer("count", low=0, high=MAX_GPUS, default=1),
             resource_name=gpu.string(
                 "resourceName", default="nvidia.com/gpu", pattern=RESOURCE_NAME, remedy="must be like nvidia.com/gpu"
             ),
@@ -142,6 +144,12 @@ def _resources(raw: ObjectReader) -> Resources:
         memory=_quantity(raw, "memory"),
         shared_memory=_quantity(raw, "sharedMemory"),
     )
+    if result.gpu.count > 1 and "/mig-" in result.gpu.resource_name:
+        gpu.complain(
+            "count",
+            f"is {result.gpu.count} slices of GPUs ({result.gpu.resource_name}), between which NCCL cannot speak; "
+            "use 1, or whole GPUs",
+        )
     gpu.finish()
     raw.finish()
     return result

@@ -51,6 +51,11 @@ def render_server_args(spec: ModelDeploymentSpec, name: str, *, port: int = SERV
     return [*args, *engine.extra_args]
 
 
+def parallel_flags(num_gpus: int) -> list[str]:
+    """A model of several GPUs is dealt out to all of them."""
+    return [f"--tensor-parallel-size={num_gpus}"] if num_gpus > 1 else []
+
+
 def _engine_flags(spec: ModelDeploymentSpec) -> list[str]:
     engine, flags = spec.engine, []
     if engine.max_model_len:

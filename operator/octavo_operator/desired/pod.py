@@ -12,14 +12,15 @@ from octavo_operator.api.types import ModelDeployment
 from octavo_operator.desired import names
 from octavo_operator.desired.cache import model_mounts, model_volumes, spec_as_mounted
 from octavo_operator.desired.credentials import credential_env
-from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, render_server_args
+from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, parallel_flags, render_server_args
 from octavo_operator.desired.merge import strategic_merge
 
 PRE_STOP_SLEEP_S = 5
 """Longer than a gateway or kube-proxy needs to see that the pod goes."""
 GRACE_SLACK_S = 15
 """For closing streams and freeing the GPU after the drain."""
-DEFAULT_SHARED_MEMORY = "1Gi"
+SHARED_MEMORY_GIB = 1
+"""Of each GPU: ranks on one node speak through it."""
 RUN_AS = 65532
 CACHE_PATH = "/cache"
 
@@ -114,7 +115,8 @@ def _container(resource: ModelDeployment, settings: PodSettings) -> dict[str, An
 def _args(resource: ModelDeployment) -> list[str]:
     """A server that was given a GPU and finds none must say so and not creep on the CPU; extraArgs have the last word."""
     model, *flags = render_server_args(spec_as_mounted(resource.spec), resource.name)
-    device = ["--device=cuda"] if resource.spec.resources.gpu.count > 0 else []
+    num_gpus = resource.spec.resources.gpu.count
+    device = ["--device=cuda", *parallel_flags(num_gpus)] if num_gpus > 0 else []
     folder = [f"--download-dir={PVC_MOUNT_PATH}"] if resource.spec.cache.kind == "NodeLocal" else []
     return ["serve", model, *device, *folder, *flags]
 
@@ -160,7 +162,8 @@ def probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> dict[st
 
 
 def _volumes(resource: ModelDeployment) -> list[dict[str, Any]]:
-    size = resource.spec.resources.shared_memory or DEFAULT_SHARED_MEMORY
+    asked = resource.spec.resources
+    size = asked.shared_memory or f"{SHARED_MEMORY_GIB * max(1, asked.gpu.count)}Gi"
     volumes: list[dict[str, Any]] = [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}},
         {"name": "cache", "emptyDir": {}},

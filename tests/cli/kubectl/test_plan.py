@@ -34,6 +34,13 @@ def test_the_resources_model_and_settings_become_arguments_that_a_plan_knows() -
     plan_parser().parse_strictly(arguments)
 
 
+def test_a_model_of_several_gpus_is_planned_for_each() -> None:
+    arguments = plan.arguments_of(a_resource("hf://org/name", resources={"gpu": {"count": 4}}), FLAGS)
+
+    assert arguments == ["org/name", "--tp=4"]
+    plan_parser().parse_strictly(arguments)
+
+
 @pytest.mark.parametrize("model", ["file:///models/a.gguf", "pvc://claim/a"])
 def test_a_model_that_only_the_cluster_has_is_refused_with_a_remedy(model: str) -> None:
     with pytest.raises(CliError, match="give the model as hf://ORG/NAME"):

@@ -90,6 +90,26 @@ def test_gpus_are_handed_out_in_order_until_none_is_left() -> None:
     assert [each.name for group in launches for each in group if each.is_waiting_for_gpu] == ["c-1"]
 
 
+def test_a_model_of_several_gpus_gets_as_many_and_is_dealt_out_to_them() -> None:
+    two = {"gpu": {"count": 2}}
+    launches = launch.plan_launches(
+        [a_resource("a", resources=two), a_resource("b", resources=two), with_gpu("c")], ["0", "1", "5"]
+    )
+
+    [[a], [b], [c]] = launches
+    assert [each.gpu for each in (a, b, c)] == ["0,1", None, "5"]
+    assert [each.is_waiting_for_gpu for each in (a, b, c)] == [False, True, False]
+    assert a.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "--tensor-parallel-size=2" in a.arguments(1)
+    assert not any("tensor-parallel" in each for each in c.arguments(1))
+
+
+def test_a_model_of_several_gpus_is_whole_on_a_cpu() -> None:
+    ((one,),) = launch.plan_launches([a_resource(resources={"gpu": {"count": 2}})], [])
+
+    assert not any("tensor-parallel" in each for each in one.arguments(1))
+
+
 def test_without_any_gpu_everything_runs_on_the_cpu() -> None:
     ((one,),) = launch.plan_launches([with_gpu()], [])
 

@@ -184,7 +184,14 @@ INVALID = {
     "bad served name": ({"servedNames": ["a b"]}, "spec.servedNames: 'a b' must begin"),
     "too many names": ({"servedNames": [f"n{i}" for i in range(17)]}, "has 17 items, at most 16"),
     "names are no list": ({"servedNames": "a"}, "spec.servedNames: must be a list of non-empty strings"),
-    "two GPUs": ({"resources": {"gpu": {"count": 2}}}, "spec.resources.gpu.count: is 2, must be from 0 to 1"),
+    "more GPUs than a node has": (
+        {"resources": {"gpu": {"count": 17}}},
+        "spec.resources.gpu.count: is 17, must be from 0 to 16",
+    ),
+    "two slices of GPUs": (
+        {"resources": {"gpu": {"count": 2, "resourceName": "nvidia.com/mig-3g.40gb"}}},
+        "spec.resources.gpu.count: is 2 slices of GPUs (nvidia.com/mig-3g.40gb), between which NCCL cannot speak",
+    ),
     "GPU count is true": ({"resources": {"gpu": {"count": True}}}, "must be a whole number, not a boolean"),
     "GPU resource": ({"resources": {"gpu": {"resourceName": "gpu"}}}, "must be like nvidia.com/gpu"),
     "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory: 'lots' is no quantity"),
