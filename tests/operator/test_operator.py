@@ -380,8 +380,9 @@ def test_restarted_operator_finds_all_as_it_should_be(
 
 
 def _notes(namespace: Namespace) -> list[str]:
-    path = f"/api/v1/namespaces/{namespace.name}/events"
-    return [item["message"] for item in namespace.server.request("GET", path).body["items"]]
+    """Of the ModelDeployment's events: the API server has some of its own, about addresses of Services."""
+    items = namespace.server.request("GET", f"/api/v1/namespaces/{namespace.name}/events").body["items"]
+    return [item["message"] for item in items if item["involvedObject"]["kind"] == "ModelDeployment"]
 
 
 def _admitted(namespace: Namespace) -> list[str]:
