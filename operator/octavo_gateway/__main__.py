@@ -13,7 +13,7 @@ from . import logs
 from .app import running_gateway
 from .config import GatewayConfig, parse_config
 from .endpoints import RoutingTable
-from .errors import CannotListen, KubeApiError
+from .errors import BadCertificate, CannotListen, KubeApiError
 from .metrics import Metrics
 from .tracing import TracingUnavailable
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.configure(config.log_level, config.log_format)
     try:
         return asyncio.run(run(config))
-    except (KubeApiError, CannotListen, TracingUnavailable) as error:
+    except (KubeApiError, BadCertificate, CannotListen, TracingUnavailable) as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
         return _fail(f"the package {error.name!r} is missing; pip install 'octavo[gateway]'")

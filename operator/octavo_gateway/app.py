@@ -11,10 +11,12 @@ import contextlib
 import logging
 import os
 import random
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import aiohttp
@@ -24,6 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from .audit import AuditLog
 from .balancer import Balancer
 from .call import CallReader
+from .certificate import Certificate
 from .config import GatewayConfig
 from .endpoints import Model, RoutingTable
 from .errors import BadRequest, CannotListen, GatewayError, ModelNotFound, Unavailable
@@ -123,8 +126,10 @@ class Gateway:
     def is_ready(self) -> bool:
         return self.router.table.is_complete and self._key_poller.is_synced and not self.proxy.is_draining
 
-    async def listen(self, public: web.AppRunner, internal: web.AppRunner, config: GatewayConfig) -> None:
-        self._public_site = await _listen(public, config.host, config.port)
+    async def listen(
+        self, public: web.AppRunner, internal: web.AppRunner, config: GatewayConfig, tls: ssl.SSLContext | None
+    ) -> None:
+        self._public_site = await _listen(public, config.host, config.port, tls)
         await _listen(internal, config.host, config.internal_port)
         self.port = public.addresses[0][1]
         self.internal_port = internal.addresses[0][1]
@@ -232,6 +237,7 @@ class Gateway:
 async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: random.Random) -> AsyncIterator[Gateway]:
     """Open everything, listen, and close everything at the end; ``drain`` first for a graceful end."""
     metrics = Metrics()
+    certificate = Certificate(Path(config.tls_dir), metrics) if config.tls_dir else None
     balancer = Balancer(rng, on_spill=lambda key: metrics.spills.labels(key).inc())
     router = Router(balancer, metrics)
     source = make_source(router.publish, metrics)
@@ -251,11 +257,13 @@ async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: r
             "keys": parts.key_poller.run,
             "quotas": parts.quota_loops.run,
         }
+        if certificate is not None:
+            loops["certificate"] = certificate.run
         tasks = [asyncio.create_task(_survive(what, run)) for what, run in loops.items()]
         try:
             await public.setup()
             await internal.setup()
-            await gateway.listen(public, internal, config)
+            await gateway.listen(public, internal, config, certificate.context if certificate else None)
             yield gateway
         finally:
             await public.cleanup()
@@ -322,8 +330,8 @@ async def _survive(what: str, run: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(RESTART_AFTER_S)
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> web.TCPSite:
-    site = web.TCPSite(runner, host or None, port, backlog=1024)
+async def _listen(runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None = None) -> web.TCPSite:
+    site = web.TCPSite(runner, host or None, port, backlog=1024, ssl_context=tls)
     try:
         await site.start()
     except OSError as error:

@@ -23,6 +23,9 @@ class GatewayConfig:
     host: str = _option("", "address that both ports listen on; empty means all, IPv4 and IPv6")
     port: int = _option(8080, "public port, the OpenAI-compatible API; 0 takes a free one")
     internal_port: int = _option(8081, "internal port: /metrics /healthz /readyz /held; 0 takes a free one")
+    tls_dir: str = _option(
+        "", "folder with tls.crt and tls.key, read again when they change; empty means that the public port speaks HTTP"
+    )
     kubeconfig: str = _option("", "kubeconfig file for use outside of a cluster; empty means the pod's service account")
     namespaces: tuple[str, ...] = _option((), "namespaces to watch, separated by commas; empty means all")
     max_request_bytes: int = _option(64 * 2**20, "largest request body in bytes; the default is the server's own")

@@ -11,6 +11,7 @@ GatewayError
 ├── UpstreamFailed         502: a replica broke before its first byte, twice
 └── TimedOut               504: a replica did not begin to answer, or the answer took too long
 CannotListen               a port is taken or not allowed; the process ends with it
+BadCertificate             no certificate and its key; the process ends with it, or keeps the one before
 KubeApiError               the API server refused or could not be understood (never shown to clients)
 """
 
@@ -124,6 +125,10 @@ class CannotListen(Exception):
     def __init__(self, host: str, port: int, error: OSError) -> None:
         why = os.strerror(error.errno) if error.errno else str(error)
         super().__init__(f"cannot listen on {host or '*'}:{port}: {why[:1].lower()}{why[1:]}")
+
+
+class BadCertificate(Exception):
+    """The public port cannot speak TLS; the message says which files, and why."""
 
 
 class KubeApiError(Exception):

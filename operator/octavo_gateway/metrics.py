@@ -58,6 +58,12 @@ class Metrics:
             "Day totals of keys that were not saved, because their ConfigMap is full.",
             registry=self.registry,
         )
+        self.tls_reloads = Counter(
+            "octavo_gateway_tls_reloads",
+            "Times that a changed certificate was read, or could not be.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.source_errors = Counter(
             "octavo_gateway_source_errors",
             "Failed lists, watches, reads and writes at the API server.",

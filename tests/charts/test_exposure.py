@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from octavo_gateway.config import parse_config as parse_gateway
 from octavo_operator.config import parse_config as parse_operator
 from octavo_operator.desired import names
 from octavo_testing.network_policy import Peer, may_reach
@@ -180,3 +181,25 @@ def test_status_names_the_address_that_clients_use(render, everything, helm):
 
     assert config.gateway_url == "https://llm.example.com"
     assert "at https://llm.example.com/v1, or from here" in notes
+
+
+def test_a_secret_makes_the_gateway_speak_https_and_everybody_is_told(render):
+    rendered = render({"gateway": {"tls": {"secretName": "llm-tls"}}})
+
+    pod = rendered.find("Deployment", "octavo-gateway")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert parse_gateway(container["args"], {}).tls_dir == "/tls"
+    assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "tls", "secret": {"secretName": "llm-tls"}} in pod["volumes"]
+    [port] = rendered.find("Service", "octavo-gateway")["spec"]["ports"]
+    assert (port["name"], port["appProtocol"]) == ("http", "https")
+    operator = rendered.container("operator")["args"]
+    assert parse_operator(operator, {}).gateway_url == "https://octavo-gateway.sys.svc:8080"
+    assert rendered.find("Pod", "octavo-test-gateway")["spec"]["containers"][0]["command"][-1].startswith("https://")
+
+
+def test_without_a_secret_nothing_speaks_of_tls(render):
+    rendered = render()
+
+    assert "tls" not in str(rendered.find("Deployment", "octavo-gateway"))
+    assert "appProtocol" not in rendered.find("Service", "octavo-gateway")["spec"]["ports"][0]

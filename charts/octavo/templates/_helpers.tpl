@@ -43,7 +43,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* URL that clients inside the cluster use; it becomes status.endpoint. */}}
 {{- define "octavo.gatewayURL" -}}
-{{- printf "http://%s-gateway.%s.svc:%d" (include "octavo.fullname" .) .Release.Namespace (int .Values.gateway.service.port) -}}
+{{- printf "%s://%s-gateway.%s.svc:%d" (ternary "https" "http" (ne .Values.gateway.tls.secretName "")) (include "octavo.fullname" .) .Release.Namespace (int .Values.gateway.service.port) -}}
 {{- end -}}
 
 {{/* "true" where the adapter is served; `auto` and true are. */}}
