@@ -15,7 +15,8 @@ from octavo_operator.metrics_adapter.apiservices import AdapterService
 from octavo_operator.metrics_adapter.lifecycle import AdapterSettings
 
 DEFAULT_IMAGE = "ghcr.io/octavo-dev/octavo-server:0.1.0"
-DEFAULT_IMAGE_CPU = "ghcr.io/octavo-dev/octavo-server:0.1.0-cpu"
+DEFAULT_IMAGE_CPU = f"{DEFAULT_IMAGE}-cpu"
+DEFAULT_IMAGE_ROCM = f"{DEFAULT_IMAGE}-rocm"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 INTERNAL_PORT = 8082
 
@@ -52,7 +53,11 @@ class OperatorConfig:
     """Seconds between two full lists, which heal what a watch missed."""
     log_level: str = "INFO"
     log_format: str = "text"
-    pods: PodSettings = field(default_factory=lambda: PodSettings(image=DEFAULT_IMAGE, image_cpu=DEFAULT_IMAGE_CPU))
+    pods: PodSettings = field(
+        default_factory=lambda: PodSettings(
+            image=DEFAULT_IMAGE, image_cpu=DEFAULT_IMAGE_CPU, image_rocm=DEFAULT_IMAGE_ROCM
+        )
+    )
     adapter: AdapterSettings | None = None
     """None: the custom metrics adapter is off."""
 
@@ -61,9 +66,6 @@ def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:
     """Flags over environment over defaults; raises ConfigError, and SystemExit for --help and unknown flags."""
     flags = _parser(env).parse_args(argv)
     own_namespace = flags.lease_namespace or _service_account_namespace() or "default"
-    image_cpu = flags.server_image_cpu
-    if not image_cpu:
-        image_cpu = DEFAULT_IMAGE_CPU if flags.server_image == DEFAULT_IMAGE else flags.server_image
     return OperatorConfig(
         kubeconfig=flags.kubeconfig,
         namespaces=_items(flags.namespaces),
@@ -78,12 +80,18 @@ def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:
         log_format=flags.log_format,
         pods=PodSettings(
             image=flags.server_image,
-            image_cpu=image_cpu,
+            image_cpu=flags.server_image_cpu or _variant(flags.server_image, DEFAULT_IMAGE_CPU),
+            image_rocm=flags.server_image_rocm or _variant(flags.server_image, DEFAULT_IMAGE_ROCM),
             image_pull_policy=flags.server_image_pull_policy,
             image_pull_secrets=_items(flags.server_image_pull_secrets),
         ),
         adapter=_adapter(flags),
     )
+
+
+def _variant(image: str, default: str) -> str:
+    """Of another server image than the default nobody knows what stands beside it, so that it is for all."""
+    return default if image == DEFAULT_IMAGE else image
 
 
 def _adapter(flags: argparse.Namespace) -> AdapterSettings | None:
@@ -127,8 +135,9 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     _text(parser, env, "gateway-url", "base URL of the gateway, for status.endpoint; default: the Service's own URL")
     _text(parser, env, "gateway-namespace", "namespace of the gateway's pods; default: all")
     _text(parser, env, "key-readers", "service accounts NAMESPACE:NAME that read keys, for the remedy in a condition")
-    _text(parser, env, "server-image", "image of the server with GPU support", default=DEFAULT_IMAGE)
-    _text(parser, env, "server-image-cpu", "image of the server where gpu.count is 0; default: the other one")
+    _text(parser, env, "server-image", "image of the server with GPU support (CUDA)", default=DEFAULT_IMAGE)
+    _text(parser, env, "server-image-cpu", "image of the server where gpu.count is 0; default: the first one")
+    _text(parser, env, "server-image-rocm", "image of the server for GPUs of AMD (amd.com/gpu); default: the first one")
     policies = ("IfNotPresent", "Always", "Never")
     _choice(parser, env, "server-image-pull-policy", policies, "imagePullPolicy of server pods")
     _text(parser, env, "server-image-pull-secrets", "comma-separated imagePullSecrets of server pods")

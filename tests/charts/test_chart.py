@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from octavo_gateway.config import parse_config as parse_gateway
-from octavo_operator.config import DEFAULT_IMAGE, DEFAULT_IMAGE_CPU
+from octavo_operator.config import DEFAULT_IMAGE, DEFAULT_IMAGE_CPU, DEFAULT_IMAGE_ROCM
 from octavo_operator.config import parse_config as parse_operator
 
 ROOT = Path(__file__).parents[2]
@@ -115,16 +115,17 @@ def test_the_default_images_are_those_of_an_operator_that_runs_without_the_chart
     config = parse_operator(render().container("operator")["args"], {})
 
     assert (config.pods.image, config.pods.image_cpu) == (DEFAULT_IMAGE, DEFAULT_IMAGE_CPU)
+    assert config.pods.image_rocm == DEFAULT_IMAGE_ROCM
 
 
 def test_a_digest_wins_over_the_tag(render):
     image = {"repository": "registry:5000/x/y", "tag": "1", "digest": DIGEST}
-    rendered = render({"images": dict.fromkeys(("operator", "gateway", "server", "serverCPU"), image)})
+    rendered = render({"images": dict.fromkeys(("operator", "gateway", "server", "serverCPU", "serverROCm"), image)})
 
     expected = f"registry:5000/x/y@{DIGEST}"
     pods = parse_operator(rendered.container("operator")["args"], {}).pods
     images = [rendered.container("operator")["image"], rendered.container("gateway")["image"]]
-    assert [*images, pods.image, pods.image_cpu] == [expected] * 4
+    assert [*images, pods.image, pods.image_cpu, pods.image_rocm] == [expected] * 5
 
 
 def test_another_command_volumes_and_environment_reach_both_processes(render):

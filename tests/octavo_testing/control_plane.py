@@ -17,7 +17,9 @@ from octavo_operator.desired.revision import render_revision
 from octavo_operator.observed import Node, Observed, Pod
 from octavo_operator.rollout.policy import decide
 
-POD_SETTINGS = PodSettings(image="registry.test/octavo:1", image_cpu="registry.test/octavo:1-cpu")
+POD_SETTINGS = PodSettings(
+    image="registry.test/octavo:1", image_cpu="registry.test/octavo:1-cpu", image_rocm="registry.test/octavo:1-rocm"
+)
 UID = "11111111-2222-3333-4444-555555555555"
 NOW = "2026-01-02T03:04:05Z"
 AT = datetime.fromisoformat(NOW)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo_operator.config import DEFAULT_IMAGE, DEFAULT_IMAGE_CPU, ConfigError, parse_config
+from octavo_operator.config import DEFAULT_IMAGE, DEFAULT_IMAGE_CPU, DEFAULT_IMAGE_ROCM, ConfigError, parse_config
 
 
 def test_defaults_serve_all_namespaces_without_an_adapter() -> None:
@@ -13,6 +13,7 @@ def test_defaults_serve_all_namespaces_without_an_adapter() -> None:
     assert config.namespaces == ()
     assert config.adapter is None
     assert (config.pods.image, config.pods.image_cpu) == (DEFAULT_IMAGE, DEFAULT_IMAGE_CPU)
+    assert config.pods.image_rocm == DEFAULT_IMAGE_ROCM
     assert (config.log_level, config.port) == ("INFO", 8082)
 
 
@@ -21,7 +22,7 @@ def test_flags_win_over_variables() -> None:
 
     config = parse_config(["--server-image", "flag:1", "--namespaces=a, b"], env)
 
-    assert (config.pods.image, config.pods.image_cpu) == ("flag:1", "flag:1")
+    assert (config.pods.image, config.pods.image_cpu, config.pods.image_rocm) == ("flag:1",) * 3
     assert config.namespaces == ("a", "b")
     assert (config.gateway_url, config.own_namespace) == ("http://gw", "sys")
 

@@ -40,11 +40,10 @@ def render_job(resource: ModelDeployment, settings: PodSettings) -> dict[str, An
     if resource.spec.cache.kind != "PVC":
         return None
     container = _container(resource)
-    has_gpu = resource.spec.resources.gpu.count > 0
     # The image is no part of the name: a newer operator must not fetch what is there.
     name = f"{resource.name}-{names.fingerprint([container, claim_name(resource)])}"
     image = {
-        "image": settings.image if has_gpu else settings.image_cpu,
+        "image": settings.image_for(resource.spec.resources.gpu),
         "imagePullPolicy": settings.image_pull_policy,
     }
     return {

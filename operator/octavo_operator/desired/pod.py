@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from octavo_operator.api.types import ModelDeployment
+from octavo_operator.api.types import Gpu, ModelDeployment
 from octavo_operator.desired import names
 from octavo_operator.desired.cache import model_mounts, model_volumes, spec_as_mounted
 from octavo_operator.desired.credentials import credential_env
@@ -31,8 +31,16 @@ class PodSettings:
 
     image: str
     image_cpu: str
+    image_rocm: str
+    """For GPUs of AMD."""
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
+
+    def image_for(self, gpu: Gpu) -> str:
+        """The one whose PyTorch is made for what a pod asks for."""
+        if not gpu.count:
+            return self.image_cpu
+        return self.image_rocm if gpu.resource_name.startswith("amd.com/") else self.image
 
 
 def pod_template(resource: ModelDeployment, settings: PodSettings) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def _container(resource: ModelDeployment, settings: PodSettings) -> dict[str, An
     has_gpu = spec.resources.gpu.count > 0
     return {
         "name": names.CONTAINER,
-        "image": settings.image if has_gpu else settings.image_cpu,
+        "image": settings.image_for(spec.resources.gpu),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["octavo"],
         "args": _args(resource),

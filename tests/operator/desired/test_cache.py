@@ -110,7 +110,9 @@ def test_a_newer_image_fetches_nothing_again_and_another_secret_does() -> None:
         assert job is not None
         return str(job["metadata"]["name"])
 
-    newer = PodSettings(image="registry.test/octavo:2", image_cpu="registry.test/octavo:2-cpu")
+    newer = PodSettings(
+        image="registry.test/octavo:2", image_cpu="registry.test/octavo:2-cpu", image_rocm="registry.test/octavo:2-rocm"
+    )
 
     assert name() == name(newer)
     assert name() != name(source={"secretRef": {"name": "s"}})

@@ -94,7 +94,8 @@ def test_probes_ask_startup_health_and_ready() -> None:
 def test_gpu_pod_asks_for_its_gpu_and_keeps_its_root_writable() -> None:
     container = server(resources={"gpu": {"resourceName": "amd.com/gpu"}, "memory": "8Gi", "cpu": "2"})
 
-    assert container["image"] == POD_SETTINGS.image
+    assert container["image"] == POD_SETTINGS.image_rocm
+    assert server()["image"] == POD_SETTINGS.image
     assert container["resources"] == {
         "requests": {"cpu": "2", "memory": "8Gi", "amd.com/gpu": "1"},
         "limits": {"memory": "8Gi", "amd.com/gpu": "1"},

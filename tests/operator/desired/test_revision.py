@@ -22,7 +22,9 @@ from octavo_operator.desired.revision import (
 from octavo_testing.control_plane import POD_SETTINGS, a_resource
 from octavo_testing.rollout_cluster import Cluster, a_cluster, revision_of
 
-NEWER = PodSettings(image="registry.test/octavo:2", image_cpu="registry.test/octavo:2-cpu")
+NEWER = PodSettings(
+    image="registry.test/octavo:2", image_cpu="registry.test/octavo:2-cpu", image_rocm="registry.test/octavo:2-rocm"
+)
 
 
 def rendered(settings: PodSettings = POD_SETTINGS, **spec: Any) -> Revision:
