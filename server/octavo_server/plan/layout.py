@@ -99,7 +99,8 @@ def weight_sizes(model: ModelShape, layout: Layout) -> WeightSizes:
         elif model.is_tied:
             # In few bits it is a second matrix beside the embedding, which stays exact.
             is_second = layout.bits is not None and shape[1] % GROUP == 0
-            head = _bytes(shape, _Codes(_head_bits(parameter)), layout) if is_second else size
+            codes_of_head = _Codes(_head_bits(parameter), num_empty_rows=-shape[0] % TILE)
+            head = _bytes(shape, codes_of_head, layout) if is_second else size
             step += head
             total += head if is_second else 0
     return WeightSizes(total_bytes=total, step_bytes=step, expert_bytes=experts)
@@ -143,6 +144,8 @@ class _Codes(NamedTuple):
     bits: int
     has_4: bool = False
     """Whether parts of it have 4 bits, and so minima."""
+    num_empty_rows: int = 0
+    """That fill up the last tile of what it is a part of; counted at the first part."""
 
     @property
     def group_bytes(self) -> int:
@@ -155,14 +158,21 @@ def _codes_by_name(model: ModelShape, layout: Layout) -> dict[str, _Codes]:
         return {}
     found = {}
     parts: dict[str, list[int]] = {}
+    rows: dict[str, int] = {}
     for parameter in model.parameters:
         if not parameter.is_linear:
             continue
         bits = _head_bits(parameter) if parameter.is_head else parameter.stored_bits or layout.bits
         fused = _fused(parameter)
         parts.setdefault(fused, []).append(bits)
+        rows[fused] = rows.get(fused, 0) + parameter.share(model, layout.ways)[0]
         found[parameter.name] = fused
-    return {name: _Codes(max(parts[fused]), has_4=4 in parts[fused]) for name, fused in found.items()}
+    codes = {fused: _Codes(max(each), has_4=4 in each) for fused, each in parts.items()}
+    firsts = {fused: name for name, fused in reversed(found.items())}
+    return {
+        name: codes[fused]._replace(num_empty_rows=-rows[fused] % TILE if firsts[fused] == name else 0)
+        for name, fused in found.items()
+    }
 
 
 def _fused(parameter: Parameter) -> str:
@@ -179,5 +189,5 @@ def _bytes(shape: tuple[int, ...], codes: _Codes | None, layout: Layout) -> int:
     if codes is None or rest[0] % GROUP:
         return rows * (rest[0] if rest else 1) * layout.item_bytes
     # Codes, scales and minima, and a bias of float32 whether the model has one or not.
-    rows = -(-rows // TILE) * TILE
+    rows += codes.num_empty_rows
     return rows * rest[0] * codes.bits // 8 + rows * rest[0] // GROUP * codes.group_bytes + rows * 4
