@@ -9,7 +9,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.gpu_report.limits import copy_rate, product_rate
 from benchmarks.gpu_report.timing import milliseconds
-from octavo_kernels.backend import AttentionBatch, KernelBackend, KVCacheSpec
+from octavo_kernels.backend import KernelBackend
+from octavo_kernels.batches import AttentionBatch
+from octavo_kernels.handles import KVCacheSpec
 from octavo_testing.kernels import a_sampling_batch
 
 if TYPE_CHECKING:

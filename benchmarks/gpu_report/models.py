@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_kernels.backend import KernelBackend, KVCacheSpec
+from octavo_kernels.backend import KernelBackend
+from octavo_kernels.handles import KVCacheSpec
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import SampledToken, SequenceId

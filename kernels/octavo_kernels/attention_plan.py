@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.launch import ceil_div
 
 CONTEXT_TILE = 64

@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from octavo_kernels.errors import KernelError
@@ -21,109 +20,10 @@ from octavo_kernels.errors import KernelError
 if TYPE_CHECKING:
     import torch
 
+    from octavo_kernels.batches import AttentionBatch, SamplingBatch
+    from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
+    from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
     from octavo_kernels.quantized_weight import QuantizedWeight
-
-NULL_BLOCK = 0
-"""Block 0 is never given to a sequence; padding entries of block tables point to it."""
-
-PAD_SLOT = -1
-"""A slot mapping entry that is written nowhere."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KVCacheSpec:
-    """What a KV cache must hold. Its layout is the backend's own."""
-
-    num_layers: int
-    num_blocks: int
-    """Blocks in the pool, the null block included."""
-    block_size: int
-    """Token slots a block; any positive integer."""
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of K and V of all layers and blocks."""
-        per_slot = 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
-        return self.num_layers * self.num_blocks * self.block_size * per_slot
-
-
-class KVCache(Protocol):
-    """Opaque: made by `allocate_kv_cache`, read by the same backend only."""
-
-    @property
-    def spec(self) -> KVCacheSpec: ...
-
-
-class LinearHandle(Protocol):
-    """Opaque: made by `prepare_linear`, read by the same backend only."""
-
-    @property
-    def in_features(self) -> int: ...
-
-    @property
-    def out_features(self) -> int: ...
-
-
-class ExpertsHandle(Protocol):
-    """Opaque: made by `prepare_experts`, read by the same backend only."""
-
-    @property
-    def num_experts(self) -> int: ...
-
-    @property
-    def hidden_size(self) -> int: ...
-
-    @property
-    def inner_size(self) -> int:
-        """Width of one expert."""
-
-
-class AttentionPlan(Protocol):
-    """Opaque: made once a step by `plan_attention` for each window, reused by all layers that have it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionBatch:
-    """Which tokens of a step belong to which sequence and where their K/V live.
-
-    Sequence i computes the tokens at positions [seq_lens[i] - query_len_i, seq_lens[i]); a decode, a chunk of a
-    prefill and a verification of drafts differ in query_len alone, and may stand in one batch in any order.
-    """
-
-    query_start_loc: torch.Tensor
-    """[num_seqs + 1] int32: sequence i owns rows query_start_loc[i] .. query_start_loc[i + 1] of q; strictly rising."""
-    seq_lens: torch.Tensor
-    """[num_seqs] int32: tokens of each sequence whose K/V exist once this step's are stored (>= its query length)."""
-    block_tables: torch.Tensor
-    """[num_seqs, max_blocks] int32: block ids in order, padded with NULL_BLOCK; holds max_seq_len tokens at least."""
-    slot_mapping: torch.Tensor
-    """[num_tokens] int64: block_id * block_size + offset for each row, PAD_SLOT where nothing is to be written."""
-    max_query_len: int
-    max_seq_len: int
-    """Both on the host, so that planning needs no synchronisation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingBatch:
-    """Parameters of `sample`, one entry a row."""
-
-    temperature: torch.Tensor
-    """[num_rows] float32; 0 is greedy (argmax, ties to the lowest id), and then the other fields do not matter."""
-    top_k: torch.Tensor
-    """[num_rows] int32; 0 or >= vocab is off. Ties at the k-th value: the lower ids are kept."""
-    top_p: torch.Tensor
-    """[num_rows] float32 in (0, 1]; 1 is off. The smallest set of most likely tokens (after top-k) whose mass reaches p."""
-    min_p: torch.Tensor
-    """[num_rows] float32 in [0, 1]; 0 is off. Tokens below min_p times the largest probability are dropped."""
-    seed: torch.Tensor
-    """[num_rows] int64: key of the counter-based generator (Philox 4x32-10)."""
-    position: torch.Tensor
-    """[num_rows] int64: counter: index of the token being sampled in its sequence. Same (seed, position): same noise."""
-    all_greedy: bool
-    """On the host: lets a backend take argmax without looking at the tensors."""
 
 
 class KernelBackend(Protocol):
@@ -224,79 +124,6 @@ class KernelBackend(Protocol):
 
     def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:
         """Copies whole blocks in all layers; source, destination: [n] int64, disjoint."""
-
-
-class DecoderLayer(Protocol):
-    """What a layer of a decoder computes with; q_norm and k_norm are both None or both not, gate_up and down too.
-
-    Without them the layer's MLP is another than the one of `DecoderSpec`.
-    """
-
-    @property
-    def input_norm(self) -> torch.Tensor: ...
-    @property
-    def qkv(self) -> LinearHandle: ...
-    @property
-    def q_norm(self) -> torch.Tensor | None: ...
-    @property
-    def k_norm(self) -> torch.Tensor | None: ...
-    @property
-    def output(self) -> LinearHandle: ...
-    @property
-    def post_attention_norm(self) -> torch.Tensor: ...
-    @property
-    def gate_up(self) -> LinearHandle | None: ...
-    @property
-    def down(self) -> LinearHandle | None: ...
-    @property
-    def has_experts(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderSpec:
-    """A pre-norm decoder of rotary attention and a gated SiLU MLP, in this backend's own handles."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    cos_sin: torch.Tensor
-    """[max_positions, rotary_dim] float32, see `rotary`."""
-    layers: Sequence[DecoderLayer]
-    windows: Sequence[int | None]
-    """A layer's window each, see `plan_attention`."""
-    final_norm: torch.Tensor
-    head: LinearHandle
-
-
-class DecoderStep(Protocol):
-    """All layers of one step in one call; the same result as operation by operation, up to rounding."""
-
-    def __call__(
-        self,
-        hidden: torch.Tensor,
-        positions: torch.Tensor,
-        attention: AttentionBatch,
-        cache: KVCache,
-        rows: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """hidden: [num_tokens, hidden] float32, the embedded tokens, overwritten; K/V are written into `cache`.
-
-        -> new [num_rows, hidden]: after the final norm, the rows in `rows` [num_rows] int64, or all where it is None.
-        """
-
-    def likeliest(
-        self,
-        hidden: torch.Tensor,
-        positions: torch.Tensor,
-        attention: AttentionBatch,
-        cache: KVCache,
-        rows: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """As the call, and on to the token: no logits are kept.
-
-        -> new [num_rows] int64: the lowest id of each row's largest logit, -1 where one is not finite.
-        """
 
 
 @runtime_checkable

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import torch
 
-from octavo_kernels.backend import AttentionBatch, KVCacheSpec, SamplingBatch
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.errors import KernelError
+from octavo_kernels.handles import KVCacheSpec
 
 _Handle = TypeVar("_Handle")
 

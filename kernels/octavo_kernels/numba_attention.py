@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.numba_cache import MAX_HEAD_DIM, cache_numbers, place_of
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import aligned

@@ -12,17 +12,7 @@ import numpy as np
 import torch
 
 from octavo_kernels import numba_sampling
-from octavo_kernels.backend import (
-    AttentionBatch,
-    AttentionPlan,
-    DecoderSpec,
-    DecoderStep,
-    ExpertsHandle,
-    KVCache,
-    KVCacheSpec,
-    LinearHandle,
-    SamplingBatch,
-)
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import (
     check_attention_batch,
     check_cache_spec,
@@ -38,7 +28,9 @@ from octavo_kernels.checks import (
     require_own,
     require_shape,
 )
+from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
 from octavo_kernels.errors import KernelError
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
 from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.numba_attention import RowPlan, attention_kernel, plan_rows, running_buffers, scaled_queries
 from octavo_kernels.numba_cache import TransposedCache, allocate_cache, store_kernel

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo_kernels.backend import PAD_SLOT, KVCacheSpec
+from octavo_kernels.batches import PAD_SLOT
 from octavo_kernels.errors import KernelError
+from octavo_kernels.handles import KVCacheSpec
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_threads import claim, finish, num_pieces
 from octavo_kernels.numba_vector import FLOAT, FLOATS, LANES, WORD, Emitter, vector_function

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from octavo_kernels.errors import KernelError
 
 if TYPE_CHECKING:
-    from octavo_kernels.backend import LinearHandle
+    from octavo_kernels.handles import LinearHandle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from llvmlite import ir
 from numba.core import cgutils
 
-from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.checks import check_sample
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_small_pieces

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo_kernels.backend import AttentionBatch, DecoderSpec, KVCache
+from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.checks import check_attention_batch, check_table_width, require_own
+from octavo_kernels.decoder_spec import DecoderSpec
+from octavo_kernels.handles import KVCache
 from octavo_kernels.numba_attention import NO_WINDOW, attend, plan_rows, running_buffers
 from octavo_kernels.numba_best import BEST_BYTES, best_of, choose_best, keep_best
 from octavo_kernels.numba_cache import TransposedCache, cache_numbers, multiply_row, rotate_halves, store_row

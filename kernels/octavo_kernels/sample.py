@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.checks import check_sample
 from octavo_kernels.launch import ceil_div, next_power_of_2
 

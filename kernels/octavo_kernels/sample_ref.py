@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.checks import check_sample
 
 WORD = 0xFFFFFFFF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo_kernels.backend import PAD_SLOT
+from octavo_kernels.batches import PAD_SLOT
 from octavo_kernels.checks import check_store_kv
 
 

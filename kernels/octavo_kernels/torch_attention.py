@@ -17,7 +17,8 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from octavo_kernels.backend import AttentionBatch, KVCacheSpec
+from octavo_kernels.batches import AttentionBatch
+from octavo_kernels.handles import KVCacheSpec
 
 _SHORT_CONTEXT = 256
 """Tokens up to which padding a decode costs less than a call of its own."""

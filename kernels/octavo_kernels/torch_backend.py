@@ -13,15 +13,7 @@ import numpy as np
 import torch
 
 from octavo_kernels import torch_attention, torch_linear, torch_sampling
-from octavo_kernels.backend import (
-    AttentionBatch,
-    AttentionPlan,
-    ExpertsHandle,
-    KVCache,
-    KVCacheSpec,
-    LinearHandle,
-    SamplingBatch,
-)
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import (
     check_attention,
     check_attention_batch,
@@ -40,6 +32,7 @@ from octavo_kernels.checks import (
 )
 from octavo_kernels.copy_blocks_ref import copy_blocks
 from octavo_kernels.errors import KernelError
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
 from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
 from octavo_kernels.torch_experts import TorchExperts, run_experts, torch_mlp

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.checks import check_sample
 from octavo_kernels.sample_ref import MULTIPLIERS, ROUNDS, WEYL, WORD, gumbel_from_word
 

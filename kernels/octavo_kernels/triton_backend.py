@@ -8,15 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
-from octavo_kernels.backend import (
-    AttentionBatch,
-    AttentionPlan,
-    ExpertsHandle,
-    KVCache,
-    KVCacheSpec,
-    LinearHandle,
-    SamplingBatch,
-)
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import (
     check_attention_batch,
     check_cache_spec,
@@ -34,6 +26,7 @@ from octavo_kernels.decode_attention import decode_attention, decode_attention_k
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fused_moe import fused_moe
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
 from octavo_kernels.launch import is_interpreted
 from octavo_kernels.moe_routing import route
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm

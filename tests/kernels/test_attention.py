@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from octavo_kernels import decode_attention, decode_attention_ref, extend_attention, extend_attention_ref
 from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
-from octavo_kernels.backend import KVCacheSpec
 from octavo_kernels.extend_attention import extend_tiling
+from octavo_kernels.handles import KVCacheSpec
 from octavo_kernels.torch_backend import TorchBackend
 from octavo_testing.kernels import PagedCase, Shape, a_paged_case, assert_close
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan, plan_paged_attention
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.launch import ceil_div
 
 

@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
-from octavo_kernels.backend import PAD_SLOT, KernelBackend, KVCacheSpec, QuantizedBackend, select_backend
+from octavo_kernels.backend import KernelBackend, QuantizedBackend, select_backend
+from octavo_kernels.batches import PAD_SLOT
 from octavo_kernels.errors import KernelError
+from octavo_kernels.handles import KVCacheSpec
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.torch_backend import TorchBackend
 from octavo_kernels.triton_backend import TritonBackend

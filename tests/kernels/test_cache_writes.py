@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo_kernels import copy_blocks, copy_blocks_ref, store_kv, store_kv_ref
-from octavo_kernels.backend import PAD_SLOT
+from octavo_kernels.batches import PAD_SLOT
 
 STORES = pytest.mark.parametrize("store", [store_kv.store_kv, store_kv_ref.store_kv], ids=["triton", "reference"])
 COPIES = pytest.mark.parametrize(

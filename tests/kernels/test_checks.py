@@ -23,8 +23,9 @@ from octavo_kernels import (
     torch_elementwise,
     torch_sampling,
 )
-from octavo_kernels.backend import KernelBackend, KVCacheSpec
+from octavo_kernels.backend import KernelBackend
 from octavo_kernels.errors import KernelError
+from octavo_kernels.handles import KVCacheSpec
 from octavo_kernels.torch_backend import TorchBackend
 from octavo_testing.kernels import a_paged_case, a_sampling_batch
 

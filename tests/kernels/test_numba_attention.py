@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from octavo_kernels.attention_plan import plan_paged_attention
-from octavo_kernels.backend import AttentionBatch, KVCacheSpec
+from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention_ref import attend_sequence
+from octavo_kernels.handles import KVCacheSpec
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.numba_cache import TransposedCache
 from octavo_testing.kernels import PagedCase, Shape, a_paged_case, assert_close

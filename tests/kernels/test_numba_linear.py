@@ -256,7 +256,9 @@ def test_the_portable_instructions_give_the_same(kind: Kind) -> None:
 
 OTHER_PROCESSOR = """
 import torch
-from octavo_kernels.backend import AttentionBatch, KVCacheSpec, select_quantized_backend
+from octavo_kernels.backend import select_quantized_backend
+from octavo_kernels.batches import AttentionBatch
+from octavo_kernels.handles import KVCacheSpec
 from octavo_kernels.quantized_weight import quantize
 backend = select_quantized_backend("cpu", 2)
 print(backend.description)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo_kernels import numba_sampling, sample, sample_ref, torch_sampling
-from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_testing.kernels import a_sampling_batch
 

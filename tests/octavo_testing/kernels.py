@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo_kernels.backend import AttentionBatch, SamplingBatch
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

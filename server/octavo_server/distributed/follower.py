@@ -25,7 +25,7 @@ from octavo_server.logs import set_up_logging
 if TYPE_CHECKING:
     import torch
 
-    from octavo_kernels.backend import KVCache
+    from octavo_kernels.handles import KVCache
     from octavo_server.distributed.communicator import TorchDistributed
     from octavo_server.models.loader import LoadedModel
 

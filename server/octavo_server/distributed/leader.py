@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from octavo_kernels.backend import AttentionBatch, KVCache
+    from octavo_kernels.batches import AttentionBatch
+    from octavo_kernels.handles import KVCache
     from octavo_server.config import EngineConfig
     from octavo_server.models.loader import LoadedModel
 

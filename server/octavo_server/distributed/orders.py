@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.batches import AttentionBatch
 
 if TYPE_CHECKING:
     import socket

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.batches import AttentionBatch
 
 if TYPE_CHECKING:
     from octavo_server.engine.outputs import BlockId, ScheduledSequence, SchedulerOutput, SequenceId

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import PAD_SLOT, AttentionBatch, SamplingBatch
+from octavo_kernels.batches import PAD_SLOT, AttentionBatch, SamplingBatch
 from octavo_server.engine.batch import BatchBuilder, ForwardBatch
 from octavo_server.engine.outputs import PromptLogprob, RunnerOutput, SampledToken, SequenceId
 from octavo_server.engine.sampler import Sampler, gather_logprobs, unservable
 
 if TYPE_CHECKING:
-    from octavo_kernels.backend import KVCacheSpec
+    from octavo_kernels.handles import KVCacheSpec
     from octavo_server.config import LogprobsMode
     from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput
     from octavo_server.models.decoder import Decoder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.sample_ref import kept_tokens
 from octavo_server.engine.logit_edits import LogitEdits
 from octavo_server.engine.outputs import SampledToken, TokenLogprob

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional
 
-from octavo_kernels.backend import DecoderSpec, QuantizedBackend
+from octavo_kernels.backend import QuantizedBackend
+from octavo_kernels.decoder_spec import DecoderSpec
 from octavo_server.distributed.communicator import SingleRank
 from octavo_server.models.shard import Shard
 
 if TYPE_CHECKING:
     import torch
 
-    from octavo_kernels.backend import AttentionBatch, AttentionPlan, DecoderStep, KernelBackend, KVCache
+    from octavo_kernels.backend import KernelBackend
+    from octavo_kernels.batches import AttentionBatch
+    from octavo_kernels.decoder_spec import DecoderStep
+    from octavo_kernels.handles import AttentionPlan, KVCache
     from octavo_server.distributed.communicator import Communicator
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.decoder_weights import DecoderWeights, LayerWeights

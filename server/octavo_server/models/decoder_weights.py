@@ -22,7 +22,8 @@ from octavo_server.models.shard import ALONE, Shard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from octavo_kernels.backend import ExpertsHandle, KernelBackend, LinearHandle
+    from octavo_kernels.backend import KernelBackend
+    from octavo_kernels.handles import ExpertsHandle, LinearHandle
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.shard import Cut
     from octavo_server.models.weights import Progress, WeightSource

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import KVCacheSpec, QuantizedBackend, select_backend, select_quantized_backend
+from octavo_kernels.backend import QuantizedBackend, select_backend, select_quantized_backend
 from octavo_kernels.errors import KernelError
+from octavo_kernels.handles import KVCacheSpec
 from octavo_server.errors import StartupError
 from octavo_server.models.config import ModelConfig, read_model_config
 from octavo_server.models.decoder import Decoder

@@ -7,7 +7,7 @@ import socket
 import pytest
 import torch
 
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.batches import AttentionBatch
 from octavo_server.distributed.orders import (
     ALL_ROWS,
     Connect,

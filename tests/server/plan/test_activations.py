@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from octavo_kernels.backend import AttentionBatch
+from octavo_kernels.batches import AttentionBatch
 from octavo_server.capacity import LOGIT_COPIES, StepWidths, activation_bytes
 from octavo_server.config import EngineConfig
 from octavo_server.engine.model_runner import DecoderRunner

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo_kernels.backend import SamplingBatch
+from octavo_kernels.batches import SamplingBatch
 from octavo_server.engine import model_runner
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import SchedulerOutput

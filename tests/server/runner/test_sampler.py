@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from octavo_kernels.backend import SamplingBatch, select_backend
+from octavo_kernels.backend import select_backend
+from octavo_kernels.batches import SamplingBatch
 from octavo_server.engine.outputs import ScheduledSequence, SequenceId
 from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.sampler import Sampler, gather_logprobs
