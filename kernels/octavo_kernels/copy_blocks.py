@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.checks import check_copy_blocks
+from octavo_kernels.attention_checks import check_copy_blocks
 from octavo_kernels.errors import KernelError
 from octavo_kernels.launch import ceil_div
 

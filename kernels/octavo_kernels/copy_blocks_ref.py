@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo_kernels.checks import check_copy_blocks
+from octavo_kernels.attention_checks import check_copy_blocks
 
 
 def copy_blocks(keys: torch.Tensor, values: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:

@@ -21,8 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.attention_checks import check_attention, check_caches
 from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
-from octavo_kernels.checks import check_attention, check_caches
 from octavo_kernels.context_tile import LOWEST, attend_tile, load_tile
 from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 

@@ -12,22 +12,17 @@ import numpy as np
 import torch
 
 from octavo_kernels import numba_sampling
-from octavo_kernels.batches import AttentionBatch, SamplingBatch
-from octavo_kernels.checks import (
+from octavo_kernels.attention_checks import (
     check_attention_batch,
     check_cache_spec,
     check_copy_blocks,
-    check_expert_weights,
-    check_experts,
     check_layer,
-    check_linear_weight,
     check_num_heads,
     check_table_width,
     check_window,
-    require_float32,
-    require_own,
-    require_shape,
 )
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
+from octavo_kernels.checks import check_expert_weights, check_experts, check_linear_weight
 from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
@@ -40,6 +35,7 @@ from octavo_kernels.numba_linear import PackedLinear, linear, pack
 from octavo_kernels.numba_step import CompiledDecoder, can_compile
 from octavo_kernels.numba_threads import ThreadPool
 from octavo_kernels.quantized_weight import QuantizedWeight
+from octavo_kernels.require import require_float32, require_own, require_shape
 from octavo_kernels.torch_backend import TorchLinear
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
 from octavo_kernels.torch_experts import run_experts

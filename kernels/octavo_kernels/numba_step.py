@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo_kernels.attention_checks import check_attention_batch, check_table_width
 from octavo_kernels.batches import AttentionBatch
-from octavo_kernels.checks import check_attention_batch, check_table_width, require_own
 from octavo_kernels.decoder_spec import DecoderSpec
 from octavo_kernels.handles import KVCache
 from octavo_kernels.numba_attention import NO_WINDOW, attend, plan_rows, running_buffers
@@ -41,6 +41,7 @@ from octavo_kernels.numba_linear import (
 from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, num_small_pieces
 from octavo_kernels.numba_vector import LOG2_E, add_row, norm_and_quantize, norm_row, silu_and_quantize
 from octavo_kernels.quantized_weight import GROUP
+from octavo_kernels.require import require_own
 
 _LAYER_PHASES = 8
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.checks import check_store_kv
+from octavo_kernels.attention_checks import check_store_kv
 from octavo_kernels.launch import ceil_div, next_power_of_2
 
 _TILE = 4096

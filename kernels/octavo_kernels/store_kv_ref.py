@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from octavo_kernels.attention_checks import check_store_kv
 from octavo_kernels.batches import PAD_SLOT
-from octavo_kernels.checks import check_store_kv
 
 
 def store_kv(

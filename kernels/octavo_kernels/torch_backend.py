@@ -13,27 +13,24 @@ import numpy as np
 import torch
 
 from octavo_kernels import torch_attention, torch_linear, torch_sampling
-from octavo_kernels.batches import AttentionBatch, SamplingBatch
-from octavo_kernels.checks import (
+from octavo_kernels.attention_checks import (
     check_attention,
     check_attention_batch,
     check_cache_spec,
     check_copy_blocks,
-    check_expert_weights,
-    check_experts,
     check_layer,
-    check_linear,
-    check_linear_weight,
     check_num_heads,
     check_store_kv,
     check_table_width,
     check_window,
-    require_own,
 )
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
+from octavo_kernels.checks import check_expert_weights, check_experts, check_linear, check_linear_weight
 from octavo_kernels.copy_blocks_ref import copy_blocks
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
 from octavo_kernels.moe_routing_ref import route
+from octavo_kernels.require import require_own
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
 from octavo_kernels.torch_experts import TorchExperts, run_experts, torch_mlp
 from octavo_kernels.whole_weights import WholeLinear

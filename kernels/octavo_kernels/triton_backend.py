@@ -7,20 +7,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
-from octavo_kernels.batches import AttentionBatch, SamplingBatch
-from octavo_kernels.checks import (
+from octavo_kernels.attention_checks import (
     check_attention_batch,
     check_cache_spec,
-    check_expert_weights,
     check_layer,
-    check_linear,
-    check_linear_weight,
     check_num_heads,
     check_table_width,
     check_window,
-    require_own,
 )
+from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
+from octavo_kernels.checks import check_expert_weights, check_linear, check_linear_weight
 from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention, decode_attention_kernel
 from octavo_kernels.errors import KernelError
@@ -29,6 +26,7 @@ from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
 from octavo_kernels.launch import is_interpreted
 from octavo_kernels.moe_routing import route
+from octavo_kernels.require import require_own
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
