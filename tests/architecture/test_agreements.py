@@ -13,9 +13,11 @@ from octavo_gateway.config import GatewayConfig
 from octavo_gateway.endpoints import Model, Replica, table_of
 from octavo_gateway.stored_responses import Place, find_place
 from octavo_operator.api import reasons
+from octavo_operator.api.engine import FIELD_OF_FLAG, RESERVED_FLAGS
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling import gateway_held, scraper
 from octavo_operator.desired import credentials, engine_args, names
+from octavo_operator.desired.pod import PodSettings, pod_template
 from octavo_operator.observed import Startup
 from octavo_operator.probe import parse_startup
 from octavo_server import cli
@@ -23,6 +25,7 @@ from octavo_server.api import life
 from octavo_server.api.responses_store import routing_digests
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.engine.startup import StartupProgress
+from octavo_server.errors import ConfigError
 from octavo_server.flags import settings_of
 from octavo_server.sources import uri
 
@@ -112,28 +115,56 @@ def test_the_operator_reads_what_load_says() -> None:
     assert told == {**fields, "at": 7.0}
 
 
+_EVERY_FLAG = {
+    "model": "hf://org/name@main",
+    "source": {"checksum": "sha256:" + "a" * 64, "allow": ["*.safetensors"]},
+    "cache": {"type": "NodeLocal", "size": "1Gi", "storageClassName": "local"},
+    "servedNames": ["a", "b"],
+    "resources": {"gpu": {"count": 2}},
+    "engine": {
+        "maxModelLen": 4096,
+        "maxNumSeqs": 8,
+        "gpuMemoryUtilization": "0.8",
+        "dtype": "bfloat16",
+        "prefixCaching": False,
+    },
+}
+"""A spec that renders every flag that one can."""
+
+
+def _rendered_flags() -> set[str]:
+    manifest = {"apiVersion": "octavo.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"}}
+    resource = parse_model_deployment({**manifest, "spec": _EVERY_FLAG})
+    images = PodSettings(image="a", image_cpu="b", image_rocm="c")
+    (container,) = pod_template(resource, images)["spec"]["containers"]
+    return {argument.split("=")[0] for argument in container["args"] if argument.startswith("--")}
+
+
 def test_every_rendered_argument_is_a_flag_of_octavo_serve() -> None:
-    spec = {
-        "model": "hf://org/name@main",
-        "source": {"checksum": "sha256:" + "a" * 64, "allow": ["*.safetensors"]},
-        "servedNames": ["a", "b"],
-        "engine": {
-            "maxModelLen": 4096,
-            "maxNumSeqs": 8,
-            "gpuMemoryUtilization": "0.8",
-            "dtype": "bfloat16",
-            "prefixCaching": False,
-        },
-    }
-    manifest = {"apiVersion": "octavo.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"}, "spec": spec}
     flags = {setting.flag for config in (EngineConfig, ServerConfig) for setting in settings_of(config)}
 
-    rendered = engine_args.render_server_args(parse_model_deployment(manifest).spec, "m")
+    used = _rendered_flags()
 
-    used = {argument.split("=")[0] for argument in rendered if argument.startswith("--")}
     assert {"--max-model-len", "--revision", "--served-model-name", "--model-checksum", "--weight-files"} <= used
     assert used - {"--no-enable-prefix-caching"} <= flags
     assert "--enable-prefix-caching" in flags or "--no-enable-prefix-caching" in flags
+
+
+def test_what_a_field_renders_nobody_sets_beside_it() -> None:
+    assert _rendered_flags() - {"--device"} <= {*RESERVED_FLAGS, *FIELD_OF_FLAG}
+
+
+@pytest.mark.parametrize("flag", [*RESERVED_FLAGS, *FIELD_OF_FLAG])
+def test_a_refused_argument_is_one_of_the_server_which_takes_no_other_spelling(flag: str) -> None:
+    parser = cli.serve_parser()
+    value = [] if "enable" in flag else ["1"]
+
+    parser.parse_strictly(["m", flag, *value])
+
+    for other in (flag[:-1], flag.replace("-", "_").replace("__", "--")):
+        if other != flag:
+            with pytest.raises(ConfigError, match="unknown flag"):
+                parser.parse_strictly(["m", other, *value])
 
 
 def test_a_gateway_finds_the_replica_by_the_id_that_a_server_gave() -> None:

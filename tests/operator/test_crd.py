@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from octavo_operator.api import reasons
+from octavo_operator.api.engine import FIELD_OF_FLAG, RESERVED_FLAGS
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.errors import SpecInvalidError
 from octavo_testing.apiserver import CRD_PATH, Answer, ApiServer
@@ -170,6 +171,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         'must not set the command of the container "server"',
     ),
     "reserved argument": ({"engine": {"extraArgs": ["--port=1"]}}, "extraArgs may not set --host"),
+    "argument of a field": (
+        {"engine": {"extraArgs": ["--tensor-parallel-size=2"]}},
+        "resources.gpu.count for --tensor-parallel-size",
+    ),
     "more GPUs than a node has": ({"resources": {"gpu": {"count": 17}}}, "spec.resources.gpu.count"),
     "two slices of GPUs": (
         {"resources": {"gpu": {"count": 2, "resourceName": "nvidia.com/mig-3g.40gb"}}},
@@ -245,6 +250,29 @@ def test_api_server_refuses_with_a_sentence(clean: ApiServer, spec: dict[str, An
     assert answer.status in (400, 422)
     assert words in answer.message
     assert re.search(r"\bspec\.?[\w.\[\]]*", answer.message), "names no field"
+
+
+@pytest.mark.parametrize("written", ["{}=1", "{}", "{} 1"])
+@pytest.mark.parametrize("flag", [*RESERVED_FLAGS, *FIELD_OF_FLAG])
+def test_an_argument_that_is_set_elsewhere_is_refused_however_it_is_written(
+    clean: ApiServer, flag: str, written: str
+) -> None:
+    body = manifest(engine={"extraArgs": ["--seed", written.format(flag)]})
+
+    answer = create(clean, body)
+
+    assert answer.status == 422
+    assert "spec.engine.extraArgs: Invalid value: extraArgs may not set" in " ".join(answer.message.split())
+    with pytest.raises(SpecInvalidError, match=f"spec.engine.extraArgs: may not set {flag}[:;] "):
+        parse_model_deployment(body)
+
+
+@pytest.mark.parametrize("argument", ["--seed=1", "--device=cpu", "--max-model-length=1", "--portal"])
+def test_an_argument_that_nothing_else_sets_is_taken(clean: ApiServer, argument: str) -> None:
+    body = manifest(engine={"extraArgs": [argument]})
+
+    assert create(clean, body).status == 201
+    assert parse_model_deployment(body).spec.engine.extra_args == (argument,)
 
 
 def test_every_rule_of_the_schema_refuses_one_of_at_least_forty(clean: ApiServer) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo_operator.api.cache import parse_cache
+from octavo_operator.api.engine import parse_engine
 from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.reader import ObjectReader, Problem
 from octavo_operator.api.rollout import parse_rollout
@@ -20,7 +21,6 @@ from octavo_operator.api.types import (
     DEFAULT_IDLE_AFTER_S,
     KIND,
     Access,
-    EngineSettings,
     Gpu,
     ModelDeployment,
     ModelDeploymentSpec,
@@ -36,10 +36,7 @@ SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 MAX_GPUS = 16
 """Of one node, which the ranks of a model share."""
 RESOURCE_NAME = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
-UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
 PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
-RESERVED_ARG = r"--(host|port|served-model-name|revision|shutdown-timeout|config|ssl-keyfile|ssl-certfile|api-key|routing-tag)(=.*)?"
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
 SPREADS = ("Soft", "Hard", "None")
 SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
@@ -104,7 +101,7 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
         cache=parse_cache(spec.child("cache"), model, source),
         served_names=_served_names(spec),
         resources=_resources(spec.child("resources")),
-        engine=_engine(spec.child("engine")),
+        engine=parse_engine(spec.child("engine")),
         replicas=spec.integer("replicas", low=0, high=MAX_REPLICAS) if spec.has("replicas") else spec.take("replicas"),
         scaling=_scaling(spec.child("scaling")) if spec.has("scaling") else spec.take("scaling"),
         drain_timeout_s=_drain_timeout_s(spec.child("drain")),
@@ -151,26 +148,6 @@ def _resources(raw: ObjectReader) -> Resources:
             "use 1, or whole GPUs",
         )
     gpu.finish()
-    raw.finish()
-    return result
-
-
-def _engine(raw: ObjectReader) -> EngineSettings:
-    result = EngineSettings(
-        max_model_len=raw.integer("maxModelLen", low=0, high=16_777_216),
-        max_num_seqs=raw.integer("maxNumSeqs", low=0, high=8192),
-        gpu_memory_utilization=raw.string(
-            "gpuMemoryUtilization", pattern=UTILIZATION, remedy='must be a string in (0, 1], such as "0.9"'
-        ),
-        dtype=raw.choice("dtype", DTYPES, default="auto"),
-        prefix_caching=raw.boolean("prefixCaching", default=True),
-        extra_args=raw.strings("extraArgs", most=64),
-    )
-    for arg in result.extra_args:
-        if re.fullmatch(RESERVED_ARG, arg):
-            raw.complain(
-                "extraArgs", f"may not set {arg.split('=')[0]}: the operator, the probes and the gateway rely on it"
-            )
     raw.finish()
     return result
 

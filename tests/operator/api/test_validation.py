@@ -202,6 +202,10 @@ INVALID = {
     "dtype": ({"engine": {"dtype": "int3"}}, "spec.engine.dtype: is 'int3', must be one of auto"),
     "prefix caching": ({"engine": {"prefixCaching": "yes"}}, "must be true or false, not a string"),
     "reserved argument": ({"engine": {"extraArgs": ["--port=1"]}}, "may not set --port"),
+    "argument of a field": (
+        {"engine": {"extraArgs": ["--seed=1", "--tensor-parallel-size=2"]}},
+        "spec.engine.extraArgs: may not set --tensor-parallel-size; use the field resources.gpu.count",
+    ),
     "no maxReplicas": ({"scaling": {}}, "spec.scaling.maxReplicas: is required"),
     "min over max": ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "3 is greater than maxReplicas 2"),
     "idle without zero": ({"scaling": {"maxReplicas": 2, "idleAfter": "1m"}}, "needs minReplicas 0, which is 1"),

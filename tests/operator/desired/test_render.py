@@ -104,13 +104,12 @@ def test_gpu_pod_asks_for_its_gpu_and_keeps_its_root_writable() -> None:
 
 
 def test_a_model_of_several_gpus_is_dealt_out_to_them_and_shares_more_memory() -> None:
-    spec = {"resources": {"gpu": {"count": 4}}, "engine": {"extraArgs": ["--tensor-parallel-size=2"]}}
+    spec = {"resources": {"gpu": {"count": 4}}}
     container = server(**spec)
     volumes = {volume["name"]: volume for volume in pod_spec(**spec)["volumes"]}
 
     assert container["resources"] == {"requests": {"nvidia.com/gpu": "4"}, "limits": {"nvidia.com/gpu": "4"}}
-    # extraArgs have the last word, as everywhere
-    assert [arg for arg in container["args"] if "parallel" in arg] == [f"--tensor-parallel-size={n}" for n in (4, 2)]
+    assert [arg for arg in container["args"] if "parallel" in arg] == ["--tensor-parallel-size=4"]
     assert volumes["shm"]["emptyDir"]["sizeLimit"] == "4Gi"
     assert not [arg for arg in server()["args"] if "parallel" in arg]
     assert {volume["name"]: volume for volume in pod_spec()["volumes"]}["shm"]["emptyDir"]["sizeLimit"] == "1Gi"

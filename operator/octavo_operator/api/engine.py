@@ -1,0 +1,67 @@
+"""`spec.engine`: settings of the engine and further arguments of the server, by the same rules as the CRD's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from octavo_operator.api.reader import ObjectReader
+from octavo_operator.api.types import EngineSettings
+
+UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+RESERVED_FLAGS = (
+    "--host",
+    "--port",
+    "--config",
+    "--ssl-keyfile",
+    "--ssl-certfile",
+    "--api-key",
+    "--routing-tag",
+)
+"""What the operator, the probes and the gateway rely on."""
+FIELD_OF_FLAG: Mapping[str, str] = {
+    "--revision": "model (hf://ORG/NAME@REVISION)",
+    "--weight-files": "source.allow",
+    "--model-checksum": "source.checksum",
+    "--download-dir": "cache",
+    "--served-model-name": "servedNames",
+    "--tensor-parallel-size": "resources.gpu.count",
+    "--max-model-len": "engine.maxModelLen",
+    "--max-num-seqs": "engine.maxNumSeqs",
+    "--gpu-memory-utilization": "engine.gpuMemoryUtilization",
+    "--dtype": "engine.dtype",
+    "--enable-prefix-caching": "engine.prefixCaching",
+    "--no-enable-prefix-caching": "engine.prefixCaching",
+    "--shutdown-timeout": "drain.timeout",
+}
+"""Which field sets what: two of them would contradict each other, and the status would speak of the wrong one.
+
+`--device` is free: a GPU's pod is started with cuda, and who wants it on the CPU all the same may say so.
+"""
+
+
+def parse_engine(raw: ObjectReader) -> EngineSettings:
+    """Arguments that a field or the operator itself sets are refused."""
+    result = EngineSettings(
+        max_model_len=raw.integer("maxModelLen", low=0, high=16_777_216),
+        max_num_seqs=raw.integer("maxNumSeqs", low=0, high=8192),
+        gpu_memory_utilization=raw.string(
+            "gpuMemoryUtilization", pattern=UTILIZATION, remedy='must be a string in (0, 1], such as "0.9"'
+        ),
+        dtype=raw.choice("dtype", DTYPES, default="auto"),
+        prefix_caching=raw.boolean("prefixCaching", default=True),
+        extra_args=raw.strings("extraArgs", most=64),
+    )
+    for argument in result.extra_args:
+        _check_argument(raw, argument)
+    raw.finish()
+    return result
+
+
+def _check_argument(raw: ObjectReader, argument: str) -> None:
+    flag = re.split(r"[=\s]", argument, maxsplit=1)[0]
+    if flag in RESERVED_FLAGS:
+        raw.complain("extraArgs", f"may not set {flag}: the operator, the probes and the gateway rely on it")
+    if flag in FIELD_OF_FLAG:
+        raw.complain("extraArgs", f"may not set {flag}; use the field {FIELD_OF_FLAG[flag]}")
