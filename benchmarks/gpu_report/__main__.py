@@ -1,9 +1,9 @@
 """Runs the parts one after the other and writes DIR/report.json and DIR/report.md after each.
 
-    python -m benchmarks.gpu_report --out DIR [--only PART[,PART]] [--tiny]
+    python -m benchmarks.gpu_report --out DIR [--only PART[,PART]] [--tiny] [--within S]
 
-A part that is done in DIR is not run again; one that failed is. Exit status 0: all parts asked for are done and every
-check held.
+A part that is done in DIR, by the same code, is not run again; one that failed is. Exit status 0: all parts asked for are
+done and every check held.
 """
 
 from __future__ import annotations
@@ -12,32 +12,40 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 
 from benchmarks import ROOT
 from benchmarks.arguments import amount
 from benchmarks.gpu_report.parts import PARTS
-from benchmarks.gpu_report.record import PartRecord, read_record
+from benchmarks.gpu_report.process import run_within
+from benchmarks.gpu_report.record import PartRecord, read_record, source_digest, write_whole
 from benchmarks.gpu_report.table import report
 from benchmarks.record import circumstances
 
+WITHIN_S = 535.0
+"""Of all parts together: nine minutes, less a moment to write the report."""
 
-def main(argv: Sequence[str] | None = None) -> int:
+LEAST_S = 10.0
+"""With less than that left no part is begun: it takes as long to import torch and find the GPU."""
+
+
+def main(argv: Sequence[str] | None = None, clock: Callable[[], float] = monotonic) -> int:
     """Prints a line a part, and the report at the end."""
     values = parser().parse_args(argv)
     folder = Path(values.out)
     folder.mkdir(parents=True, exist_ok=True)
+    deadline_s, source = clock() + values.within, source_digest()
     for name in values.only:
         path = folder / f"{name}.json"
-        found = read_record(path)
-        if found is not None and found.status == "done" and found.is_tiny == values.tiny:
+        if is_kept(read_record(path), source, is_tiny=values.tiny):
             print(f"{name}: done before")
             continue
-        record = run(name, path, is_tiny=values.tiny, budget_s=values.budget or PARTS[name].budget_s)
+        fresh = PartRecord(part=name, path=path, is_tiny=values.tiny, source=source)
+        limit_s = min(values.budget or PARTS[name].budget_s, deadline_s - clock())
+        record = run(fresh, limit_s) if limit_s >= min(LEAST_S, values.budget or LEAST_S) else postpone(fresh, values)
         print(f"{name}: {record.status} after {record.seconds:.0f} s", flush=True)
         write_report(folder)
     print(write_report(folder))
@@ -45,27 +53,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(record is not None and record.is_good for record in records) else 1
 
 
-def run(name: str, path: Path, *, is_tiny: bool, budget_s: float) -> PartRecord:
-    """One part in a process of its own, which is ended after `budget_s`."""
-    path.unlink(missing_ok=True)
+def is_kept(found: PartRecord | None, source: str, *, is_tiny: bool) -> bool:
+    """Whether a record on disk stands for what would be run now."""
+    return found is not None and (found.status, found.source, found.is_tiny) == ("done", source, is_tiny)
+
+
+def run(record: PartRecord, limit_s: float) -> PartRecord:
+    """A part in a process of its own, which is ended after `limit_s` -> what it wrote, or how it failed."""
+    record.save()
     paths = [ROOT, ROOT / "kernels", ROOT / "server", ROOT / "tests"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])}
-    if is_tiny:
+    if record.is_tiny:
         env["TRITON_INTERPRET"] = "1"
-    size = "tiny" if is_tiny else "full"
-    command = [sys.executable, "-m", "benchmarks.gpu_report.parts", name, str(path.parent), size, str(budget_s)]
-    process = subprocess.Popen(command, env=env)
-    try:
-        process.wait(budget_s)
-        ended = f"its process ended with status {process.returncode}"
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        ended = f"ended after {budget_s:g} s, its budget; give it more with --budget"
-    record = read_record(path) or PartRecord(part=name, path=path, is_tiny=is_tiny)
-    if record.status == "running":
-        record.status, record.error, record.seconds = "failed", ended, record.seconds or budget_s
-        record.save()
+    command = [sys.executable, "-m", "benchmarks.gpu_report.parts", str(record.path), str(limit_s)]
+    began_s = monotonic()
+    ended = run_within(command, env, limit_s)
+    found = read_record(record.path) or record
+    if found.status == "running":
+        found.status, found.error, found.seconds = "failed", ended, monotonic() - began_s
+        found.save()
+    return found
+
+
+def postpone(record: PartRecord, values: argparse.Namespace) -> PartRecord:
+    """Notes that there was no time for it; what an earlier run had of it, by the same code, stays."""
+    found = read_record(record.path)
+    if found is not None and (found.source, found.is_tiny) == (record.source, record.is_tiny):
+        return found
+    record.status = "failed"
+    record.error = f"not begun: the {values.within:g} s of all parts are over; run the same command again to go on, or raise --within"
+    record.save()
     return record
 
 
@@ -74,9 +91,9 @@ def write_report(folder: Path) -> str:
     found = [read_record(folder / f"{name}.json") for name in PARTS]
     records = [record for record in found if record is not None]
     whole = {**(circumstances() if shutil.which("git") else {}), "parts": [record.as_json() for record in records]}
-    (folder / "report.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "report.json", json.dumps(whole, indent=2) + "\n")
     text = report(records, {name: part.title for name, part in PARTS.items()})
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "report.md", text)
     return text
 
 
@@ -92,6 +109,13 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--budget", type=amount, default=0.0, metavar="S", help="seconds for each part instead of its own"
+    )
+    made.add_argument(
+        "--within",
+        type=amount,
+        default=WITHIN_S,
+        metavar="S",
+        help="seconds for all parts together; what is not begun by then is left for the next run (default: %(default)g)",
     )
     return made
 

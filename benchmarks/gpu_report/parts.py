@@ -1,4 +1,4 @@
-"""The parts of the report, and how one runs: in its own process, as `python -m benchmarks.gpu_report.parts PART DIR SIZE SECONDS`."""
+"""The parts of the report, and how one runs: in its own process, as `python -m benchmarks.gpu_report.parts RECORD SECONDS`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from benchmarks.gpu_report.record import PartRecord
+from benchmarks.gpu_report.record import read_record
 
 if TYPE_CHECKING:
     import torch
 
+    from benchmarks.gpu_report.record import PartRecord
     from octavo_kernels.backend import KernelBackend
 
 
@@ -27,15 +28,15 @@ class Part:
 
 
 PARTS = {
-    "limits": Part(title="What the device can do", budget_s=40),
     "kernel-checks": Part(title="Kernels against their references", budget_s=100),
     "model-checks": Part(title="Small models against the reference", budget_s=80),
+    "limits": Part(title="What the device can do", budget_s=40),
     "kernels": Part(title="Kernels against the limits", budget_s=60),
     "engine-llama-8b": Part(title="Engine, Llama 8B", budget_s=120),
     "engine-qwen3-0.6b": Part(title="Engine, Qwen3 0.6B", budget_s=60),
     "engine-qwen3-moe": Part(title="Engine, Qwen3 30B-A3B", budget_s=70),
 }
-"""530 seconds in all."""
+"""In the order of their worth: what is wrong need not be fast. 530 seconds in all."""
 
 END_BEFORE_S = 15.0
 """A part that can stop by itself does so this long before it would be ended."""
@@ -52,7 +53,7 @@ def backend_on(device: torch.device) -> KernelBackend:
     return TritonBackend(device)
 
 
-def run_part(name: str, record: PartRecord, device: torch.device, budget_s: float) -> None:
+def run_part(record: PartRecord, device: torch.device, limit_s: float) -> None:
     """Measures; figures go into `record` as they come."""
     from benchmarks.gpu_report import engine_speed, kernel_checks, kernel_speed, limits, model_checks
 
@@ -62,19 +63,19 @@ def run_part(name: str, record: PartRecord, device: torch.device, budget_s: floa
         "model-checks": model_checks.run,
         "kernels": kernel_speed.run,
     }
-    if name in whole:
-        whole[name](record, device)
+    if record.part in whole:
+        whole[record.part](record, device)
         return
-    deadline_s = perf_counter() + budget_s - END_BEFORE_S
-    engine_speed.run(record, device, name.removeprefix("engine-"), deadline_s)
+    deadline_s = perf_counter() + limit_s - END_BEFORE_S
+    engine_speed.run(record, device, record.part.removeprefix("engine-"), deadline_s)
 
 
 def main(argv: list[str]) -> int:
-    """argv: the part, the folder, "tiny" or "full", and the seconds that it has."""
-    name, folder, size, budget_s = argv
+    """argv: the part's record as it was begun, and the seconds that it has."""
+    path, limit_s = argv
     started = perf_counter()
-    record = PartRecord(part=name, path=Path(folder) / f"{name}.json", is_tiny=size == "tiny")
-    record.save()
+    record = read_record(Path(path))
+    assert record is not None, "whoever starts a part writes its record first"
     try:
         import torch
 
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
         else:
             device = torch.device("cuda", torch.cuda.current_device())
             record.device = torch.cuda.get_device_name(device)
-        run_part(name, record, device, float(budget_s))
+        run_part(record, device, float(limit_s))
         record.status = "done"
     except Exception:  # noqa: BLE001  # whatever it is, it is this part's result
         record.status, record.error = "failed", traceback.format_exc()

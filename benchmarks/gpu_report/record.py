@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks import ROOT
+
 Status = Literal["running", "done", "failed"]
+
+_SOURCES = ("benchmarks/gpu_report", "kernels/octavo_kernels", "server/octavo_server", "tests/octavo_testing")
+"""All code that a figure may depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +36,15 @@ class PartRecord:
     part: str
     path: Path
     is_tiny: bool
+    source: str = ""
+    """`source_digest()` of what was measured."""
     device: str = ""
     status: Status = "running"
     seconds: float = 0.0
     error: str = ""
     figures: list[Figure] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    """What this part would have measured were it built or installed, each with the reason."""
 
     def figure(self, name: str, value: float, unit: str, note: str = "") -> None:
         """Notes a measured number."""
@@ -46,11 +57,13 @@ class PartRecord:
         self.figures.append(Figure(name=name, value=error, unit=unit, note=note, is_right=error <= tolerance))
         self.save()
 
+    def lacks(self, what: str, reason: str) -> None:
+        """Notes that there is no figure of `what`, and why."""
+        self.absent.append(f"{what}: {reason}")
+        self.save()
+
     def save(self) -> None:
-        """Writes all, in one replacement, so that a reader never sees half."""
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
-        fresh.replace(self.path)
+        write_whole(self.path, json.dumps(self.as_json(), indent=2) + "\n")
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": self.path.name}
@@ -68,3 +81,18 @@ def read_record(path: Path) -> PartRecord | None:
         return PartRecord(**{**raw, "path": path, "figures": figures})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """In one replacement, so that a reader never sees half."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+def source_digest(folders: Iterable[str] = _SOURCES, root: Path = ROOT) -> str:
+    """Sixteen hexadecimal digits that change with any of the code: figures of two states of it are no one report."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
