@@ -20,7 +20,8 @@ from octavo_operator.api import reasons
 from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired.render import Desired
-from octavo_operator.diagnosis import Finding, diagnose_deployment, diagnose_download, diagnose_pod, quote, worst
+from octavo_operator.diagnosis import diagnose_deployment, diagnose_download, diagnose_pod
+from octavo_operator.finding import Finding, quote, worst
 from octavo_operator.observed import Observed
 from octavo_operator.plan import is_whole
 

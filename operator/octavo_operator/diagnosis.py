@@ -7,54 +7,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterable
-from dataclasses import dataclass
-from decimal import Decimal
 
 from octavo_operator.api import reasons
-from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.types import JsonObject
+from octavo_operator.finding import Finding, quote, quote_end
 from octavo_operator.observed import Node, Pod, Startup, refusal_of
 from octavo_operator.units import bytes_text, seconds_text
-
-MAX_QUOTE = 400
-"""Characters of somebody else's message that a condition repeats."""
+from octavo_operator.unscheduled import diagnose_unscheduled
 
 STALLED_S = 60.0
 """A download that has got nothing for so long is called stalled; the server itself gives up later."""
-
-# Ordered: what a person can act on comes before what passes by itself.
-SEVERITY = (
-    reasons.NAME_TAKEN,
-    reasons.KEYS_UNREADABLE,
-    reasons.QUOTA_EXCEEDED,
-    reasons.POD_REFUSED,
-    reasons.SECRET_NOT_FOUND,
-    reasons.IMAGE_PULL_FAILED,
-    reasons.SPEC_INVALID,
-    reasons.MODEL_NOT_FOUND,
-    reasons.MODEL_ACCESS_DENIED,
-    reasons.MODEL_INVALID,
-    reasons.UNSUPPORTED_ARCHITECTURE,
-    reasons.CHECKSUM_MISMATCH,
-    reasons.GPU_OUT_OF_MEMORY,
-    reasons.KV_CACHE_TOO_SMALL,
-    reasons.HOST_OUT_OF_MEMORY,
-    reasons.ENGINE_CRASHED,
-    reasons.VOLUME_UNBOUND,
-    reasons.INSUFFICIENT_GPU,
-    reasons.NODE_SELECTOR_MISMATCH,
-    reasons.TAINT_NOT_TOLERATED,
-    reasons.INSUFFICIENT_RESOURCES,
-    reasons.UNSCHEDULABLE,
-    reasons.DOWNLOAD_STALLED,
-    reasons.PROBE_FAILED,
-    reasons.DOWNLOADING,
-    reasons.LOADING_WEIGHTS,
-    reasons.WARMING_UP,
-    reasons.STARTING,
-    reasons.CREATING,
-)
 
 _STAGES = {
     "starting": (reasons.STARTING, "starts"),
@@ -74,25 +36,6 @@ _IMAGE_WAITS = frozenset(
     }
 )
 _CONFIG_WAITS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
-_VOLUME_WORDS = (
-    "persistentvolumeclaim",
-    "volume node affinity conflict",
-    "volume zone",
-    "didn't find available persistent",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Why something is not as it should be."""
-
-    reason: str
-    sentence: str
-
-
-def worst(findings: Iterable[Finding]) -> Finding | None:
-    """The one to tell first; the first of equals."""
-    return min(findings, key=lambda finding: SEVERITY.index(finding.reason), default=None)
 
 
 def diagnose_pod(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | None, gpu: str) -> Finding | None:
@@ -103,7 +46,7 @@ def diagnose_pod(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | No
 def diagnose_download(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | None, gpu: str) -> Finding:
     """As `diagnose_pod`, of one that only fetches: that it runs is not the end."""
     if pod.waits_for_node:
-        return _unschedulable(pod, str(pod.condition("PodScheduled").get("message", "")), nodes, gpu)
+        return diagnose_unscheduled(pod, nodes, gpu)
     return _waiting(pod) or _ended(pod, startup) or _loading(pod, startup)
 
 
@@ -115,60 +58,6 @@ def diagnose_deployment(deployment: JsonObject) -> Finding | None:
     message = quote(str(failure.get("message", "")))
     reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in message else reasons.POD_REFUSED
     return Finding(reason=reason, sentence=f"the cluster refuses the pods: {message}")
-
-
-def _unschedulable(pod: Pod, message: str, nodes: tuple[Node, ...] | None, gpu: str) -> Finding:
-    lowered = message.lower()
-    if f"insufficient {gpu}".lower() in lowered:
-        return Finding(reason=reasons.INSUFFICIENT_GPU, sentence=_gpu_sentence(pod, nodes, gpu))
-    if any(words in lowered for words in _VOLUME_WORDS):
-        return Finding(reason=reasons.VOLUME_UNBOUND, sentence=f"pod {pod.name} waits for its volume: {quote(message)}")
-    table = (
-        ("insufficient ", reasons.INSUFFICIENT_RESOURCES, "finds no node with enough room"),
-        ("node affinity/selector", reasons.NODE_SELECTOR_MISMATCH, "finds no node that placement allows"),
-        (
-            "untolerated taint",
-            reasons.TAINT_NOT_TOLERATED,
-            "finds only nodes with taints that placement does not tolerate",
-        ),
-    )
-    for words, reason, what in table:
-        if words in lowered:
-            return Finding(reason=reason, sentence=f"pod {pod.name} {what}: {quote(message)}")
-    return Finding(reason=reasons.UNSCHEDULABLE, sentence=f"pod {pod.name} has no node: {quote(message)}")
-
-
-def _gpu_sentence(pod: Pod, nodes: tuple[Node, ...] | None, gpu: str) -> str:
-    wanted = _gpus_of(pod, gpu)
-    needs, free = f"pod {pod.name} needs {wanted} {gpu}", "one free" if wanted == "1" else "as many free"
-    if nodes is None:
-        return f"{needs}, no node has {free}"
-    offering = [node for node in nodes if node.capacity.get(gpu, "0") != "0"]
-    if not offering:
-        return f"{needs}, none of {len(nodes)} nodes offers {gpu}; is its device plugin installed?"
-    cordoned = sum(node.is_cordoned for node in offering)
-    tainted = sum(node.has_taints and not node.is_cordoned for node in offering)
-    open_ones = [node for node in offering if not node.is_cordoned and not node.has_taints]
-    small = sum(_number(node.capacity[gpu]) < _number(wanted) for node in open_ones)
-    full = "full" if wanted == "1" else "with fewer free"
-    counts = (
-        (len(open_ones) - small, full),
-        (small, f"with fewer than {wanted} in all"),
-        (cordoned, "cordoned"),
-        (tainted, "tainted or full"),
-    )
-    parts = ", ".join(f"{count} {word}" for count, word in counts if count)
-    return f"{needs}, 0 of {len(offering)} GPU nodes have {free} ({parts})"
-
-
-def _gpus_of(pod: Pod, gpu: str) -> str:
-    containers = pod.raw.get("spec", {}).get("containers", [])
-    limits = (container.get("resources", {}).get("limits", {}) for container in containers)
-    return next((str(limit[gpu]) for limit in limits if gpu in limit), "1")
-
-
-def _number(quantity: str) -> Decimal:
-    return parse_quantity(quantity) or Decimal(0)
 
 
 def _waiting(pod: Pod) -> Finding | None:
@@ -256,15 +145,3 @@ def _progress(startup: Startup) -> str:
         return ""
     left = f", {seconds_text(startup.left_s)} left" if startup.left_s else ""
     return f", {bytes_text(startup.done_bytes, startup.total_bytes, ' of ')}{left}"
-
-
-def quote(text: str) -> str:
-    """One bounded line of somebody else's words."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_QUOTE else f"{line[: MAX_QUOTE - 1]}…"
-
-
-def quote_end(text: str) -> str:
-    """As `quote`, but the end: a log tells its cause last."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_QUOTE else f"…{line[1 - MAX_QUOTE :]}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from octavo_operator.api import reasons
 from octavo_operator.api.types import API_VERSION, KIND, JsonObject
-from octavo_operator.diagnosis import SEVERITY
+from octavo_operator.finding import SEVERITY
 from octavo_operator.kube.kinds import EVENT
 
 CONTROLLER = "octavo.dev/operator"

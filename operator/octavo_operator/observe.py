@@ -131,4 +131,5 @@ def _parse_node(node: JsonObject) -> Node:
         is_cordoned=bool(spec.get("unschedulable")),
         has_taints=any(taint.get("effect") != "PreferNoSchedule" for taint in taints),
         capacity=node.get("status", {}).get("allocatable") or {},
+        labels=node["metadata"].get("labels") or {},
     )

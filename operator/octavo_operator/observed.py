@@ -92,6 +92,11 @@ class Pod:
         return str(self.raw.get("spec", {}).get("nodeName", ""))
 
     @property
+    def node_selector(self) -> Mapping[str, str]:
+        selector: Mapping[str, str] = self.raw.get("spec", {}).get("nodeSelector") or {}
+        return selector
+
+    @property
     def revision(self) -> str:
         return str(self.raw["metadata"].get("labels", {}).get(names.REVISION_LABEL, ""))
 
@@ -159,6 +164,7 @@ class Node:
     is_cordoned: bool
     has_taints: bool
     capacity: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

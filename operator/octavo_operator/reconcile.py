@@ -21,7 +21,6 @@ from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.job import render_model
 from octavo_operator.desired.render import Desired, job_of, render
 from octavo_operator.desired.revision import render_revision
-from octavo_operator.diagnosis import Finding, quote
 from octavo_operator.errors import (
     ClusterError,
     NameInTransitError,
@@ -30,6 +29,7 @@ from octavo_operator.errors import (
     SpecInvalidError,
 )
 from octavo_operator.events import make_event
+from octavo_operator.finding import Finding, quote
 from octavo_operator.key_secrets import key_secrets
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import EVENT

@@ -10,7 +10,7 @@ from octavo_operator.conditions import Condition, make_conditions, make_failed_c
 from octavo_operator.desired import names
 from octavo_operator.desired.render import Desired
 from octavo_operator.desired.service import service_url
-from octavo_operator.diagnosis import Finding
+from octavo_operator.finding import Finding
 from octavo_operator.observed import Capacity, Observed, generation_of
 from octavo_operator.start_report import make_cold_start, make_download
 from octavo_operator.units import two_digits

@@ -149,9 +149,18 @@ def termination_log(reason: str, message: str) -> str:
     return json.dumps({"reason": reason, "message": message})
 
 
-def a_node(name: str = "node0", *, gpus: int = 0, cordoned: bool = False, tainted: bool = False) -> Node:
-    capacity = {"cpu": "8", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
-    return Node(name=name, is_cordoned=cordoned, has_taints=tainted, capacity=capacity)
+def a_node(
+    name: str = "node0",
+    *,
+    gpus: int = 0,
+    cordoned: bool = False,
+    tainted: bool = False,
+    labels: Mapping[str, str] | None = None,
+    offers: Mapping[str, str] | None = None,
+) -> Node:
+    """`offers` are extended resources beside the `gpus` of nvidia.com/gpu."""
+    capacity = {"cpu": "8", **({"nvidia.com/gpu": str(gpus)} if gpus else {}), **(offers or {})}
+    return Node(name=name, is_cordoned=cordoned, has_taints=tainted, capacity=capacity, labels=labels or {})
 
 
 def a_deployment(revision: str, *, replicas: int = 1, conditions: list[dict[str, Any]] | None = None) -> dict[str, Any]:

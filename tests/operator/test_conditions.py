@@ -8,7 +8,7 @@ import pytest
 
 from octavo_operator.api import reasons
 from octavo_operator.conditions import Condition, make_conditions, make_failed_conditions, merge_conditions
-from octavo_operator.diagnosis import Finding
+from octavo_operator.finding import Finding
 from octavo_operator.observed import Observed, Rival, Startup
 from octavo_testing.control_plane import (
     NOW,

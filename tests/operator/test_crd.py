@@ -48,7 +48,12 @@ EVERYTHING = {
     },
     "cache": {"type": "PVC", "size": "40Gi", "storageClassName": "nfs", "accessMode": "ReadWriteOnce"},
     "servedNames": ["a", "org/b:c"],
-    "resources": {"gpu": {"count": 0, "resourceName": "amd.com/gpu"}, "cpu": 2, "memory": "1Gi", "sharedMemory": "1Gi"},
+    "resources": {
+        "gpu": {"count": 8, "resourceName": "amd.com/gpu", "product": "AMD_Instinct_MI300X_OAM"},
+        "cpu": 2,
+        "memory": "1Gi",
+        "sharedMemory": "1Gi",
+    },
     "engine": {
         "maxModelLen": 4096,
         "maxNumSeqs": 8,
@@ -179,6 +184,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two slices of GPUs": (
         {"resources": {"gpu": {"count": 2, "resourceName": "nvidia.com/mig-3g.40gb"}}},
         "slices of GPUs cannot share a model",
+    ),
+    "a product that is no label": ({"resources": {"gpu": {"product": "NVIDIA H100"}}}, "spec.resources.gpu.product"),
+    "a product of no GPU": (
+        {"resources": {"gpu": {"count": 0, "product": "NVIDIA-L4"}}},
+        "product names a GPU, but count is 0",
+    ),
+    "a product of who labels nothing": (
+        {"resources": {"gpu": {"resourceName": "gpu.intel.com/xe", "product": "Max_1550"}}},
+        "product is for GPUs of nvidia.com/ and amd.com/",
+    ),
+    "two products": (
+        {
+            "resources": {"gpu": {"product": "NVIDIA-L4"}},
+            "placement": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L40S"}},
+        },
+        "placement.nodeSelector and resources.gpu.product both say which GPU",
+    ),
+    "two products of AMD": (
+        {
+            "resources": {"gpu": {"resourceName": "amd.com/gpu", "product": "a"}},
+            "placement": {"nodeSelector": {"amd.com/gpu.product-name": "b"}},
+        },
+        "placement.nodeSelector and resources.gpu.product both say which GPU",
     ),
     "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory"),
     "duration": ({"drain": {"timeout": "soon"}}, "spec.drain.timeout"),

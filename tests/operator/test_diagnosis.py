@@ -7,85 +7,22 @@ from typing import Any
 import pytest
 
 from octavo_operator.api import reasons
-from octavo_operator.diagnosis import (
-    MAX_QUOTE,
-    SEVERITY,
-    Finding,
-    diagnose_deployment,
-    diagnose_pod,
-    last_words,
-    quote,
-    worst,
-)
-from octavo_operator.observed import Node, Pod, Startup
-from octavo_testing.control_plane import a_deployment, a_node, a_pod, ended, running, termination_log, waiting
+from octavo_operator.diagnosis import diagnose_deployment, diagnose_pod, last_words
+from octavo_operator.finding import MAX_QUOTE, SEVERITY, Finding, quote, worst
+from octavo_operator.observed import Pod, Startup
+from octavo_testing.control_plane import a_deployment, a_pod, ended, running, termination_log, waiting
 
 GPU = "nvidia.com/gpu"
 
 
-def found(pod: Pod, startup: Startup | None = None, nodes: tuple[Node, ...] | None = None) -> Finding:
-    finding = diagnose_pod(pod, startup, nodes, GPU)
+def found(pod: Pod, startup: Startup | None = None) -> Finding:
+    finding = diagnose_pod(pod, startup, None, GPU)
     assert finding is not None
     return finding
 
 
 def test_serving_pod_has_no_finding() -> None:
     assert diagnose_pod(a_pod(ready=True), None, None, GPU) is None
-
-
-SCHEDULER_WORDS = {
-    "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.": reasons.INSUFFICIENT_GPU,
-    "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) had untolerated taint {x: }": reasons.INSUFFICIENT_GPU,
-    "0/3 nodes are available: 3 Insufficient memory.": reasons.INSUFFICIENT_RESOURCES,
-    "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.": reasons.NODE_SELECTOR_MISMATCH,
-    "0/1 nodes are available: 1 node(s) had untolerated taint {gpu: true}.": reasons.TAINT_NOT_TOLERATED,
-    'persistentvolumeclaim "weights" not found': reasons.VOLUME_UNBOUND,
-    "pod has unbound immediate PersistentVolumeClaims": reasons.VOLUME_UNBOUND,
-    "0/1 nodes are available: 1 node(s) did something new.": reasons.UNSCHEDULABLE,
-}
-
-
-@pytest.mark.parametrize(("words", "reason"), SCHEDULER_WORDS.items())
-def test_schedulers_words_become_a_reason(words: str, reason: str) -> None:
-    finding = found(a_pod(unschedulable=words))
-
-    assert finding.reason == reason
-    assert "qwen-abc-1" in finding.sentence
-
-
-def test_want_of_gpus_is_told_in_numbers() -> None:
-    nodes = (
-        a_node("a", gpus=8),
-        a_node("b", gpus=8),
-        a_node("c", gpus=8, cordoned=True),
-        a_node("d", gpus=8, tainted=True),
-        a_node("cpu"),
-    )
-
-    finding = found(a_pod(unschedulable="0/5 nodes: 4 Insufficient nvidia.com/gpu"), nodes=nodes)
-
-    assert finding.sentence == (
-        "pod qwen-abc-1 needs 1 nvidia.com/gpu, 0 of 4 GPU nodes have one free (2 full, 1 cordoned, 1 tainted or full)"
-    )
-
-
-def test_want_of_several_gpus_tells_apart_nodes_that_are_too_small() -> None:
-    nodes = (a_node("a", gpus=8), a_node("b", gpus=2), a_node("c", gpus=4), a_node("d", gpus=2, cordoned=True))
-    pod = a_pod(unschedulable="0/4 nodes: 4 Insufficient nvidia.com/gpu")
-    pod.raw["spec"]["containers"] = [{"name": "server", "resources": {"limits": {"nvidia.com/gpu": "4"}}}]
-
-    assert found(pod, nodes=nodes).sentence == (
-        "pod qwen-abc-1 needs 4 nvidia.com/gpu, 0 of 4 GPU nodes have as many free "
-        "(2 with fewer free, 1 with fewer than 4 in all, 1 cordoned)"
-    )
-    assert found(pod).sentence == "pod qwen-abc-1 needs 4 nvidia.com/gpu, no node has as many free"
-
-
-def test_cluster_without_gpus_is_told() -> None:
-    pod = a_pod(unschedulable="0/2 nodes: 2 Insufficient nvidia.com/gpu")
-
-    assert "none of 2 nodes offers nvidia.com/gpu" in found(pod, nodes=(a_node(), a_node("b"))).sentence
-    assert found(pod).sentence == "pod qwen-abc-1 needs 1 nvidia.com/gpu, no node has one free"
 
 
 STATES: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -236,6 +173,12 @@ def test_worst_is_what_a_person_can_act_on() -> None:
 
     assert worst([loading, missing]) == missing
     assert worst([]) is None
+
+
+def test_a_pod_without_a_node_is_told_by_the_schedulers_words() -> None:
+    pod = a_pod(unschedulable="0/1 nodes are available: 1 Insufficient memory.", server=running())
+
+    assert found(pod).reason == reasons.INSUFFICIENT_RESOURCES
 
 
 def test_every_reason_of_the_server_has_its_rank() -> None:

@@ -10,8 +10,8 @@ import pytest
 from octavo_operator.api import reasons
 from octavo_operator.api.reader import Problem
 from octavo_operator.autoscaling.decision import grant
-from octavo_operator.diagnosis import Finding
 from octavo_operator.errors import ClusterError, SpecInvalidError
+from octavo_operator.finding import Finding
 from octavo_operator.observed import Pod, Rival, Startup
 from octavo_operator.reconcile import explain
 from octavo_operator.status import make_failed_status, make_status

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.diagnosis import Finding
+from octavo_operator.finding import Finding
 from octavo_operator.observed import Capacity, Observed
 from octavo_operator.status import make_failed_status, make_status, pressure_text, status_patch
 from octavo_testing.control_plane import NOW, a_desired, a_manifest, a_pod, a_resource, an_observed, observed_as

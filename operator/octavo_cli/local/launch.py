@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from octavo_cli.errors import CliError
-from octavo_operator.api.types import ModelDeployment
+from octavo_operator.api.types import ModelDeployment, ModelDeploymentSpec, Placement, Rollout
 from octavo_operator.desired.engine_args import parallel_flags, parse_source, render_server_args
 
 LOOPBACK = "127.0.0.1"
@@ -96,21 +96,29 @@ def notes(resource: ModelDeployment, gpus: Sequence[str]) -> list[str]:
         said.append(f"this machine has no {spec.resources.gpu.resource_name}; it runs on the CPU")
     if spec.scaling is not None:
         said.append(f"scaling does not apply here; {replicas_here(resource)} replica(s) run")
-    if spec.rollout != type(spec.rollout)():
-        said.append("rollout does not apply here; start again to change a model")
     if spec.suspend:
         said.append("suspend is true; nothing is started")
-    if spec.resources.cpu or spec.resources.memory or spec.resources.shared_memory:
-        said.append("resources.cpu, memory and sharedMemory do not apply here; nothing is limited")
-    if spec.placement != type(spec.placement)():
-        said.append("placement does not apply here; there is one machine")
-    if spec.pod_template:
-        said.append("podTemplate does not apply here; there is no pod")
-    if spec.source.secret_ref is not None:
-        said.append("source.secretRef is not read here; the variables of this shell are used, such as HF_TOKEN")
-    if spec.cache.kind != "None":
-        said.append("cache does not apply here; what is fetched is kept under ~/.cache")
-    return said
+    return said + [sentence for is_given, sentence in _of_a_cluster(spec) if is_given]
+
+
+def _of_a_cluster(spec: ModelDeploymentSpec) -> tuple[tuple[object, str], ...]:
+    """(whether it is given, what becomes of it here)."""
+    asked = spec.resources
+    return (
+        (spec.rollout != Rollout(), "rollout does not apply here; start again to change a model"),
+        (
+            asked.cpu or asked.memory or asked.shared_memory,
+            "resources.cpu, memory and sharedMemory do not apply here; nothing is limited",
+        ),
+        (asked.gpu.product, "resources.gpu.product does not apply here; there is one machine"),
+        (spec.placement != Placement(), "placement does not apply here; there is one machine"),
+        (spec.pod_template, "podTemplate does not apply here; there is no pod"),
+        (
+            spec.source.secret_ref,
+            "source.secretRef is not read here; the variables of this shell are used, such as HF_TOKEN",
+        ),
+        (spec.cache.kind != "None", "cache does not apply here; what is fetched is kept under ~/.cache"),
+    )
 
 
 def find_gpus(env: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:

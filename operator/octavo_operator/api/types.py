@@ -6,6 +6,7 @@ A test holds these classes, the parser and crds/modeldeployments.octavo.dev.yaml
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,10 +60,28 @@ class Cache:
         return "PVC" if self.storage_class_name else "None"
 
 
+PRODUCT_LABELS = {"nvidia.com": "nvidia.com/gpu.product", "amd.com": "amd.com/gpu.product-name"}
+"""Of nodes: which GPUs they have, as NVIDIA's GPU feature discovery and AMD's node labeller write it, by vendor."""
+
+
+def is_slice(resource_name: str) -> bool:
+    """Whether it stands for a part of a GPU: NVIDIA's MIG, or a compute partition of AMD."""
+    return re.match(r"nvidia\.com/mig-|amd\.com/[a-z]px_", resource_name) is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
+    """The devices of a replica."""
+
     count: int = 1
     resource_name: str = "nvidia.com/gpu"
+    product: str = ""
+    """Value of the label `product_label` that a node must bear; "" takes any."""
+
+    @property
+    def product_label(self) -> str:
+        """Of nodes; empty where nobody labels them with what this vendor's GPUs are."""
+        return PRODUCT_LABELS.get(self.resource_name.partition("/")[0], "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

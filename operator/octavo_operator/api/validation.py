@@ -12,6 +12,7 @@ from typing import Any
 
 from octavo_operator.api.cache import parse_cache
 from octavo_operator.api.engine import parse_engine
+from octavo_operator.api.gpu import parse_gpu
 from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.reader import ObjectReader, Problem
 from octavo_operator.api.rollout import parse_rollout
@@ -21,7 +22,6 @@ from octavo_operator.api.types import (
     DEFAULT_IDLE_AFTER_S,
     KIND,
     Access,
-    Gpu,
     ModelDeployment,
     ModelDeploymentSpec,
     Placement,
@@ -33,9 +33,6 @@ from octavo_operator.errors import SpecInvalidError
 
 NAME = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
 SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
-MAX_GPUS = 16
-"""Of one node, which the ranks of a model share."""
-RESOURCE_NAME = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
 STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
 SPREADS = ("Soft", "Hard", "None")
@@ -112,8 +109,15 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
         pod_template=_pod_template(spec),
         suspend=spec.boolean("suspend", default=False),
     )
+    _check_product_selector(spec, result)
     spec.finish()
     return result
+
+
+def _check_product_selector(spec: ObjectReader, result: ModelDeploymentSpec) -> None:
+    label = result.resources.gpu.product_label
+    if result.resources.gpu.product and label in result.placement.node_selector:
+        spec.complain("placement.nodeSelector", f"and resources.gpu.product both say which {label}; keep one of them")
 
 
 def _served_names(spec: ObjectReader) -> tuple[str, ...]:
@@ -129,25 +133,12 @@ def _served_names(spec: ObjectReader) -> tuple[str, ...]:
 
 
 def _resources(raw: ObjectReader) -> Resources:
-    gpu = raw.child("gpu")
     result = Resources(
-        gpu=Gpu(
-            count=gpu.integer("count", low=0, high=MAX_GPUS, default=1),
-            resource_name=gpu.string(
-                "resourceName", default="nvidia.com/gpu", pattern=RESOURCE_NAME, remedy="must be like nvidia.com/gpu"
-            ),
-        ),
+        gpu=parse_gpu(raw.child("gpu")),
         cpu=_quantity(raw, "cpu"),
         memory=_quantity(raw, "memory"),
         shared_memory=_quantity(raw, "sharedMemory"),
     )
-    if result.gpu.count > 1 and "/mig-" in result.gpu.resource_name:
-        gpu.complain(
-            "count",
-            f"is {result.gpu.count} slices of GPUs ({result.gpu.resource_name}), between which NCCL cannot speak; "
-            "use 1, or whole GPUs",
-        )
-    gpu.finish()
     raw.finish()
     return result
 

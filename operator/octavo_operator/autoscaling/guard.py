@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from octavo_operator.api import reasons
 from octavo_operator.api.types import ModelDeployment
-from octavo_operator.diagnosis import Finding, diagnose_deployment, diagnose_pod, worst
+from octavo_operator.diagnosis import diagnose_deployment, diagnose_pod
+from octavo_operator.finding import Finding, worst
 from octavo_operator.observed import Observed, Pod, replicas_of
 
 _FAILED = reasons.SERVER_REASONS - {reasons.DOWNLOAD_STALLED}

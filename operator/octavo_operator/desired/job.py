@@ -13,6 +13,7 @@ from octavo_operator.desired import names
 from octavo_operator.desired.cache import CACHE_FOLDER, VOLUME, claim_name, render_claim
 from octavo_operator.desired.credentials import credential_env
 from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT
+from octavo_operator.desired.gpu import node_selector
 from octavo_operator.desired.metadata import object_metadata
 from octavo_operator.desired.pod import (
     CACHE_PATH,
@@ -94,7 +95,7 @@ def _pod_spec(resource: ModelDeployment, settings: PodSettings, container: dict[
     optional = {
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
         # Where the replicas may run, so that a volume of one zone or node is made where they reach it.
-        "nodeSelector": dict(placement.node_selector),
+        "nodeSelector": node_selector(resource.spec),
         "tolerations": [dict(toleration) for toleration in placement.tolerations],
         "affinity": dict(placement.affinity),
     }

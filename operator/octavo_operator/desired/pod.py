@@ -13,6 +13,7 @@ from octavo_operator.desired import names
 from octavo_operator.desired.cache import model_mounts, model_volumes, spec_as_mounted
 from octavo_operator.desired.credentials import credential_env
 from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, parallel_flags, render_server_args
+from octavo_operator.desired.gpu import node_selector
 from octavo_operator.desired.merge import strategic_merge
 
 PRE_STOP_SLEEP_S = 5
@@ -60,7 +61,7 @@ def _pod_spec(resource: ModelDeployment, settings: PodSettings) -> dict[str, Any
     placement = resource.spec.placement
     optional = {
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
-        "nodeSelector": dict(placement.node_selector),
+        "nodeSelector": node_selector(resource.spec),
         "tolerations": [dict(toleration) for toleration in placement.tolerations],
         "affinity": dict(placement.affinity),
         "topologySpreadConstraints": _spread(resource),

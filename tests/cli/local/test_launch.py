@@ -151,6 +151,8 @@ def test_everything_of_a_manifest_that_does_not_apply_is_said() -> None:
         word for word in ("scaling", "rollout", "memory", "placement", "podTemplate", "secretRef") if word not in said
     ] == []
     assert launch.notes(a_resource(), []) == []
+    (said,) = launch.notes(a_resource(resources={"gpu": {"product": "NVIDIA-L4"}}), ["0"])
+    assert said == "resources.gpu.product does not apply here; there is one machine"
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,25 @@ INVALID = {
     ),
     "GPU count is true": ({"resources": {"gpu": {"count": True}}}, "must be a whole number, not a boolean"),
     "GPU resource": ({"resources": {"gpu": {"resourceName": "gpu"}}}, "must be like nvidia.com/gpu"),
+    "a product that is no label": (
+        {"resources": {"gpu": {"product": "NVIDIA H100"}}},
+        "spec.resources.gpu.product: 'NVIDIA H100' is no value of a node's label",
+    ),
+    "a product of no GPU": (
+        {"resources": {"gpu": {"count": 0, "product": "NVIDIA-L4"}}},
+        "spec.resources.gpu.product: is NVIDIA-L4, but count is 0",
+    ),
+    "a product of who labels nothing": (
+        {"resources": {"gpu": {"resourceName": "gpu.intel.com/xe", "product": "Max_1550"}}},
+        "no label of nodes is known for gpu.intel.com/xe",
+    ),
+    "two products": (
+        {
+            "resources": {"gpu": {"product": "NVIDIA-L4"}},
+            "placement": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L40S"}},
+        },
+        "spec.placement.nodeSelector: and resources.gpu.product both say which nvidia.com/gpu.product",
+    ),
     "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory: 'lots' is no quantity"),
     "negative cpu": ({"resources": {"cpu": -1}}, "spec.resources.cpu: -1 is no quantity"),
     "cpu is true": ({"resources": {"cpu": True}}, "spec.resources.cpu: True is no quantity"),

@@ -115,6 +115,28 @@ def test_a_model_of_several_gpus_is_dealt_out_to_them_and_shares_more_memory() -
     assert {volume["name"]: volume for volume in pod_spec()["volumes"]}["shm"]["emptyDir"]["sizeLimit"] == "1Gi"
 
 
+@pytest.mark.parametrize(
+    ("resource_name", "label"),
+    [
+        ("nvidia.com/gpu", "nvidia.com/gpu.product"),
+        ("nvidia.com/mig-1g.10gb", "nvidia.com/gpu.product"),
+        ("amd.com/gpu", "amd.com/gpu.product-name"),
+    ],
+)
+def test_a_product_is_a_label_of_the_node_beside_all_that_placement_says(resource_name: str, label: str) -> None:
+    spec = {
+        "resources": {"gpu": {"resourceName": resource_name, "product": "X-1"}},
+        "placement": {"nodeSelector": {"disk": "fast"}, "affinity": {"nodeAffinity": {"a": []}}},
+        "cache": {"type": "PVC", "size": "1Gi"},
+    }
+    rendered = objects(**spec)
+
+    for kind in ("Deployment", "Job"):
+        pod = rendered[kind]["spec"]["template"]["spec"]
+        assert pod["nodeSelector"] == {"disk": "fast", label: "X-1"}
+        assert pod["affinity"] == {"nodeAffinity": {"a": []}}
+
+
 def test_server_of_a_gpu_pod_must_find_the_gpu_unless_its_own_flags_say_otherwise() -> None:
     args = server(engine={"extraArgs": ["--device=auto"]})["args"]
 
