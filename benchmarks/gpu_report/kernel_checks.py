@@ -26,6 +26,8 @@ from octavo_kernels import (
     sample_ref,
     silu_and_mul,
     silu_and_mul_ref,
+    skinny_linear,
+    skinny_linear_ref,
     store_kv,
     store_kv_ref,
 )
@@ -154,6 +156,19 @@ def _experts(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[t
     return actual, fused_moe_ref.fused_moe(x, gate_up, down, wanted_ids, wanted_shares)
 
 
+def _skinny_linear(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sum in one piece, and one in several."""
+    actual, expected = [], []
+    for outputs, inputs in ((24, 40), (16, 300)) if is_tiny else ((28672, 4096), (4096, 14336)):
+        x = torch.randn(5, inputs, device=device).to(dtype)
+        weight = (torch.randn(outputs, inputs, device=device) * inputs**-0.5).to(dtype)
+        bias = torch.randn(outputs, device=device).to(dtype)
+        tiling = skinny_linear.default_tiling(outputs, inputs, dtype, 132)
+        actual.append(skinny_linear.skinny_linear(x, weight, bias, tiling))
+        expected.append(skinny_linear_ref.skinny_linear(x, weight, bias))
+    return torch.cat(actual, dim=1), torch.cat(expected, dim=1)
+
+
 def _wrong_draws(device: torch.device, vocab: int, rows: int) -> float:
     logits = 3 * torch.randn(rows, vocab, device=device)
     params = a_sampling_batch(rows, temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, seed=3, device=str(device))
@@ -169,4 +184,5 @@ CASES: dict[str, Case] = {
     "copy_blocks": _copy_blocks,
     "attention": _attention,
     "experts": _experts,
+    "linear of few rows": _skinny_linear,
 }

@@ -12,6 +12,7 @@ from benchmarks.gpu_report.timing import milliseconds
 from octavo_kernels.backend import KernelBackend
 from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.handles import KVCacheSpec
+from octavo_kernels.skinny_linear import MAX_ROWS, default_tiling, skinny_linear
 from octavo_testing.kernels import a_sampling_batch
 
 if TYPE_CHECKING:
@@ -126,6 +127,13 @@ def _product(record: PartRecord, device: torch.device, rows: int, copy: float, p
     read, rate = 2 * outputs * inputs / ms / 1e6, 2 * rows * outputs * inputs / ms / 1e9
     note = f"{read:.0f} GB/s of weights, {rate:.0f} TFLOP/s, {ms:.3f} ms"
     record.figure(f"cuBLAS linear, {rows} rows", 100 * max(read / copy, rate / product), "% of limit", note)
+    if rows <= MAX_ROWS:
+        tiling = default_tiling(outputs, inputs, x.dtype, 132)
+        own = milliseconds(lambda: skinny_linear(x, weight, None, tiling), device)
+        read = 2 * outputs * inputs / own / 1e6
+        note = f"{read:.0f} GB/s of weights, {own:.3f} ms; cuBLAS {ms:.3f} ms"
+        record.figure(f"own linear, {rows} rows", 100 * read / copy, "% of copy", note)
+        record.figure(f"own linear, {rows} rows, against cuBLAS", ms / own, "x")
 
 
 def _rowwise(record: PartRecord, backend: KernelBackend, copy: float) -> None:

@@ -127,6 +127,17 @@ class KernelBackend(Protocol):
 
 
 @runtime_checkable
+class TunableBackend(KernelBackend, Protocol):
+    """A backend that has several ways to compute one thing, and finds out which is fastest."""
+
+    def tune(self, handles: Sequence[LinearHandle]) -> None:
+        """Measures linear layers of few rows, each shape once; what was measured before is read from disk.
+
+        To be called when weights are loaded and nothing else runs.
+        """
+
+
+@runtime_checkable
 class QuantizedBackend(KernelBackend, Protocol):
     """A backend that keeps weights in few bits and may run a decoder's layers as one."""
 

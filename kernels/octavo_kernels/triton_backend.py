@@ -1,11 +1,12 @@
-"""The Triton backend: NVIDIA and AMD GPUs. Binds the kernels to `KernelBackend`; matrix products are the vendor's BLAS."""
+"""The Triton backend: NVIDIA and AMD GPUs. Binds the kernels to `KernelBackend`; large matrix products are the vendor's BLAS."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+import triton
 
 from octavo_kernels.attention_checks import (
     check_attention_batch,
@@ -17,7 +18,7 @@ from octavo_kernels.attention_checks import (
 )
 from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
 from octavo_kernels.batches import AttentionBatch, SamplingBatch
-from octavo_kernels.checks import check_expert_weights, check_linear, check_linear_weight
+from octavo_kernels.checks import check_expert_weights, check_linear_weight
 from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention, decode_attention_kernel
 from octavo_kernels.errors import KernelError
@@ -25,6 +26,7 @@ from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
 from octavo_kernels.launch import is_interpreted
+from octavo_kernels.linear_tuning import TuningCache, cache_folder
 from octavo_kernels.moe_routing import route
 from octavo_kernels.require import require_own
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
@@ -32,7 +34,8 @@ from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.store_kv import store_kv
-from octavo_kernels.whole_weights import WholeExperts, WholeLinear
+from octavo_kernels.triton_linear import LinearShapes, TritonLinear
+from octavo_kernels.whole_weights import WholeExperts
 
 _PROGRAMS_PER_PROCESSOR = 4
 """Decode programs to aim at for each multiprocessor: about two run at once, and twice that evens out the tail."""
@@ -52,12 +55,6 @@ class TritonKVCache:
     """Like keys."""
 
 
-class TritonLinear(WholeLinear):
-    """On the device."""
-
-    __slots__ = ()
-
-
 class TritonExperts(WholeExperts):
     """On the device, contiguous."""
 
@@ -70,15 +67,19 @@ class TritonBackend:
     def __init__(self, device: torch.device) -> None:
         if is_interpreted(decode_attention_kernel) != (device.type == "cpu"):
             raise KernelError(f"device is {device}: Triton needs a GPU, or a CPU and TRITON_INTERPRET=1")
-        num_processors = _INTERPRETED_PROCESSORS
+        num_processors, cache = _INTERPRETED_PROCESSORS, None
         if device.type != "cpu":
             # kernels are launched on the current device, whatever device their tensors are on
             if device.index != torch.cuda.current_device():
                 raise KernelError(
                     f"{device} is not the current device; call torch.cuda.set_device({device.index}) first"
                 )
-            num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+            properties = torch.cuda.get_device_properties(device)
+            num_processors = properties.multi_processor_count
+            versions = {"torch": torch.__version__, "triton": triton.__version__}
+            cache = TuningCache(cache_folder(), properties.name, versions)
         self._device = device
+        self._linear_shapes = LinearShapes(num_processors, cache)
         self._target_items = num_processors * _PROGRAMS_PER_PROCESSOR
 
     @property
@@ -100,13 +101,17 @@ class TritonBackend:
 
     def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TritonLinear:
         check_linear_weight(weight, bias)
-        on_device = weight.to(self._device)
-        return TritonLinear(weight=on_device, bias=bias.to(self._device) if bias is not None else None)
+        return TritonLinear(
+            weight=weight.to(self._device).contiguous(),
+            bias=bias.to(self._device) if bias is not None else None,
+            few=self._linear_shapes.few(weight),
+        )
 
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
-        linear = require_own(handle, TritonLinear)
-        check_linear(x, linear.weight)
-        return F.linear(x, linear.weight, linear.bias)
+        return require_own(handle, TritonLinear)(x)
+
+    def tune(self, handles: Sequence[LinearHandle]) -> None:
+        self._linear_shapes.tune([handle for handle in handles if isinstance(handle, TritonLinear)])
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return rms_norm(x, weight, eps)

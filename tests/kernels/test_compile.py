@@ -12,14 +12,15 @@ import pytest
 
 CASES = (
     "elementwise-8b-bf16,caches-8b-bf16,sample-128k,attention-8b-bf16,attention-8b-bf16-window,"
-    "experts-qwen3-30b-bf16-few,experts-qwen3-30b-bf16-many"
+    "experts-qwen3-30b-bf16-few,experts-qwen3-30b-bf16-many,skinny-8b-gate-up-bf16,skinny-8b-down-bf16"
 )
 MORE_CASES = (
     "elementwise-70b-bf16,elementwise-smollm2-f32,caches-odd-f32,sample-49k,attention-smollm2-f16,"
     "attention-8b-f16-block-32,attention-smollm2-f32,attention-mha-96-bf16,attention-group-1-f32,attention-256-bf16,"
     "attention-mqa-71-bf16,attention-odd-f16,attention-qwen2-7b-bf16,attention-smollm2-f32-window,attention-mha-96-bf16-window,"
     "attention-256-bf16-window,attention-qwen2-7b-bf16-window,attention-qwen2-half-b-f16-window,"
-    "experts-mixtral-8x7b-f16-few,experts-mixtral-8x7b-f16-many,experts-odd-f32-few,experts-odd-f32-many"
+    "experts-mixtral-8x7b-f16-few,experts-mixtral-8x7b-f16-many,experts-odd-f32-few,experts-odd-f32-many,"
+    "skinny-smollm2-f16,skinny-smollm2-f32,skinny-odd-bf16"
 )
 
 SHARED_BYTES_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
@@ -41,9 +42,17 @@ KERNELS = {
     "moe_gate_up_kernel",
     "moe_down_kernel",
     "moe_sum_kernel",
+    "skinny_linear_kernel",
+    "sum_splits_kernel",
 }
 
-DOTS = {"decode_attention_kernel", "extend_attention_kernel", "moe_gate_up_kernel", "moe_down_kernel"}
+DOTS = {
+    "decode_attention_kernel",
+    "extend_attention_kernel",
+    "moe_gate_up_kernel",
+    "moe_down_kernel",
+    "skinny_linear_kernel",
+}
 
 WITHOUT_DOT = {
     ("attention-mha-96-bf16", "decode_attention_kernel"),

@@ -17,6 +17,7 @@ from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
 from octavo_kernels.silu_and_mul import silu_and_mul
+from octavo_kernels.skinny_linear import default_tiling, skinny_linear
 from octavo_kernels.store_kv import store_kv
 from octavo_testing.kernels import Shape, a_paged_case, a_sampling_batch
 
@@ -78,6 +79,14 @@ def _experts(sizes: tuple[int, int, int, int], num_tokens: int, dtype: torch.dty
     fused_moe(torch.zeros(num_tokens, hidden, dtype=dtype), gate_up, down, ids, shares)
 
 
+def _skinny(num_columns: int, depth: int, dtype: torch.dtype, num_processors: int = 132) -> None:
+    """A whole sum a program where there are so many columns, else several splits."""
+    weight, bias = torch.empty(num_columns, depth, dtype=dtype), torch.zeros(num_columns, dtype=dtype)
+    skinny_linear(
+        torch.zeros(3, depth, dtype=dtype), weight, bias, default_tiling(num_columns, depth, dtype, num_processors)
+    )
+
+
 _QWEN3_30B = (128, 8, 2048, 768)
 _MIXTRAL_8X7B = (8, 2, 4096, 14336)
 
@@ -93,6 +102,8 @@ CASES: dict[str, Callable[[], None]] = {
     "attention-smollm2-f16": partial(_attention, _SMOLLM2, F16),
     "experts-qwen3-30b-bf16-few": partial(_experts, _QWEN3_30B, 8, BF16),
     "experts-qwen3-30b-bf16-many": partial(_experts, _QWEN3_30B, 4096, BF16),
+    "skinny-8b-gate-up-bf16": partial(_skinny, 28672, 4096, BF16),
+    "skinny-8b-down-bf16": partial(_skinny, 4096, 14336, BF16),
 }
 """The ordinary tests compile these."""
 
@@ -121,6 +132,9 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "attention-qwen2-7b-bf16": partial(_attention, Shape(num_heads=28, num_kv_heads=4, head_dim=128), BF16),
     "experts-mixtral-8x7b-f16-few": partial(_experts, _MIXTRAL_8X7B, 8, F16),
     "experts-mixtral-8x7b-f16-many": partial(_experts, _MIXTRAL_8X7B, 4096, F16),
+    "skinny-smollm2-f16": partial(_skinny, 576, 1536, F16),
+    "skinny-smollm2-f32": partial(_skinny, 576, 1536, F32),
+    "skinny-odd-bf16": partial(_skinny, 517, 200, BF16),
     "experts-odd-f32-few": partial(_experts, (5, 2, 72, 100), 8, F32),
     "experts-odd-f32-many": partial(_experts, (5, 2, 72, 100), 200, F32),
     "attention-odd-f16": partial(_attention, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F16),

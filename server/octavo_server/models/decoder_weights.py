@@ -63,6 +63,13 @@ class LayerWeights:
     def has_experts(self) -> bool:
         return self.experts is not None
 
+    @property
+    def linear_layers(self) -> list[LinearHandle]:
+        """Of experts the router alone."""
+        router = None if self.experts is None else self.experts.router
+        found = (self.qkv, self.output, self.gate_up, self.down, router)
+        return [handle for handle in found if handle is not None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderWeights:
@@ -77,6 +84,11 @@ class DecoderWeights:
     """[max_positions, head_dim] float32."""
     num_bytes: int
     """Bytes of the parameters as they are kept; a tied head is counted once where it is the embedding itself."""
+
+    @property
+    def linear_layers(self) -> list[LinearHandle]:
+        """All that every token goes through."""
+        return [handle for layer in self.layers for handle in layer.linear_layers] + [self.head]
 
 
 def load_decoder_weights(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import QuantizedBackend, select_backend, select_quantized_backend
+from octavo_kernels.backend import QuantizedBackend, TunableBackend, select_backend, select_quantized_backend
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import KVCacheSpec
 from octavo_server.errors import StartupError
@@ -106,6 +106,8 @@ def load_model(
     backend = _select_backend(device, torch_dtype, bits)
     shard = ALONE if communicator is None else Shard(rank=communicator.rank, size=communicator.size)
     weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress, bits, shard)
+    if isinstance(backend, TunableBackend):
+        backend.tune(weights.linear_layers)
     return LoadedModel(
         config=config,
         decoder=Decoder(config, weights, backend, communicator),
