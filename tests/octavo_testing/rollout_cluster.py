@@ -169,11 +169,14 @@ class Cluster:
                 self.pods.append(self._new_pod(deployment))
 
     def schedule(self) -> None:
-        """Pods without a node get a free GPU, or are told that there is none."""
+        """Pods without a node get a free GPU, or are told that there is none. No node bears any label."""
         for pod in self.pods:
             if not _lives(pod) or pod["spec"].get("nodeName"):
                 continue
-            if self.free_gpus() > 0:
+            if pod["spec"].get("nodeSelector"):
+                complaint = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
+                self._set_condition(pod, "PodScheduled", "False", message=complaint)
+            elif self.free_gpus() > 0:
                 pod["spec"]["nodeName"] = "node0"
                 self._set_condition(pod, "PodScheduled", "True")
             else:

@@ -34,7 +34,7 @@ def grant(resource: ModelDeployment, observed: Observed, *, now: datetime) -> Gr
     if resource.spec.suspend:
         return Granted(resource=resource, status=replace(before, desired=asked))
     reason = _why(scaling, observed, before.desired, asked)
-    blocker = "" if before.desired is None or asked <= before.desired else find_blocker(resource, observed)
+    blocker = "" if before.desired is None or asked <= before.desired else find_blocker(resource, observed, now=now)
     # The least is a person's word, and no guess of a scaler that more would help.
     granted = max(int(before.desired or 0), min(asked, scaling.min_replicas)) if blocker else asked
     status = before.moved(granted, reason, at=now)

@@ -33,6 +33,8 @@ class Situation:
     """Pods of all other revisions that hold room, draining and refused ones included."""
     may_begin: bool = True
     """Whether what serves may be taken away yet."""
+    is_scaled: bool = False
+    """Whether a scaler asks: it wants more of what serves at once, and not only when the target does, if ever."""
 
     @property
     def serving_count(self) -> int:
@@ -41,6 +43,11 @@ class Situation:
     @property
     def serving_ready(self) -> int:
         return sum(fleet.ready for fleet in self.serving.values())
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether what serves may have more replicas than it has; never in the way of a target that waits for room."""
+        return self.is_scaled and not self.is_admitted and not self.target.wants_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +67,18 @@ def surge(now: Situation) -> Counts:
     else:
         count = max(count, min(now.wanted, target.ready + 1))
     keep = max(0, now.wanted - target.ready) if now.is_admitted else now.wanted
-    # A broken or loading pod of a spec that was corrected since must not keep the room from the right one.
-    limits = {name: fleet.ready if target.lacks_room else fleet.count for name, fleet in now.serving.items()}
+    limits = _limits(now)
+    if target.lacks_room and not now.may_grow:
+        # A broken or loading pod of a spec that was corrected since must not keep the room from the right one.
+        limits = {name: fleet.ready for name, fleet in now.serving.items()}
     return Counts(target=count, others=_share(keep, now, limits))
 
 
 def hold_and_swap(now: Situation) -> Counts:
     """Never more pods than are wanted: each new one takes the place of one that has gone."""
     count, target = min(now.wanted, now.target.count), now.target
-    keep = min(now.wanted, now.serving_count) if now.serving_ready else 0
+    limits = _limits(now)
+    keep = min(now.wanted, sum(limits.values())) if now.serving_ready else 0
     if count + now.others_existing > now.wanted:
         # What a surge made and found no room for.
         count = min(count, max(target.placed, now.wanted - now.others_existing, 0))
@@ -80,16 +90,24 @@ def hold_and_swap(now: Situation) -> Counts:
         room = now.wanted - count - 1
         keep = min(keep, room)
         count += now.others_existing <= room
-    return Counts(target=count, others=_share(keep, now, {name: each.count for name, each in now.serving.items()}))
+    return Counts(target=count, others=_share(keep, now, limits))
 
 
 def recreate(now: Situation) -> Counts:
     """Two revisions never run together; nothing serves in between."""
     count = min(now.wanted, now.target.count)
     if now.serving_ready and not now.may_begin:
-        limits = {name: fleet.count for name, fleet in now.serving.items()}
-        return Counts(target=count, others=_share(now.wanted, now, limits))
+        return Counts(target=count, others=_share(now.wanted, now, _limits(now)))
     return Counts(target=now.wanted if now.others_existing == 0 else count, others=dict.fromkeys(now.serving, 0))
+
+
+def _limits(now: Situation) -> dict[str, int]:
+    """Most replicas of each revision that serves: what it has, and of the first one what is lacking where that may grow."""
+    limits = {name: fleet.count for name, fleet in now.serving.items()}
+    first = next(iter(limits), None)
+    if first is not None and now.may_grow:
+        limits[first] += max(0, now.wanted - now.serving_count)
+    return limits
 
 
 def _share(keep: int, now: Situation, limits: Mapping[str, int]) -> dict[str, int]:

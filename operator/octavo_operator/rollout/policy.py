@@ -311,6 +311,7 @@ def _count(scene: _Scene, status: RolloutStatus) -> dict[str, int]:
         serving=serving,
         others_existing=sum(fleet.existing for fleet in scene.others.values()),
         may_begin=status.gate is None or status.gate.state != MEASURING,
+        is_scaled=scene.resource.spec.scaling is not None,
     )
     counts = STRATEGIES[status.strategy or "Surge"](situation)
     return {**dict.fromkeys(scene.observed.deployments, 0), **counts.others, scene.target.name: counts.target}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from octavo_testing.control_plane import (
     termination_log,
     waiting,
 )
-from octavo_testing.rollout_cluster import Cluster, OperatorDiedError, a_cluster
+from octavo_testing.rollout_cluster import BROKEN, Cluster, OperatorDiedError, a_cluster
 
 SCALED = {"scaling": {"minReplicas": 1, "maxReplicas": 8}}
 
@@ -224,7 +225,7 @@ def a_world(pod: dict[str, Any], **fields: Any) -> Observed:
 def test_what_is_on_its_way_blocks_and_what_has_failed_does_not(
     pod: dict[str, Any], fields: dict[str, Any], words: str
 ) -> None:
-    said = find_blocker(a_resource(**SCALED), a_world(pod, **fields))
+    said = find_blocker(a_resource(**SCALED), a_world(pod, **fields), now=AT)
 
     assert (words in said) if words else said == ""
 
@@ -233,7 +234,7 @@ def test_the_clusters_refusal_blocks() -> None:
     quota = [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: gpus"}]
     observed = an_observed(a_deployment("abc", replicas=2, conditions=quota), pods=(a_pod(revision="abc", ready=True),))
 
-    assert "exceeded quota: gpus" in find_blocker(a_resource(**SCALED), observed)
+    assert "exceeded quota: gpus" in find_blocker(a_resource(**SCALED), observed, now=AT)
 
 
 @pytest.mark.parametrize(("turned", "blocks"), [("2026-01-02T02:59:59Z", True), ("2026-01-02T03:10:00Z", False)])
@@ -242,7 +243,74 @@ def test_a_replica_that_was_ready_and_hangs_or_lost_its_node_does_not_block(turn
     fallen = observed.pods[1]
     fallen.raw["status"]["conditions"][0]["lastTransitionTime"] = turned
 
-    assert bool(find_blocker(a_resource(**SCALED), observed)) == blocks
+    assert bool(find_blocker(a_resource(**SCALED), observed, now=AT)) == blocks
+
+
+@pytest.mark.parametrize(
+    ("others_ready", "seconds", "blocks"), [(True, 299, True), (True, 300, False), (False, 3000, True)]
+)
+@pytest.mark.parametrize("why", ["ImagePullBackOff", "CreateContainerError"])
+def test_where_others_serve_a_node_that_cannot_make_a_replica_does_not_block_for_ever(
+    why: str, others_ready: bool, seconds: int, blocks: bool
+) -> None:
+    observed = a_world({"server": waiting(why, "no space left on device")})
+    observed.pods[0].raw["status"]["conditions"][0]["status"] = "True" if others_ready else "False"
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": NOW}
+    observed.pods[1].raw["status"]["conditions"].append(scheduled)
+
+    said = find_blocker(a_resource(**SCALED), observed, now=AT + timedelta(seconds=seconds))
+
+    assert ("no space left on device" in said) is blocks
+
+
+def test_a_revision_that_is_about_to_shrink_does_not_make_up_for_a_pod_that_another_lacks() -> None:
+    leaves = [a_pod(f"qwen-old-{number}", revision="old", ready=True) for number in range(2)]
+    observed = an_observed(a_deployment("old", replicas=1), a_deployment("new", replicas=1), pods=tuple(leaves))
+
+    assert find_blocker(a_resource(**SCALED), observed, now=AT) == "1 pod is being made"
+
+
+def test_a_replica_without_a_node_blocks_as_long_as_it_has_none() -> None:
+    """The next one would be just like it."""
+    unplaced = a_world(
+        {"unschedulable": "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."}
+    )
+
+    assert find_blocker(a_resource(**SCALED), unplaced, now=AT + timedelta(days=1))
+
+
+STUCK = [
+    ("Surge", {}),
+    ("HoldAndSwap", {}),
+    ("Surge", {"placement": {"nodeSelector": {"product": "none-such"}}}),
+]
+
+
+@pytest.mark.parametrize(("strategy", "change"), STUCK, ids=["never ready", "never ready in a swap", "never placed"])
+def test_a_new_revision_that_never_starts_does_not_keep_the_serving_one_from_growing(
+    strategy: str, change: dict[str, Any]
+) -> None:
+    cluster = a_cluster(gpus=16, replicas=2, **SCALED, rollout={"strategy": strategy})
+    [serving] = cluster.counts()
+    cluster.edit(engine={"maxNumSeqs": BROKEN}, **change)
+    for _ in range(6):
+        step(cluster)
+        cluster.finish_drains()
+    before = cluster.counts()[serving]
+
+    cluster.edit(replicas=4)
+    step(cluster)
+    cluster.edit(replicas=6)
+    step(cluster)
+    assert "blockedBy" in scaling_of(cluster)["decisions"][0], "those of the serving revision still load"
+    for _ in range(3):
+        cluster.start_servers()
+        step(cluster)
+
+    assert before + 4 == cluster.counts()[serving] == cluster.ready(serving)
+    assert cluster.ready() == cluster.served() == cluster.ready(serving)
+    newest = scaling_of(cluster)["decisions"][0]
+    assert (newest["from"], newest["to"], newest.get("blockedBy")) == (4, 6, None)
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,44 @@ def test_nothing_is_taken_away_before_it_may_begin() -> None:
     )
 
     assert hold_and_swap(now) == Counts(target=0, others={"old": 2})
+
+
+def grown(target: Fleet, *, is_admitted: bool = False, is_scaled: bool = True, old: Fleet | None = None) -> int:
+    """What serves has two replicas, and three are wanted."""
+    now = Situation(
+        wanted=3,
+        target=target,
+        is_admitted=is_admitted,
+        serving={"old": old or fleet(2)},
+        others_existing=2,
+        is_scaled=is_scaled,
+    )
+    return surge(now).others["old"]
+
+
+def test_what_serves_grows_where_a_scaler_asks_and_the_target_does_not_serve_yet() -> None:
+    starts = fleet(1, ready=0)
+
+    assert grown(starts) == 3
+    assert grown(starts, is_scaled=False) == 2
+    assert grown(starts, is_admitted=True) == 2
+
+
+def test_what_serves_does_not_take_the_room_that_the_target_waits_for() -> None:
+    waits = Fleet(count=1, existing=1, lacks_room=True, wants_room=True)
+
+    assert grown(waits) == 2
+    assert grown(waits, old=fleet(2, ready=1)) == 1
+
+
+def test_a_lack_is_given_to_the_first_and_taken_from_no_other() -> None:
+    now = Situation(
+        wanted=3,
+        target=fleet(1, ready=0),
+        is_admitted=False,
+        serving={"stable": fleet(1), "middle": fleet(2, ready=1)},
+        others_existing=3,
+        is_scaled=True,
+    )
+
+    assert surge(now).others == {"stable": 1, "middle": 2}

@@ -26,11 +26,12 @@ class Rollouts(RuleBasedStateMachine):
         replicas=st.integers(1, 3),
         strategy=st.sampled_from(STRATEGIES),
         gate=st.sampled_from([{}, {}, GATE, {**GATE, "minThroughputRatio": "0.9"}]),
+        scaling=st.sampled_from([{}, {"scaling": {"minReplicas": 0, "maxReplicas": 3}}]),
     )
-    def begin(self, gpus: int, replicas: int, strategy: str, gate: dict[str, Any]) -> None:
+    def begin(self, gpus: int, replicas: int, strategy: str, gate: dict[str, Any], scaling: dict[str, Any]) -> None:
         self.proven: set[str] = set()
         self.settings = {"strategy": strategy, "maxHold": "3m", "gate": gate}
-        self.cluster = a_cluster(gpus=max(gpus, replicas), replicas=replicas, rollout=self.settings)
+        self.cluster = a_cluster(gpus=max(gpus, replicas), replicas=replicas, rollout=self.settings, **scaling)
         self.cluster.edit(engine={"maxNumSeqs": 4})
 
     @rule(to=st.sampled_from([3, 4, 5, BROKEN]))
