@@ -13,7 +13,14 @@ from octavo_gateway.config import GatewayConfig
 from octavo_gateway.endpoints import Model, Replica, table_of
 from octavo_gateway.stored_responses import Place, find_place
 from octavo_operator.api import reasons
-from octavo_operator.api.engine import FIELD_OF_FLAG, RESERVED_FLAGS
+from octavo_operator.api.engine import (
+    DTYPES,
+    FIELD_OF_FLAG,
+    KV_CACHE_DTYPES,
+    NOT_SERVED_KV_CACHE_DTYPES,
+    QUANTIZATIONS,
+    RESERVED_FLAGS,
+)
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling import gateway_held, scraper
 from octavo_operator.desired import credentials, engine_args, names
@@ -26,7 +33,7 @@ from octavo_server.api.responses_store import routing_digests
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import ConfigError
-from octavo_server.flags import settings_of
+from octavo_server.flags import NOT_SUPPORTED_YET, settings_of
 from octavo_server.sources import uri
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +133,7 @@ _EVERY_FLAG = {
         "maxNumSeqs": 8,
         "gpuMemoryUtilization": "0.8",
         "dtype": "bfloat16",
+        "quantization": "int8",
         "prefixCaching": False,
     },
 }
@@ -152,6 +160,20 @@ def test_every_rendered_argument_is_a_flag_of_octavo_serve() -> None:
 
 def test_what_a_field_renders_nobody_sets_beside_it() -> None:
     assert _rendered_flags() - {"--device"} <= {*RESERVED_FLAGS, *FIELD_OF_FLAG}
+
+
+def test_what_the_resource_calls_served_the_server_takes_and_nothing_else() -> None:
+    """Whoever teaches the server one more learns here that the resource still refuses it."""
+    settings = {setting.name: setting for setting in settings_of(EngineConfig)}
+
+    assert {*QUANTIZATIONS} - {""} == {*settings["quantization"].choices} - {"none"}
+    assert {*DTYPES} == {*settings["dtype"].choices}
+    for name in KV_CACHE_DTYPES:
+        EngineConfig(model="m", kv_cache_dtype=name)
+    for name in NOT_SERVED_KV_CACHE_DTYPES:
+        with pytest.raises(ConfigError, match="not supported yet"):
+            EngineConfig(model="m", kv_cache_dtype=name)
+    assert {"--enable-lora", "--speculative-config"} <= NOT_SUPPORTED_YET
 
 
 @pytest.mark.parametrize("flag", [*RESERVED_FLAGS, *FIELD_OF_FLAG])

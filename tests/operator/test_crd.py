@@ -48,6 +48,7 @@ EVERYTHING = {
     },
     "cache": {"type": "PVC", "size": "40Gi", "storageClassName": "nfs", "accessMode": "ReadWriteOnce"},
     "servedNames": ["a", "org/b:c"],
+    "adapters": [],
     "resources": {
         "gpu": {"count": 8, "resourceName": "amd.com/gpu", "product": "AMD_Instinct_MI300X_OAM"},
         "cpu": 2,
@@ -59,7 +60,11 @@ EVERYTHING = {
         "maxNumSeqs": 8,
         "gpuMemoryUtilization": "0.85",
         "dtype": "float32",
+        "quantization": "int4",
+        "kvCacheDtype": "auto",
         "prefixCaching": False,
+        "tensorParallelSize": 8,
+        "speculative": {},
         "extraArgs": ["--seed=1"],
     },
     "scaling": {
@@ -70,7 +75,7 @@ EVERYTHING = {
         "behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}},
     },
     "drain": {"timeout": "30s"},
-    "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m"},
+    "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m", "inferencePool": False},
     "access": {
         "keysFrom": [{"secretRef": {"name": "team-keys"}}],
         "tokensPerMinute": 60_000,
@@ -178,7 +183,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "reserved argument": ({"engine": {"extraArgs": ["--port=1"]}}, "extraArgs may not set --host"),
     "argument of a field": (
         {"engine": {"extraArgs": ["--tensor-parallel-size=2"]}},
-        "resources.gpu.count for --tensor-parallel-size",
+        "resources.gpu.count or tensorParallelSize for --tensor-parallel-size",
     ),
     "more GPUs than a node has": ({"resources": {"gpu": {"count": 17}}}, "spec.resources.gpu.count"),
     "two slices of GPUs": (
@@ -250,7 +255,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "upgrade": ({"rollout": {"operatorUpgrade": "Never"}}, "spec.rollout.operatorUpgrade"),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
-    "field of a later version": ({"adapters": []}, 'unknown field "spec.adapters"'),
+    "strange field": ({"adapter": []}, 'unknown field "spec.adapter"'),
+    "adapters": ({"adapters": [{"name": "sql", "uri": "hf://org/sql"}]}, "adapters are not served yet; merge"),
+    "quantization of a later version": ({"engine": {"quantization": "fp8"}}, "not served yet, int8 and int4 are"),
+    "quantization of nobody": ({"engine": {"quantization": "int3"}}, "spec.engine.quantization: Unsupported value"),
+    "a small K/V cache": ({"engine": {"kvCacheDtype": "fp8"}}, "kvCacheDtype fp8 and int8 are not served yet"),
+    "a guess": ({"engine": {"speculative": {"method": "ngram"}}}, "speculative is not served yet; leave it out"),
+    "half a guess": ({"engine": {"speculative": {"numTokens": 4}}}, "speculative is not served yet; leave it out"),
+    "a small model": ({"engine": {"speculative": {"model": "hf://org/s"}}}, "speculative is not served yet"),
+    "fewer ranks than GPUs": (
+        {"engine": {"tensorParallelSize": 2}, "resources": {"gpu": {"count": 4}}},
+        "spec.engine.tensorParallelSize: Invalid value: tensorParallelSize is not resources.gpu.count",
+    ),
+    "more ranks than the one GPU of a default": (
+        {"engine": {"tensorParallelSize": 2}, "resources": {"memory": "1Gi"}},
+        "tensorParallelSize is not resources.gpu.count",
+    ),
+    "an inference pool": ({"routing": {"inferencePool": True}}, "inferencePool is not served yet; leave it false"),
     "claim without size": ({"cache": {"type": "PVC"}}, "cache.size is required for a PersistentVolumeClaim"),
     "class without size": ({"cache": {"storageClassName": "nfs"}}, "cache.size is required"),
     "local volumes of no class": ({"cache": {"type": "NodeLocal", "size": "1Gi"}}, "required for NodeLocal"),
@@ -301,6 +322,15 @@ def test_an_argument_that_nothing_else_sets_is_taken(clean: ApiServer, argument:
 
     assert create(clean, body).status == 201
     assert parse_model_deployment(body).spec.engine.extra_args == (argument,)
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1, 2])
+def test_ranks_may_be_said_where_they_are_the_gpus_or_share_the_cpu(clean: ApiServer, num_gpus: int) -> None:
+    for ranks in {0, num_gpus or 5}:
+        body = manifest(f"ranks{ranks}", engine={"tensorParallelSize": ranks}, resources={"gpu": {"count": num_gpus}})
+
+        assert create(clean, body).status == 201
+        assert parse_model_deployment(body).spec.engine.tensor_parallel_size == ranks
 
 
 def test_every_rule_of_the_schema_refuses_one_of_at_least_forty(clean: ApiServer) -> None:

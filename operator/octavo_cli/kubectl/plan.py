@@ -31,7 +31,7 @@ def run(cluster: Cluster, given: argparse.Namespace, console: Console) -> int:
 def arguments_of(model: Mapping[str, object], flags: Iterable[str]) -> list[str]:
     """What `octavo plan` is to be asked: the server's own arguments, as far as a plan depends on them."""
     from octavo_operator.api.validation import parse_model_deployment
-    from octavo_operator.desired.engine_args import parse_source, render_server_args
+    from octavo_operator.desired.engine_args import num_ranks, parse_source, render_server_args
     from octavo_operator.errors import SpecInvalidError
 
     try:
@@ -43,6 +43,6 @@ def arguments_of(model: Mapping[str, object], flags: Iterable[str]) -> list[str]
         raise CliError(f"{resource.spec.model} is readable in the cluster alone; give the model as hf://ORG/NAME")
     source, *settings = render_server_args(resource.spec, resource.name)
     known = {f"--{flag.replace('_', '-')}" for flag in flags}
-    num_gpus = resource.spec.resources.gpu.count
-    ways = [f"--tp={num_gpus}"] if num_gpus > 1 else []
+    ranks = num_ranks(resource.spec, resource.spec.resources.gpu.count)
+    ways = [f"--tp={ranks}"] if ranks > 1 else []
     return [source, *ways, *(each for each in settings if each.partition("=")[0] in known)]

@@ -29,8 +29,9 @@ class Launch:
 
     def arguments(self, port: int) -> list[str]:
         """What follows ``octavo serve``."""
-        args = render_server_args(self.resource.spec, self.resource.name, port=port)
-        parallel = parallel_flags(self.resource.spec.resources.gpu.count) if self.gpu else []
+        spec = self.resource.spec
+        args = render_server_args(spec, self.resource.name, port=port)
+        parallel = parallel_flags(spec, spec.resources.gpu.count if self.gpu else 0)
         return [args[0], f"--host={LOOPBACK}", *parallel, *args[1:]]
 
     @property

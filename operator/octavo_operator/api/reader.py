@@ -114,6 +114,11 @@ class ObjectReader:
             return ()
         return tuple(value)
 
+    def not_served(self, field: str, remedy: str) -> None:
+        """A field whose place is known and that nothing serves yet: only an empty value passes."""
+        if self.take(field):
+            self.complain(field, f"is not served yet; {remedy}")
+
     def mapping(self, field: str) -> Mapping[str, Any]:
         """An object that is passed on as it is."""
         value = self.take(field)

@@ -103,7 +103,10 @@ class EngineSettings:
     max_num_seqs: int = 0
     gpu_memory_utilization: str = ""
     dtype: str = "auto"
+    quantization: str = ""
     prefix_caching: bool = True
+    tensor_parallel_size: int = 0
+    """Ranks of a replica: 0 is one a GPU, or one on the CPU."""
     extra_args: tuple[str, ...] = ()
 
 

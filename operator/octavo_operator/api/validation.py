@@ -92,13 +92,15 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
     spec = ObjectReader(raw, "spec", problems)
     model = parse_model(spec)
     source = parse_source(spec.child("source"), model)
+    resources = _resources(spec.child("resources"))
+    spec.not_served("adapters", "merge the adapter into the model's weights and give that model")
     result = ModelDeploymentSpec(
         model=model,
         source=source,
         cache=parse_cache(spec.child("cache"), model, source),
         served_names=_served_names(spec),
-        resources=_resources(spec.child("resources")),
-        engine=parse_engine(spec.child("engine")),
+        resources=resources,
+        engine=parse_engine(spec.child("engine"), resources.gpu.count),
         replicas=spec.integer("replicas", low=0, high=MAX_REPLICAS) if spec.has("replicas") else spec.take("replicas"),
         scaling=_scaling(spec.child("scaling")) if spec.has("scaling") else spec.take("scaling"),
         drain_timeout_s=_drain_timeout_s(spec.child("drain")),
@@ -186,6 +188,7 @@ def _routing(raw: ObjectReader) -> Routing:
         max_held_requests=raw.integer("maxHeldRequests", low=0, high=100_000, default=256),
         hold_timeout_s=raw.duration_s("holdTimeout", default=600),
     )
+    raw.not_served("inferencePool", "leave it false: requests come through Octavo's gateway or the Service")
     raw.finish()
     return result
 

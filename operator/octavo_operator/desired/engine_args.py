@@ -51,9 +51,20 @@ def render_server_args(spec: ModelDeploymentSpec, name: str, *, port: int = SERV
     return [*args, *engine.extra_args]
 
 
-def parallel_flags(num_gpus: int) -> list[str]:
-    """A model of several GPUs is dealt out to all of them."""
-    return [f"--tensor-parallel-size={num_gpus}"] if num_gpus > 1 else []
+def num_ranks(spec: ModelDeploymentSpec, num_gpus: int) -> int:
+    """Parts that a replica's model is dealt out in: one a GPU that it has, and on a CPU what the engine is asked for.
+
+    Without GPUs where some were asked for (local mode), one.
+    """
+    if spec.resources.gpu.count:
+        return max(1, num_gpus)
+    return max(1, spec.engine.tensor_parallel_size)
+
+
+def parallel_flags(spec: ModelDeploymentSpec, num_gpus: int) -> list[str]:
+    """How many ranks, where there are several."""
+    ranks = num_ranks(spec, num_gpus)
+    return [f"--tensor-parallel-size={ranks}"] if ranks > 1 else []
 
 
 def _engine_flags(spec: ModelDeploymentSpec) -> list[str]:
@@ -66,6 +77,8 @@ def _engine_flags(spec: ModelDeploymentSpec) -> list[str]:
         flags.append(f"--gpu-memory-utilization={engine.gpu_memory_utilization}")
     if engine.dtype != "auto":
         flags.append(f"--dtype={engine.dtype}")
+    if engine.quantization:
+        flags.append(f"--quantization={engine.quantization}")
     if not engine.prefix_caching:
         flags.append("--no-enable-prefix-caching")
     return flags

@@ -125,9 +125,9 @@ def _args(resource: ModelDeployment) -> list[str]:
     """A server that was given a GPU and finds none must say so and not creep on the CPU; extraArgs have the last word."""
     model, *flags = render_server_args(spec_as_mounted(resource.spec), resource.name)
     num_gpus = resource.spec.resources.gpu.count
-    device = ["--device=cuda", *parallel_flags(num_gpus)] if num_gpus > 0 else []
+    device = ["--device=cuda"] if num_gpus > 0 else []
     folder = [f"--download-dir={PVC_MOUNT_PATH}"] if resource.spec.cache.kind == "NodeLocal" else []
-    return ["serve", model, *device, *folder, *flags]
+    return ["serve", model, *device, *parallel_flags(resource.spec, num_gpus), *folder, *flags]
 
 
 def home_env() -> list[dict[str, Any]]:

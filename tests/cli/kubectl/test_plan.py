@@ -18,7 +18,8 @@ ENGINE = {
     "maxModelLen": 4096,
     "dtype": "bfloat16",
     "prefixCaching": False,
-    "extraArgs": ["--quantization=int4", "--log-level=debug"],
+    "quantization": "int4",
+    "extraArgs": ["--block-size=32", "--log-level=debug"],
 }
 
 
@@ -30,7 +31,8 @@ def a_resource(model: str, **spec: Any) -> dict[str, Any]:
 def test_the_resources_model_and_settings_become_arguments_that_a_plan_knows() -> None:
     arguments = plan.arguments_of(a_resource("hf://org/name@v1", servedNames=["a"], engine=ENGINE), FLAGS)
 
-    assert arguments == ["org/name", "--revision=v1", "--max-model-len=4096", "--dtype=bfloat16", "--quantization=int4"]
+    settings = ["--max-model-len=4096", "--dtype=bfloat16", "--quantization=int4", "--block-size=32"]
+    assert arguments == ["org/name", "--revision=v1", *settings]
     plan_parser().parse_strictly(arguments)
 
 
@@ -39,6 +41,12 @@ def test_a_model_of_several_gpus_is_planned_for_each() -> None:
 
     assert arguments == ["org/name", "--tp=4"]
     plan_parser().parse_strictly(arguments)
+
+
+def test_a_model_of_several_ranks_on_a_cpu_is_planned_for_each() -> None:
+    ranks = {"engine": {"tensorParallelSize": 2}, "resources": {"gpu": {"count": 0}}}
+
+    assert plan.arguments_of(a_resource("hf://org/name", **ranks), FLAGS) == ["org/name", "--tp=2"]
 
 
 @pytest.mark.parametrize("model", ["file:///models/a.gguf", "pvc://claim/a"])

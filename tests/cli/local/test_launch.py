@@ -110,6 +110,16 @@ def test_a_model_of_several_gpus_is_whole_on_a_cpu() -> None:
     assert not any("tensor-parallel" in each for each in one.arguments(1))
 
 
+def test_a_model_of_the_cpu_is_dealt_out_where_that_is_asked_for() -> None:
+    cpu = {"engine": {"tensorParallelSize": 2}, "resources": {"gpu": {"count": 0}}}
+    gpus = {"engine": {"tensorParallelSize": 2}, "resources": {"gpu": {"count": 2}}}
+
+    [[of_cpu], [of_gpus]] = launch.plan_launches([a_resource("a", **cpu), a_resource("b", **gpus)], [])
+
+    assert "--tensor-parallel-size=2" in of_cpu.arguments(1)
+    assert not any("tensor-parallel" in each for each in of_gpus.arguments(1))
+
+
 def test_without_any_gpu_everything_runs_on_the_cpu() -> None:
     ((one,),) = launch.plan_launches([with_gpu()], [])
 

@@ -25,6 +25,7 @@ CHECKSUM = "sha256:" + "a" * 64
 WHOLE: dict[str, Any] = {
     "source": {"secretRef": {"name": "hf", "key": "t"}, "checksum": CHECKSUM, "allow": ["a.*"]},
     "servedNames": ["a", "b"],
+    "adapters": [],
     "resources": {
         "gpu": {"count": 0, "resourceName": "amd.com/gpu"},
         "cpu": 2,
@@ -36,12 +37,16 @@ WHOLE: dict[str, Any] = {
         "maxNumSeqs": 8,
         "gpuMemoryUtilization": "0.85",
         "dtype": "float16",
+        "quantization": "int8",
+        "kvCacheDtype": "auto",
         "prefixCaching": False,
+        "tensorParallelSize": 2,
+        "speculative": {},
         "extraArgs": ["--seed=1"],
     },
     "replicas": 2,
     "drain": {"timeout": "1m"},
-    "routing": {"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s"},
+    "routing": {"strategy": "LeastPressure", "maxHeldRequests": 5, "holdTimeout": "30s", "inferencePool": False},
     "access": {
         "keysFrom": [{"secretRef": {"name": "a"}}, {"secretRef": {"name": "b"}}],
         "tokensPerMinute": 7,
@@ -91,6 +96,7 @@ def test_every_field_of_the_server_is_read() -> None:
     assert (spec.resources.cpu, spec.resources.memory, spec.resources.shared_memory) == ("2", "1Gi", "2Gi")
     assert spec.resources.gpu.resource_name == "amd.com/gpu"
     assert (spec.engine.max_model_len, spec.engine.max_num_seqs, spec.engine.dtype) == (4096, 8, "float16")
+    assert (spec.engine.quantization, spec.engine.tensor_parallel_size) == ("int8", 2)
     assert spec.engine.extra_args == ("--seed=1",)
     assert (spec.replicas, spec.drain_timeout_s, spec.suspend) == (2, 60, True)
     assert (spec.routing.strategy, spec.routing.max_held_requests, spec.routing.hold_timeout_s) == (
@@ -219,6 +225,29 @@ INVALID = {
     "resources are a list": ({"resources": []}, "spec.resources: must be an object, not a list"),
     "utilization": ({"engine": {"gpuMemoryUtilization": "1.1"}}, "must be a string in (0, 1]"),
     "dtype": ({"engine": {"dtype": "int3"}}, "spec.engine.dtype: is 'int3', must be one of auto"),
+    "adapters": (
+        {"adapters": [{"name": "sql"}]},
+        "spec.adapters: is not served yet; merge the adapter into the model's weights",
+    ),
+    "inference pool": ({"routing": {"inferencePool": True}}, "spec.routing.inferencePool: is not served yet; leave it"),
+    "quantization of a later version": (
+        {"engine": {"quantization": "awq"}},
+        "spec.engine.quantization: awq is not served yet, only int8 and int4; use an unquantised checkpoint or a GGUF file",
+    ),
+    "quantization": ({"engine": {"quantization": "int3"}}, "spec.engine.quantization: is 'int3', must be one of"),
+    "a small K/V cache": (
+        {"engine": {"kvCacheDtype": "fp8"}},
+        "spec.engine.kvCacheDtype: fp8 is not served yet, only auto; use auto, the type of the activations",
+    ),
+    "a guess": ({"engine": {"speculative": {"numTokens": 0}}}, "spec.engine.speculative: is not served yet; leave it"),
+    "fewer ranks than GPUs": (
+        {"engine": {"tensorParallelSize": 2}, "resources": {"gpu": {"count": 4}}},
+        "spec.engine.tensorParallelSize: is 2 and resources.gpu.count 4: each GPU holds one part; leave it 0",
+    ),
+    "too many ranks": (
+        {"engine": {"tensorParallelSize": 17}, "resources": {"gpu": {"count": 0}}},
+        "spec.engine.tensorParallelSize: is 17, must be from 0 to 16",
+    ),
     "prefix caching": ({"engine": {"prefixCaching": "yes"}}, "must be true or false, not a string"),
     "reserved argument": ({"engine": {"extraArgs": ["--port=1"]}}, "may not set --port"),
     "argument of a field": (

@@ -28,6 +28,7 @@ def test_every_setting_of_the_engine_becomes_a_flag() -> None:
         "maxNumSeqs": 8,
         "gpuMemoryUtilization": "0.85",
         "dtype": "float16",
+        "quantization": "int4",
         "prefixCaching": False,
         "extraArgs": ["--seed=1"],
     }
@@ -45,6 +46,7 @@ def test_every_setting_of_the_engine_becomes_a_flag() -> None:
         "--max-num-seqs=8",
         "--gpu-memory-utilization=0.85",
         "--dtype=float16",
+        "--quantization=int4",
         "--no-enable-prefix-caching",
         "--shutdown-timeout=30",
         "--seed=1",

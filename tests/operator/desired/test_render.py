@@ -137,6 +137,15 @@ def test_a_product_is_a_label_of_the_node_beside_all_that_placement_says(resourc
         assert pod["affinity"] == {"nodeAffinity": {"a": []}}
 
 
+@pytest.mark.parametrize(
+    ("count", "ranks", "flags"), [(2, 2, ["2"]), (1, 1, []), (0, 2, ["2"]), (0, 1, []), (0, 0, [])]
+)
+def test_a_model_on_the_cpu_is_dealt_out_where_that_is_asked_for(count: int, ranks: int, flags: list[str]) -> None:
+    args = server(resources={"gpu": {"count": count}}, engine={"tensorParallelSize": ranks})["args"]
+
+    assert [arg.split("=")[1] for arg in args if arg.startswith("--tensor-parallel-size")] == flags
+
+
 def test_server_of_a_gpu_pod_must_find_the_gpu_unless_its_own_flags_say_otherwise() -> None:
     args = server(engine={"extraArgs": ["--device=auto"]})["args"]
 
