@@ -94,6 +94,7 @@ EVERYTHING = {
         },
         "operatorUpgrade": "Roll",
     },
+    "disruption": {"maxUnavailable": "25%"},
     "placement": {
         "nodeSelector": {"a": "b"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -254,6 +255,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "spec.rollout.gate.query.prometheus",
     ),
     "upgrade": ({"rollout": {"operatorUpgrade": "Never"}}, "spec.rollout.operatorUpgrade"),
+    "fewer than none": ({"disruption": {"maxUnavailable": -1}}, "spec.disruption.maxUnavailable"),
+    "a number as text": ({"disruption": {"maxUnavailable": "2"}}, "spec.disruption.maxUnavailable"),
+    "more than all": ({"disruption": {"maxUnavailable": "101%"}}, "spec.disruption.maxUnavailable"),
+    "what must be there": ({"disruption": {"minAvailable": 1}}, 'unknown field "spec.disruption.minAvailable"'),
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
     "strange field": ({"adapter": []}, 'unknown field "spec.adapter"'),
     "adapters": ({"adapters": [{"name": "sql", "uri": "hf://org/sql"}]}, "adapters are not served yet; merge"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from octavo_cli.errors import CliError
-from octavo_operator.api.types import ModelDeployment, ModelDeploymentSpec, Placement, Rollout
+from octavo_operator.api.types import Disruption, ModelDeployment, ModelDeploymentSpec, Placement, Rollout
 from octavo_operator.desired.engine_args import parallel_flags, parse_source, render_server_args
 
 LOOPBACK = "127.0.0.1"
@@ -114,6 +114,7 @@ def _of_a_cluster(spec: ModelDeploymentSpec) -> tuple[tuple[object, str], ...]:
         (asked.gpu.product, "resources.gpu.product does not apply here; there is one machine"),
         (spec.placement != Placement(), "placement does not apply here; there is one machine"),
         (spec.pod_template, "podTemplate does not apply here; there is no pod"),
+        (spec.disruption != Disruption(), "disruption does not apply here; nobody evicts"),
         (
             spec.source.secret_ref,
             "source.secretRef is not read here; the variables of this shell are used, such as HF_TOKEN",

@@ -207,6 +207,14 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disruption:
+    """What may evict replicas."""
+
+    max_unavailable: int | str | None = None
+    """Replicas that may be missing at the same time, a number or a percentage; None is one where there can be two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[JsonObject, ...] = ()
@@ -231,6 +239,7 @@ class ModelDeploymentSpec:
     routing: Routing = field(default_factory=Routing)
     access: Access = field(default_factory=Access)
     rollout: Rollout = field(default_factory=Rollout)
+    disruption: Disruption = field(default_factory=Disruption)
     placement: Placement = field(default_factory=Placement)
     pod_template: JsonObject = field(default_factory=dict)
     suspend: bool = False

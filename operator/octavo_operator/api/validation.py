@@ -22,6 +22,7 @@ from octavo_operator.api.types import (
     DEFAULT_IDLE_AFTER_S,
     KIND,
     Access,
+    Disruption,
     ModelDeployment,
     ModelDeploymentSpec,
     Placement,
@@ -39,6 +40,7 @@ SPREADS = ("Soft", "Hard", "None")
 SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 MAX_REPLICAS = 1000
 MAX_KEY_SOURCES = 16
+PERCENTAGE = r"(100|[1-9]?[0-9])%"
 AUDITS = ("None", "Metadata", "Full")
 MAX_TOKENS = 10**12
 
@@ -107,6 +109,7 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
         routing=_routing(spec.child("routing")),
         access=_access(spec.child("access")),
         rollout=parse_rollout(spec.child("rollout")),
+        disruption=_disruption(spec.child("disruption")),
         placement=_placement(spec.child("placement")),
         pod_template=_pod_template(spec),
         suspend=spec.boolean("suspend", default=False),
@@ -204,6 +207,17 @@ def _access(raw: ObjectReader) -> Access:
         raw.complain("", "tokensPerMinute and tokensPerDay count per key and need keysFrom")
     raw.finish()
     return result
+
+
+def _disruption(raw: ObjectReader) -> Disruption:
+    given = raw.take("maxUnavailable")
+    is_share = isinstance(given, str) and re.fullmatch(PERCENTAGE, given)
+    is_number = type(given) is int and 0 <= given <= MAX_REPLICAS
+    if given is not None and not is_share and not is_number:
+        raw.complain("maxUnavailable", f"{given!r} must be from 0 to {MAX_REPLICAS}, or a percentage such as 25%")
+        given = None
+    raw.finish()
+    return Disruption(max_unavailable=given)
 
 
 def _keys_from(raw: ObjectReader) -> tuple[str, ...]:

@@ -10,7 +10,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from octavo_operator.api.types import Access, JsonObject, ModelDeployment, ModelDeploymentSpec, Rollout, Routing
+from octavo_operator.api.types import (
+    Access,
+    Disruption,
+    JsonObject,
+    ModelDeployment,
+    ModelDeploymentSpec,
+    Rollout,
+    Routing,
+)
 from octavo_operator.api.validation import parse_spec
 from octavo_operator.desired import names
 from octavo_operator.desired.merge import strategic_merge
@@ -21,7 +29,7 @@ from octavo_operator.errors import SpecInvalidError
 KEPT_REVISIONS = 5
 """Templates to go back to; those that still have pods come on top."""
 CONTROLLER_REVISION = "ControllerRevision"
-OUTSIDE_OF_TEMPLATE = ("replicas", "scaling", "routing", "access", "rollout", "suspend")
+OUTSIDE_OF_TEMPLATE = ("replicas", "scaling", "routing", "access", "rollout", "disruption", "suspend")
 """Fields of the spec that no pod template depends on: changing them makes no revision."""
 
 
@@ -114,5 +122,6 @@ def _inputs_of(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
         routing=Routing(),
         access=Access(),
         rollout=Rollout(),
+        disruption=Disruption(),
         suspend=False,
     )

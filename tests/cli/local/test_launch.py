@@ -150,6 +150,7 @@ def test_everything_of_a_manifest_that_does_not_apply_is_said() -> None:
         resources={"gpu": {"count": 0}, "memory": "1Gi"},
         scaling={"maxReplicas": 2},
         rollout={"strategy": "Surge"},
+        disruption={"maxUnavailable": 0},
         placement={"topologySpread": "Hard"},
         podTemplate={"metadata": {"labels": {"a": "b"}}},
         source={"secretRef": {"name": "s"}},
@@ -157,9 +158,8 @@ def test_everything_of_a_manifest_that_does_not_apply_is_said() -> None:
 
     said = " ".join(launch.notes(resource, []))
 
-    assert [
-        word for word in ("scaling", "rollout", "memory", "placement", "podTemplate", "secretRef") if word not in said
-    ] == []
+    words = ("scaling", "rollout", "memory", "disruption", "placement", "podTemplate", "secretRef")
+    assert [word for word in words if word not in said] == []
     assert launch.notes(a_resource(), []) == []
     (said,) = launch.notes(a_resource(resources={"gpu": {"product": "NVIDIA-L4"}}), ["0"])
     assert said == "resources.gpu.product does not apply here; there is one machine"

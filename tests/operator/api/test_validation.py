@@ -65,6 +65,7 @@ WHOLE: dict[str, Any] = {
         },
         "operatorUpgrade": "Roll",
     },
+    "disruption": {"maxUnavailable": "25%"},
     "placement": {
         "nodeSelector": {"gpu": "yes"},
         "tolerations": [{"operator": "Exists"}],
@@ -104,6 +105,7 @@ def test_every_field_of_the_server_is_read() -> None:
         5,
         30,
     )
+    assert spec.disruption.max_unavailable == "25%"
     assert spec.placement.topology_spread == "Hard"
     assert spec.pod_template["spec"]["containers"][1]["name"] == "side"
 
@@ -260,6 +262,14 @@ INVALID = {
     "idle is no duration": ({"scaling": {"maxReplicas": 2, "idleAfter": "soon"}}, "'soon' is no duration"),
     "empty behavior": ({"scaling": {"maxReplicas": 2, "behavior": {}}}, "needs scaleUp or scaleDown"),
     "zero pressure": ({"scaling": {"maxReplicas": 2, "targetPressure": "0"}}, "must be a string greater than 0"),
+    "all may be missing": (
+        {"disruption": {"maxUnavailable": "101%"}},
+        "spec.disruption.maxUnavailable: '101%' must be from 0 to 1000, or a percentage such as 25%",
+    ),
+    "true may be missing": ({"disruption": {"maxUnavailable": True}}, "spec.disruption.maxUnavailable: True must be"),
+    "fewer than none": ({"disruption": {"maxUnavailable": -1}}, "spec.disruption.maxUnavailable: -1 must be"),
+    "more than there can be": ({"disruption": {"maxUnavailable": 1001}}, "maxUnavailable: 1001 must be"),
+    "what must be there": ({"disruption": {"minAvailable": 1}}, "spec.disruption.minAvailable: unknown field"),
     "tolerations": ({"placement": {"tolerations": ["x"]}}, "must be a list of objects"),
     "node selector": ({"placement": {"nodeSelector": {"a": True}}}, "values must be strings"),
     "affinity": ({"placement": {"affinity": "x"}}, "spec.placement.affinity: must be an object, not a string"),

@@ -259,6 +259,8 @@ def test_service_leads_to_the_pods_of_all_revisions() -> None:
         ({"replicas": 2}, True),
         ({"scaling": {"maxReplicas": 1}}, False),
         ({"scaling": {"maxReplicas": 2}}, True),
+        ({"disruption": {"maxUnavailable": 0}}, True),
+        ({"disruption": {}}, False),
     ],
 )
 def test_budget_exists_where_there_can_be_two_replicas(spec: dict[str, Any], has_budget: bool) -> None:

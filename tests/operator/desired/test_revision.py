@@ -78,12 +78,16 @@ def test_what_no_template_depends_on_makes_no_revision(field: str) -> None:
         "routing": {"maxHeldRequests": 1},
         "access": {"keysFrom": [{"secretRef": {"name": "keys"}}]},
         "rollout": {"maxHold": "1m"},
+        "disruption": {"maxUnavailable": 2},
         "suspend": True,
     }
     changed = {field: values[field]}
 
     assert rendered(**changed).name == rendered().name
     assert chosen(rendered(NEWER, **changed), kept(rendered()), **changed) == rendered().name
+    # As a newer schema fills defaults in.
+    filled = {**changed, "engine": {"dtype": "auto"}}
+    assert chosen(rendered(NEWER, **filled), kept(rendered()), **filled) == rendered().name
 
 
 def test_every_field_of_the_spec_is_in_the_template_or_outside_of_it() -> None:
