@@ -30,8 +30,12 @@ from octavo_kernels import (
     skinny_linear_ref,
     store_kv,
     store_kv_ref,
+    w4a16_linear,
+    w4a16_linear_ref,
 )
 from octavo_kernels.attention_plan import plan_paged_attention
+from octavo_kernels.packed_weight import pack
+from octavo_kernels.quantized_weight import quantize
 from octavo_testing.kernels import Shape, a_paged_case, a_sampling_batch
 
 if TYPE_CHECKING:
@@ -169,6 +173,20 @@ def _skinny_linear(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> t
     return torch.cat(actual, dim=1), torch.cat(expected, dim=1)
 
 
+def _few_bits(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of 4 bits and of 8, few rows and many."""
+    outputs, inputs = (24, 96) if is_tiny else (4096, 14336)
+    actual, expected = [], []
+    for bits in (4, 8):
+        weight = pack(quantize(torch.randn(outputs, inputs, device=device) * inputs**-0.5, bits), device)
+        tiling = w4a16_linear.w4a16_tiling(outputs, inputs, bits, dtype, 132)
+        for rows in (3, w4a16_linear.MAX_ROWS + 1):
+            x = torch.randn(rows, inputs, device=device).to(dtype)
+            actual.append(w4a16_linear.w4a16_linear(x, weight, None, tiling))
+            expected.append(w4a16_linear_ref.w4a16_linear(x, weight, None))
+    return torch.cat(actual), torch.cat(expected)
+
+
 def _wrong_draws(device: torch.device, vocab: int, rows: int) -> float:
     logits = 3 * torch.randn(rows, vocab, device=device)
     params = a_sampling_batch(rows, temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, seed=3, device=str(device))
@@ -185,4 +203,5 @@ CASES: dict[str, Case] = {
     "attention": _attention,
     "experts": _experts,
     "linear of few rows": _skinny_linear,
+    "linear of few bits": _few_bits,
 }

@@ -12,7 +12,10 @@ from benchmarks.gpu_report.timing import milliseconds
 from octavo_kernels.backend import KernelBackend
 from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.handles import KVCacheSpec
+from octavo_kernels.packed_weight import pack
+from octavo_kernels.quantized_weight import quantize
 from octavo_kernels.skinny_linear import MAX_ROWS, default_tiling, skinny_linear
+from octavo_kernels.w4a16_linear import w4a16_linear, w4a16_tiling
 from octavo_testing.kernels import a_sampling_batch
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ def run(record: PartRecord, device: torch.device) -> None:
         _prefill(record, backend, count, length, product)
     for rows in (1, 2) if record.is_tiny else (1, 16, 64, 256, 4096):
         _product(record, device, rows, copy, product)
+    for rows in (1, 2) if record.is_tiny else (1, 16, 64):
+        _few_bits(record, device, rows, copy)
     _rowwise(record, backend, copy)
 
 
@@ -134,6 +139,20 @@ def _product(record: PartRecord, device: torch.device, rows: int, copy: float, p
         note = f"{read:.0f} GB/s of weights, {own:.3f} ms; cuBLAS {ms:.3f} ms"
         record.figure(f"own linear, {rows} rows", 100 * read / copy, "% of copy", note)
         record.figure(f"own linear, {rows} rows, against cuBLAS", ms / own, "x")
+
+
+def _few_bits(record: PartRecord, device: torch.device, rows: int, copy: float) -> None:
+    """The same matrix in 4 and 8 bits, which is read in so much less time at best."""
+    outputs, inputs = (96, 32) if record.is_tiny else (28672, 4096)
+    x = torch.randn(rows, inputs, device=device).bfloat16()
+    for bits in (4, 8):
+        weight = pack(quantize(torch.randn(outputs, inputs, device=device), bits), device)
+        tiling = w4a16_tiling(outputs, inputs, bits, x.dtype, 132)
+        ms = milliseconds(lambda weight=weight, tiling=tiling: w4a16_linear(x, weight, None, tiling), device)  # type: ignore[misc] # bound now
+        read = weight.num_bytes / ms / 1e6
+        record.figure(
+            f"linear of {bits} bits, {rows} rows", 100 * read / copy, "% of copy", f"{read:.0f} GB/s, {ms:.3f} ms"
+        )
 
 
 def _rowwise(record: PartRecord, backend: KernelBackend, copy: float) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from octavo_kernels.batches import AttentionBatch, SamplingBatch
     from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
-    from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
+    from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QuantizedHandle
     from octavo_kernels.quantized_weight import QuantizedWeight
 
 
@@ -139,7 +139,15 @@ class TunableBackend(KernelBackend, Protocol):
 
 @runtime_checkable
 class QuantizedBackend(KernelBackend, Protocol):
-    """A backend that keeps weights in few bits and may run a decoder's layers as one."""
+    """A backend that keeps weights in few bits."""
+
+    def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> QuantizedHandle:
+        """Takes a weight [out, in] of few bits and bias [out] and repacks them; on a CPU `linear` rounds activations to int8."""
+
+
+@runtime_checkable
+class CompilingBackend(QuantizedBackend, Protocol):
+    """A backend that may run a decoder's layers as one."""
 
     @property
     def description(self) -> str:
@@ -149,9 +157,6 @@ class QuantizedBackend(KernelBackend, Protocol):
     def kv_dtype(self) -> torch.dtype:
         """What its KV caches hold, whatever dtype it computes in."""
 
-    def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> LinearHandle:
-        """Takes a weight [out, in] of few bits and bias [out] and repacks them; `linear` rounds activations to int8."""
-
     def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> ExpertsHandle:
         """Experts whose matrices this backend has prepared, one linear layer an expert each; shapes as in `prepare_experts`."""
 
@@ -160,13 +165,15 @@ class QuantizedBackend(KernelBackend, Protocol):
 
 
 def select_quantized_backend(device: str, num_threads: int) -> QuantizedBackend:
-    """The compiled CPU kernels.
+    """The compiled CPU kernels on "cpu", Triton elsewhere, see `select_backend`.
 
     Raises:
-        KernelError: there are none for `device`, or Numba is not installed.
+        KernelError: `device` is not there, or Numba is not installed.
     """
     if device != "cpu":
-        raise KernelError(f"quantised linear layers run on cpu, not on {device} yet")
+        backend = select_backend(device)
+        assert isinstance(backend, QuantizedBackend)
+        return backend
     try:
         from octavo_kernels.numba_backend import NumbaBackend
     except ImportError as error:

@@ -6,6 +6,8 @@ A broken requirement is a `KernelError` that names the tensor, what was given an
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from octavo_kernels.batches import SamplingBatch
@@ -18,6 +20,9 @@ from octavo_kernels.require import (
     require_rank,
     require_shape,
 )
+
+if TYPE_CHECKING:
+    from octavo_kernels.packed_weight import PackedWeight
 
 
 def check_linear_weight(weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -36,6 +41,17 @@ def check_linear(x: torch.Tensor, weight: torch.Tensor) -> None:
         raise KernelError(f"x has {x.shape[1]} features, the linear layer takes {weight.shape[1]}")
     require_dtype("x", x, weight.dtype)
     require_device("x", x, weight.device)
+
+
+def check_packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> None:
+    """x: [num_tokens, in] of any floating dtype, last dimension contiguous; bias: [out], dtype of x."""
+    require_shape("x", x, (None, weight.in_features))
+    require_floating("x", x.dtype)
+    require_last_contiguous("x", x)
+    require_device("x", x, weight.codes.device)
+    if bias is not None:
+        require_shape("bias", bias, (weight.out_features,))
+        require_dtype("bias", bias, x.dtype)
 
 
 def check_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> None:

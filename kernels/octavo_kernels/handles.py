@@ -46,6 +46,14 @@ class LinearHandle(Protocol):
     def out_features(self) -> int: ...
 
 
+class QuantizedHandle(LinearHandle, Protocol):
+    """Opaque: made by `prepare_quantized_linear`, read by the same backend only."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of codes, scales and minima, what fills them up included."""
+
+
 class ExpertsHandle(Protocol):
     """Opaque: made by `prepare_experts`, read by the same backend only."""
 

@@ -43,7 +43,7 @@ from octavo_kernels.weight_memory import WeightMemory
 
 
 class NumbaBackend:
-    """`QuantizedBackend` on a CPU, with threads of its own."""
+    """`CompilingBackend` on a CPU, with threads of its own."""
 
     def __init__(self, num_threads: int) -> None:
         if num_threads < 1:

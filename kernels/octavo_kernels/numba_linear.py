@@ -53,8 +53,9 @@ class PackedLinear:
         return int(self.blocks.shape[0])
 
     @property
-    def num_bytes(self) -> int:
-        return self.blocks.nbytes + self.bias.nbytes
+    def weight_bytes(self) -> int:
+        """Rows that fill the last tile included."""
+        return self.blocks.nbytes
 
     def describe(self) -> NDArray[np.int64]:
         """What kernels read; valid while this object lives."""
@@ -66,6 +67,7 @@ class PackedLinear:
 
 def pack(weight: QuantizedWeight, bias: torch.Tensor | None, memory: WeightMemory) -> PackedLinear:
     """Repacks once, into `memory`; bias: [out] of any floating dtype. Scales are rounded to float16, which those of a GGUF file are."""
+    weight = weight.in_small_groups()
     out_features, in_features = weight.codes.shape
     num_tiles, num_groups = -(-out_features // TILE), in_features // GROUP
     kind = Kind(bits=weight.bits, has_minima=not weight.is_symmetric)

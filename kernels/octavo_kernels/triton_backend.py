@@ -28,13 +28,15 @@ from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCach
 from octavo_kernels.launch import is_interpreted
 from octavo_kernels.linear_tuning import TuningCache, cache_folder
 from octavo_kernels.moe_routing import route
-from octavo_kernels.require import require_own
+from octavo_kernels.packed_weight import pack
+from octavo_kernels.quantized_weight import QuantizedWeight
+from octavo_kernels.require import require_own, require_shape
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.store_kv import store_kv
-from octavo_kernels.triton_linear import LinearShapes, TritonLinear
+from octavo_kernels.triton_linear import LinearShapes, TritonLinear, TritonPackedLinear
 from octavo_kernels.whole_weights import WholeExperts
 
 _PROGRAMS_PER_PROCESSOR = 4
@@ -79,6 +81,7 @@ class TritonBackend:
             versions = {"torch": torch.__version__, "triton": triton.__version__}
             cache = TuningCache(cache_folder(), properties.name, versions)
         self._device = device
+        self._num_processors = num_processors
         self._linear_shapes = LinearShapes(num_processors, cache)
         self._target_items = num_processors * _PROGRAMS_PER_PROCESSOR
 
@@ -107,7 +110,18 @@ class TritonBackend:
             few=self._linear_shapes.few(weight),
         )
 
+    def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> TritonPackedLinear:
+        if bias is not None:
+            require_shape("bias", bias, (weight.codes.shape[0],))
+        return TritonPackedLinear(
+            weight=pack(weight, self._device),
+            bias=bias.to(self._device) if bias is not None else None,
+            num_processors=self._num_processors,
+        )
+
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
+        if isinstance(handle, TritonPackedLinear):
+            return handle(x)
         return require_own(handle, TritonLinear)(x)
 
     def tune(self, handles: Sequence[LinearHandle]) -> None:

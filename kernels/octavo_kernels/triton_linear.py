@@ -1,8 +1,9 @@
 """Linear layers on a GPU: the handles, which way each takes for how many rows, and what is measured of them at a start.
 
-| weight | up to 16 rows | more |
+| weight | few rows | more |
 |---|---|---|
-| as in the checkpoint | skinny_linear.py where it was measured to be faster, else the vendor's product | the vendor's product |
+| as in the checkpoint | up to 16: skinny_linear.py where it was measured to be faster | the vendor's product |
+| of 4 or 8 bits | up to 128: w4a16_linear.py | written out in parts for the vendor's product |
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from triton.runtime.errors import OutOfResources
 
 from octavo_kernels.checks import check_linear
 from octavo_kernels.linear_tuning import Choice, FewRows, LinearShape, TuningCache, choose
+from octavo_kernels.packed_weight import PackedWeight
 from octavo_kernels.skinny_linear import MAX_ROWS, launch_skinny, tiling_of
 from octavo_kernels.split_k import Epilogue, SplitTiling
+from octavo_kernels.w4a16_linear import w4a16_linear, w4a16_tiling
 from octavo_kernels.whole_weights import WholeLinear
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,34 @@ class TritonLinear(WholeLinear):
         out = torch.empty((x.shape[0], self.out_features), dtype=x.dtype, device=x.device)
         launch_skinny(x, self.weight, out, tiling, Epilogue(bias=self.bias))
         return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonPackedLinear:
+    """Of 4 or 8 bits."""
+
+    weight: PackedWeight
+    bias: torch.Tensor | None
+    """[out], dtype of the activations."""
+    num_processors: int
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.out_features
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.weight.num_bytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `KernelBackend.linear`; x of any floating dtype."""
+        weight = self.weight
+        tiling = w4a16_tiling(weight.out_features, weight.in_features, weight.bits, x.dtype, self.num_processors)
+        return w4a16_linear(x, weight, self.bias, tiling)
 
 
 class LinearShapes:

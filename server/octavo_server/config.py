@@ -175,9 +175,9 @@ class EngineConfig:
     unless it has bfloat16 units."""
 
     quantization: Literal["none", "int8", "int4"] = setting("none")
-    """Keep linear layers in few bits and compute them with 8-bit integers, on a CPU. int8, int4: the small blocks of a
-    GGUF file (Q4_0, Q4_1, Q8_0) stay as they are stored, anything else is rounded to that many bits, an output head to
-    8. none: exact, in the dtype."""
+    """Keep linear layers in few bits. int8, int4: the small blocks of a GGUF file (Q4_0, Q4_1, Q8_0) stay as they are
+    stored, anything else is rounded to that many bits, an output head to 8; a CPU computes them with 8-bit integers, a
+    GPU in the dtype. none: exact, in the dtype."""
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     """Where to compute. auto: the first GPU where there is one, else the CPU."""

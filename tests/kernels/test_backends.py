@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from octavo_kernels.backend import KernelBackend, QuantizedBackend, select_backend
+from octavo_kernels.backend import CompilingBackend, KernelBackend, select_backend
 from octavo_kernels.batches import PAD_SLOT
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import KVCacheSpec
@@ -30,7 +30,7 @@ def backend(request: pytest.FixtureRequest) -> KernelBackend:
 
 
 def kv_dtype(backend: KernelBackend) -> torch.dtype:
-    return backend.kv_dtype if isinstance(backend, QuantizedBackend) else torch.float32
+    return backend.kv_dtype if isinstance(backend, CompilingBackend) else torch.float32
 
 
 def a_spec(backend: KernelBackend, num_layers: int = 2) -> KVCacheSpec:

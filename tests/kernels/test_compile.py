@@ -12,7 +12,8 @@ import pytest
 
 CASES = (
     "elementwise-8b-bf16,caches-8b-bf16,sample-128k,attention-8b-bf16,attention-8b-bf16-window,"
-    "experts-qwen3-30b-bf16-few,experts-qwen3-30b-bf16-many,skinny-8b-gate-up-bf16,skinny-8b-down-bf16"
+    "experts-qwen3-30b-bf16-few,experts-qwen3-30b-bf16-many,skinny-8b-gate-up-bf16,skinny-8b-down-bf16,"
+    "w4a16-8b-gate-up-bf16-1,w4a16-8b-down-bf16-100,w4a16-8b-down-bf16-1000,w8a16-8b-down-bf16-1"
 )
 MORE_CASES = (
     "elementwise-70b-bf16,elementwise-smollm2-f32,caches-odd-f32,sample-49k,attention-smollm2-f16,"
@@ -20,7 +21,8 @@ MORE_CASES = (
     "attention-mqa-71-bf16,attention-odd-f16,attention-qwen2-7b-bf16,attention-smollm2-f32-window,attention-mha-96-bf16-window,"
     "attention-256-bf16-window,attention-qwen2-7b-bf16-window,attention-qwen2-half-b-f16-window,"
     "experts-mixtral-8x7b-f16-few,experts-mixtral-8x7b-f16-many,experts-odd-f32-few,experts-odd-f32-many,"
-    "skinny-smollm2-f16,skinny-smollm2-f32,skinny-odd-bf16"
+    "skinny-smollm2-f16,skinny-smollm2-f32,skinny-odd-bf16,w4a16-smollm2-f16-20,w4a16-smollm2-f32-1,"
+    "w4a16-smollm2-f32-100,w8a16-8b-down-bf16-100,w8a16-8b-down-f16-1000"
 )
 
 SHARED_BYTES_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
@@ -44,6 +46,8 @@ KERNELS = {
     "moe_sum_kernel",
     "skinny_linear_kernel",
     "sum_splits_kernel",
+    "w4a16_linear_kernel",
+    "dequantize_kernel",
 }
 
 DOTS = {
@@ -52,6 +56,7 @@ DOTS = {
     "moe_gate_up_kernel",
     "moe_down_kernel",
     "skinny_linear_kernel",
+    "w4a16_linear_kernel",
 }
 
 WITHOUT_DOT = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 import torch
 
@@ -13,12 +14,14 @@ from octavo_kernels.decode_attention import decode_attention
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.moe_routing import route
+from octavo_kernels.packed_weight import PackedWeight
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.skinny_linear import default_tiling, skinny_linear
 from octavo_kernels.store_kv import store_kv
+from octavo_kernels.w4a16_linear import w4a16_linear, w4a16_tiling
 from octavo_testing.kernels import Shape, a_paged_case, a_sampling_batch
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -87,6 +90,19 @@ def _skinny(num_columns: int, depth: int, dtype: torch.dtype, num_processors: in
     )
 
 
+def _w4a16(num_columns: int, depth: int, num_rows: int, dtype: torch.dtype, bits: int = 4, group: int = 32) -> None:
+    weight = PackedWeight(
+        bits=bits,
+        group=group,
+        codes=torch.empty(depth // 32, num_columns, 4 * bits, dtype=torch.uint8),
+        pairs=torch.empty(depth // group, num_columns, dtype=torch.int32),
+        factor=1.0,
+    )
+    x, bias = torch.zeros(num_rows, depth, dtype=dtype), torch.zeros(num_columns, dtype=dtype)
+    with patch("torch.mm"):
+        w4a16_linear(x, weight, bias, w4a16_tiling(num_columns, depth, bits, dtype, 132))
+
+
 _QWEN3_30B = (128, 8, 2048, 768)
 _MIXTRAL_8X7B = (8, 2, 4096, 14336)
 
@@ -104,6 +120,10 @@ CASES: dict[str, Callable[[], None]] = {
     "experts-qwen3-30b-bf16-many": partial(_experts, _QWEN3_30B, 4096, BF16),
     "skinny-8b-gate-up-bf16": partial(_skinny, 28672, 4096, BF16),
     "skinny-8b-down-bf16": partial(_skinny, 4096, 14336, BF16),
+    "w4a16-8b-gate-up-bf16-1": partial(_w4a16, 28672, 4096, 1, BF16),
+    "w4a16-8b-down-bf16-100": partial(_w4a16, 4096, 14336, 100, BF16),
+    "w4a16-8b-down-bf16-1000": partial(_w4a16, 4096, 14336, 1000, BF16),
+    "w8a16-8b-down-bf16-1": partial(_w4a16, 4096, 14336, 1, BF16, 8),
 }
 """The ordinary tests compile these."""
 
@@ -135,6 +155,11 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "skinny-smollm2-f16": partial(_skinny, 576, 1536, F16),
     "skinny-smollm2-f32": partial(_skinny, 576, 1536, F32),
     "skinny-odd-bf16": partial(_skinny, 517, 200, BF16),
+    "w4a16-smollm2-f16-20": partial(_w4a16, 576, 1536, 20, F16, 4, 128),
+    "w4a16-smollm2-f32-1": partial(_w4a16, 576, 1536, 1, F32),
+    "w4a16-smollm2-f32-100": partial(_w4a16, 576, 1536, 100, F32),
+    "w8a16-8b-down-bf16-100": partial(_w4a16, 4096, 14336, 100, BF16, 8),
+    "w8a16-8b-down-f16-1000": partial(_w4a16, 4096, 14336, 1000, F16, 8),
     "experts-odd-f32-few": partial(_experts, (5, 2, 72, 100), 8, F32),
     "experts-odd-f32-many": partial(_experts, (5, 2, 72, 100), 200, F32),
     "attention-odd-f16": partial(_attention, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F16),

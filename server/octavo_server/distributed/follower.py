@@ -144,7 +144,7 @@ def _load(setup: Setup, communicator: TorchDistributed) -> LoadedModel:
         raise StartupError("GPUOutOfMemory", "its part of the weights does not fit into its GPU's memory") from error
     except MemoryError as error:
         raise StartupError("HostOutOfMemory", "its part of the weights does not fit into memory") from error
-    if setup.quantization != "none":
+    if setup.quantization != "none" and setup.device == "cpu":
         # The compiled kernels have threads of their own.
         torch.set_num_threads(1)
     return model

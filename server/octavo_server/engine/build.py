@@ -231,7 +231,7 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
         ) from error
     except MemoryError as error:
         raise StartupError("HostOutOfMemory", "the weights do not fit into this machine's memory") from error
-    if config.quantization != "none":
+    if config.quantization != "none" and device == "cpu":
         # The compiled kernels have threads of their own, and torch's would spin on the same cores.
         torch.set_num_threads(1)
     return model

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional
 
-from octavo_kernels.backend import QuantizedBackend
+from octavo_kernels.backend import CompilingBackend
 from octavo_kernels.decoder_spec import DecoderSpec
 from octavo_server.distributed.communicator import SingleRank
 from octavo_server.models.shard import Shard
@@ -184,7 +184,7 @@ class Decoder:
 
 def _compile(config: ModelConfig, weights: DecoderWeights, backend: KernelBackend) -> DecoderStep | None:
     """All layers as one function, where the backend has such."""
-    if not isinstance(backend, QuantizedBackend):
+    if not isinstance(backend, CompilingBackend):
         return None
     return backend.compile_decoder(
         DecoderSpec(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from octavo_kernels.backend import QuantizedBackend
+from octavo_kernels.backend import CompilingBackend, QuantizedBackend
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, filled_up, quantize, stack
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import rope_table
@@ -152,17 +152,17 @@ class _CutSource:
         values = self._source.read(name, self._cut(name))
         target[tuple(slice(size) for size in values.shape)] = values
 
-    def codes(self, name: str, bits: int) -> QuantizedWeight:
-        """As they are stored, or rounded to `bits`."""
+    def codes(self, name: str, bits: int, device: torch.device) -> QuantizedWeight:
+        """As they are stored, or rounded to `bits` on `device`."""
         rows, columns = self.shape(name)
         stored = self._source.read_codes(name, self._cut(name))
         if stored is not None:
-            return filled_up(stored, rows, columns)
+            return filled_up(stored.to(device), rows, columns)
         values = self._source.read(name, self._cut(name))
         missing = rows - values.shape[0], columns - values.shape[1]
         if any(missing):
             values = functional.pad(values, (0, missing[1], 0, missing[0]))
-        return quantize(values, bits)
+        return quantize(values.to(device), bits)
 
 
 class _Reader:
@@ -216,7 +216,13 @@ class _Reader:
 
     def experts(self, gate_up: list[list[str]], down: list[list[str]]) -> ExpertsHandle:
         """gate_up: an expert's two names each, down: its one."""
-        if self.bits is not None and isinstance(self.backend, QuantizedBackend):
+        if self.bits is not None:
+            if not isinstance(self.backend, CompilingBackend):
+                raise StartupError(
+                    "SpecInvalid",
+                    f"--quantization: experts of {self.bits} bits run on a CPU, not by the {self.backend.name} kernels of "
+                    f"this version; use --quantization none",
+                )
             return self.backend.prepare_quantized_experts(
                 [self.linear(names, has_bias=False) for names in gate_up],
                 [self.linear(names, has_bias=False) for names in down],
@@ -238,9 +244,10 @@ class _Reader:
     def _quantized(self, names: list[str], bits: int, bias: torch.Tensor | None) -> LinearHandle:
         if not isinstance(self.backend, QuantizedBackend):
             raise TypeError(f"the {self.backend.name} backend takes no quantised weights")
-        weight = stack([self.source.codes(name, bits) for name in names])
-        self._record([name for name in names if name != EMBEDDING], weight.num_bytes)
-        return self.backend.prepare_quantized_linear(weight, bias)
+        weight = stack([self.source.codes(name, bits, self.backend.device) for name in names])
+        handle = self.backend.prepare_quantized_linear(weight, bias)
+        self._record([name for name in names if name != EMBEDDING], handle.weight_bytes)
+        return handle
 
     def _record(self, names: list[str], num_kept_bytes: int) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import QuantizedBackend, TunableBackend, select_backend, select_quantized_backend
+from octavo_kernels.backend import CompilingBackend, TunableBackend, select_backend, select_quantized_backend
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import KVCacheSpec
 from octavo_server.errors import StartupError
@@ -50,7 +50,7 @@ class LoadedModel:
 
     @property
     def kv_dtype(self) -> torch.dtype:
-        return self.backend.kv_dtype if isinstance(self.backend, QuantizedBackend) else self.dtype
+        return self.backend.kv_dtype if isinstance(self.backend, CompilingBackend) else self.dtype
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -108,6 +108,9 @@ def load_model(
     weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress, bits, shard)
     if isinstance(backend, TunableBackend):
         backend.tune(weights.linear_layers)
+    if not device.startswith("cpu"):
+        # what loading needed for a while would count as taken
+        torch.cuda.empty_cache()
     return LoadedModel(
         config=config,
         decoder=Decoder(config, weights, backend, communicator),
@@ -138,9 +141,11 @@ def _open(location: ModelLocation, config: ModelConfig, load_format: str) -> Wei
 def _select_backend(device: str, dtype: torch.dtype, bits: int | None) -> KernelBackend:
     if bits is None:
         return select_backend(device)
-    if dtype != torch.float32:
+    if device == "cpu" and dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
-        raise StartupError("SpecInvalid", f"--quantization computes in float32, not in {name}; leave --dtype out")
+        raise StartupError(
+            "SpecInvalid", f"--quantization computes in float32 on a CPU, not in {name}; leave --dtype out"
+        )
     try:
         return select_quantized_backend(device, torch.get_num_threads())
     except KernelError as error:

@@ -126,10 +126,8 @@ def _notes(question: Question) -> list[str]:
     model, notes = question.model, list(question.model.notes)
     if not model.is_served:
         notes.append(f"{model.architecture} is planned, and not served by this version")
-    if question.config.quantization != "none" and question.device.kind == "gpu":
-        notes.append(
-            "--quantization is served on a CPU alone by this version; on a GPU it is planned in the same layout"
-        )
+    if question.config.quantization != "none" and question.device.kind == "gpu" and model.num_experts:
+        notes.append("--quantization of a mixture of experts is served on a CPU alone by this version")
     return notes
 
 

@@ -19,8 +19,10 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
 GROUP = 32
 """Inputs that share a scale and, but for 8 bits alone, a minimum of 2 bytes each; a matrix of another width stays exact."""
+PAIR_BYTES = 4
+"""Of a group's scale and minimum, which on a GPU stand together whether the minimum says more or not."""
 TILE = 32
-"""Output rows a tile of quantised weights."""
+"""Output rows a tile of quantised weights on a CPU."""
 LANES = 16
 """Elements a vector of the compiled kernels' cache."""
 HEAD_BITS = 8
@@ -53,6 +55,11 @@ class Layout:
     @property
     def item_bytes(self) -> int:
         return ITEM_BYTES[self.dtype]
+
+    @property
+    def tile(self) -> int:
+        """Output rows that quantised weights are filled up to a multiple of."""
+        return TILE if self.backend == "numba" else 1
 
     @property
     def quantization(self) -> str:
@@ -99,7 +106,7 @@ def weight_sizes(model: ModelShape, layout: Layout) -> WeightSizes:
         elif model.is_tied:
             # In few bits it is a second matrix beside the embedding, which stays exact.
             is_second = layout.bits is not None and shape[1] % GROUP == 0
-            codes_of_head = _Codes(_head_bits(parameter), num_empty_rows=-shape[0] % TILE)
+            codes_of_head = _Codes(_head_bits(parameter), num_empty_rows=-shape[0] % layout.tile)
             head = _bytes(shape, codes_of_head, layout) if is_second else size
             step += head
             total += head if is_second else 0
@@ -170,7 +177,7 @@ def _codes_by_name(model: ModelShape, layout: Layout) -> dict[str, _Codes]:
     codes = {fused: _Codes(max(each), has_4=4 in each) for fused, each in parts.items()}
     firsts = {fused: name for name, fused in reversed(found.items())}
     return {
-        name: codes[fused]._replace(num_empty_rows=-rows[fused] % TILE if firsts[fused] == name else 0)
+        name: codes[fused]._replace(num_empty_rows=-rows[fused] % layout.tile if firsts[fused] == name else 0)
         for name, fused in found.items()
     }
 
@@ -188,6 +195,9 @@ def _bytes(shape: tuple[int, ...], codes: _Codes | None, layout: Layout) -> int:
     rows, *rest = shape
     if codes is None or rest[0] % GROUP:
         return rows * (rest[0] if rest else 1) * layout.item_bytes
-    # Codes, scales and minima, and a bias of float32 whether the model has one or not.
     rows += codes.num_empty_rows
-    return rows * rest[0] * codes.bits // 8 + rows * rest[0] // GROUP * codes.group_bytes + rows * 4
+    packed = rows * rest[0] * codes.bits // 8
+    if layout.backend == "triton":
+        return packed + rows * rest[0] // GROUP * PAIR_BYTES
+    # A bias of float32 whether the model has one or not.
+    return packed + rows * rest[0] // GROUP * codes.group_bytes + rows * 4

@@ -24,6 +24,10 @@ GPU_OVERHEAD_BYTES = 600 * 2**20
 differs by GPU and driver, and an engine that starts measures it."""
 
 
+QUANTIZED_WORKSPACE_BYTES = 64 * 2**20
+"""Of a GPU: what of a matrix of few bits is written out at a time for the product of many rows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What an engine knows once its weights are loaded."""
@@ -183,7 +187,8 @@ def _kv_plan(
 
 
 def _activations(model: ModelShape, layout: Layout, limits: ResolvedLimits, *, context: int) -> int:
-    return activation_bytes(
+    workspace = QUANTIZED_WORKSPACE_BYTES if layout.backend == "triton" and layout.bits is not None else 0
+    return workspace + activation_bytes(
         step_widths(model, layout),
         backend=layout.backend,
         num_tokens=limits.max_num_batched_tokens,

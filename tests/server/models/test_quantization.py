@@ -251,7 +251,9 @@ def test_weights_take_the_memory_that_is_reported(tmp_path: Path) -> None:
 def test_other_dtypes_are_refused_with_the_remedy(tmp_path: Path) -> None:
     checkpoint = a_checkpoint(tmp_path, "LlamaForCausalLM", SIZES)
 
-    with pytest.raises(StartupError, match="computes in float32, not in bfloat16; leave --dtype out") as caught:
+    with pytest.raises(
+        StartupError, match="computes in float32 on a CPU, not in bfloat16; leave --dtype out"
+    ) as caught:
         load_model(checkpoint.path, dtype="bfloat16", quantization="int8")
 
     assert caught.value.reason == "SpecInvalid"

@@ -109,7 +109,7 @@ def test_what_this_version_does_not_serve_is_noted() -> None:
     found = answer(a_question(DEEPSEEK_V3, GPUS["B200"], ways=8, quantization="int4"))
 
     assert any("DeepseekV3ForCausalLM is planned, and not served" in note for note in found.notes)
-    assert any("--quantization is served on a CPU alone" in note for note in found.notes)
+    assert any("--quantization of a mixture of experts is served on a CPU alone" in note for note in found.notes)
 
 
 def test_processes_on_one_cpu_share_its_memory() -> None:
