@@ -14,6 +14,8 @@ from octavo_kernels import (
     decode_attention_ref,
     extend_attention,
     extend_attention_ref,
+    fp8_linear,
+    fp8_linear_ref,
     fused_moe,
     fused_moe_ref,
     moe_routing,
@@ -34,6 +36,8 @@ from octavo_kernels import (
     w4a16_linear_ref,
 )
 from octavo_kernels.attention_plan import plan_paged_attention
+from octavo_kernels.fp8_weight import FP8, MIN_CAPABILITY, quantize_fp8
+from octavo_kernels.launch import is_amd
 from octavo_kernels.packed_weight import pack
 from octavo_kernels.quantized_weight import quantize
 from octavo_testing.kernels import Shape, a_paged_case, a_sampling_batch
@@ -58,6 +62,8 @@ def run(record: PartRecord, device: torch.device) -> None:
             label = f"{name}, {str(dtype).removeprefix('torch.')}"
             record.check(label, error=largest_error(actual, expected), tolerance=TOLERANCE[dtype])
     torch.manual_seed(0)
+    if _has_float8(device):
+        record.check("linear of float8", error=_float8(device, record.is_tiny), tolerance=TOLERANCE[torch.bfloat16])
     wrong = _wrong_draws(device, 100 if record.is_tiny else 128256, 2 if record.is_tiny else 32)
     record.check("sample: draws that differ", error=wrong, tolerance=0, unit="rows")
 
@@ -185,6 +191,23 @@ def _few_bits(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[
             actual.append(w4a16_linear.w4a16_linear(x, weight, None, tiling))
             expected.append(w4a16_linear_ref.w4a16_linear(x, weight, None))
     return torch.cat(actual), torch.cat(expected)
+
+
+def _float8(device: torch.device, is_tiny: bool) -> float:
+    """Few rows by our kernel, and many by the vendor's product -> the largest error."""
+    outputs, inputs = (32, 96) if is_tiny else (4096, 14336)
+    weight = quantize_fp8(torch.randn(outputs, inputs, device=device) * inputs**-0.5)
+    error = 0.0
+    for rows, tiling in ((3, skinny_linear.default_tiling(outputs, inputs, FP8, 132)), (33, None)):
+        x = torch.randn(rows, inputs, device=device).bfloat16()
+        actual = fp8_linear.fp8_linear(x, weight, None, tiling)
+        error = max(error, largest_error(actual, fp8_linear_ref.fp8_linear(x, weight, None)))
+    return error
+
+
+def _has_float8(device: torch.device) -> bool:
+    """Or interprets it."""
+    return device.type == "cpu" or (not is_amd() and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY)
 
 
 def _wrong_draws(device: torch.device, vocab: int, rows: int) -> float:

@@ -98,7 +98,7 @@ class Model:
         """source: "device" makes weights there; "host" makes those that any backend's twin has too."""
         self.config = parse_model_config(raw, {}, source="gpu_report")
         weights = DeviceWeights(self.config, backend.device) if source == "device" else DummyWeights(self.config)
-        loaded = load_decoder_weights(self.config, weights, backend, dtype, lambda _done, _total: None, None)
+        loaded = load_decoder_weights(self.config, weights, backend, dtype, lambda _done, _total: None)
         self.num_weight_bytes = loaded.num_bytes
         self.decoder = Decoder(self.config, loaded, backend)
         self._dtype = dtype

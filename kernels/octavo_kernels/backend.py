@@ -146,6 +146,20 @@ class QuantizedBackend(KernelBackend, Protocol):
 
 
 @runtime_checkable
+class Fp8Backend(KernelBackend, Protocol):
+    """A backend that multiplies in float8 (e4m3), where the device has it."""
+
+    def check_fp8(self) -> None:
+        """Raises `KernelError` where the device has no float8 of this format."""
+
+    def prepare_fp8_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> QuantizedHandle:
+        """Rounds weight [out, in] to float8 with a scale for each output; `linear` rounds activations, bfloat16, likewise.
+
+        Raises `KernelError` where `out` or `in` is no multiple of 16.
+        """
+
+
+@runtime_checkable
 class CompilingBackend(QuantizedBackend, Protocol):
     """A backend that may run a decoder's layers as one."""
 

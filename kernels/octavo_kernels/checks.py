@@ -22,6 +22,7 @@ from octavo_kernels.require import (
 )
 
 if TYPE_CHECKING:
+    from octavo_kernels.fp8_weight import Fp8Weight
     from octavo_kernels.packed_weight import PackedWeight
 
 
@@ -52,6 +53,17 @@ def check_packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tenso
     if bias is not None:
         require_shape("bias", bias, (weight.out_features,))
         require_dtype("bias", bias, x.dtype)
+
+
+def check_fp8_linear(x: torch.Tensor, weight: Fp8Weight, bias: torch.Tensor | None) -> None:
+    """x: [num_tokens, in] bfloat16, last dimension contiguous; bias: [out] bfloat16."""
+    require_shape("x", x, (None, weight.codes.shape[1]))
+    require_dtype("x", x, torch.bfloat16)
+    require_last_contiguous("x", x)
+    require_device("x", x, weight.codes.device)
+    if bias is not None:
+        require_shape("bias", bias, (weight.codes.shape[0],))
+        require_dtype("bias", bias, torch.bfloat16)
 
 
 def check_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> None:

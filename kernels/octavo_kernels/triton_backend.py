@@ -23,9 +23,10 @@ from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention, decode_attention_kernel
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
+from octavo_kernels.fp8_weight import FP8, check_fp8_device, quantize_fp8
 from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
-from octavo_kernels.launch import is_interpreted
+from octavo_kernels.launch import is_amd, is_interpreted
 from octavo_kernels.linear_tuning import TuningCache, cache_folder
 from octavo_kernels.moe_routing import route
 from octavo_kernels.packed_weight import pack
@@ -36,7 +37,7 @@ from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.store_kv import store_kv
-from octavo_kernels.triton_linear import LinearShapes, TritonLinear, TritonPackedLinear
+from octavo_kernels.triton_linear import LinearShapes, TritonFp8Linear, TritonLinear, TritonPackedLinear
 from octavo_kernels.whole_weights import WholeExperts
 
 _PROGRAMS_PER_PROCESSOR = 4
@@ -119,13 +120,28 @@ class TritonBackend:
             num_processors=self._num_processors,
         )
 
+    def prepare_fp8_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TritonFp8Linear:
+        check_linear_weight(weight, bias)
+        on_device = weight.to(self._device)
+        return TritonFp8Linear(
+            fp8=quantize_fp8(on_device),
+            bias=bias.to(self._device) if bias is not None else None,
+            few=self._linear_shapes.few(on_device, FP8),
+        )
+
+    def check_fp8(self) -> None:
+        if self._device.type == "cpu":
+            return
+        capability = None if is_amd() else torch.cuda.get_device_capability(self._device)
+        check_fp8_device(torch.cuda.get_device_name(self._device), capability)
+
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
-        if isinstance(handle, TritonPackedLinear):
+        if isinstance(handle, TritonPackedLinear | TritonFp8Linear):
             return handle(x)
         return require_own(handle, TritonLinear)(x)
 
     def tune(self, handles: Sequence[LinearHandle]) -> None:
-        self._linear_shapes.tune([handle for handle in handles if isinstance(handle, TritonLinear)])
+        self._linear_shapes.tune([handle for handle in handles if isinstance(handle, TritonLinear | TritonFp8Linear)])
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return rms_norm(x, weight, eps)

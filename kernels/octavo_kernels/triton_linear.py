@@ -3,6 +3,7 @@
 | weight | few rows | more |
 |---|---|---|
 | as in the checkpoint | up to 16: skinny_linear.py where it was measured to be faster | the vendor's product |
+| of float8 | as above, against `torch._scaled_mm` | `torch._scaled_mm` |
 | of 4 or 8 bits | up to 128: w4a16_linear.py | written out in parts for the vendor's product |
 """
 
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from triton.runtime.errors import OutOfResources
 
 from octavo_kernels.checks import check_linear
+from octavo_kernels.fp8_linear import fp8_linear
+from octavo_kernels.fp8_weight import FP8, Fp8Weight
 from octavo_kernels.linear_tuning import Choice, FewRows, LinearShape, TuningCache, choose
 from octavo_kernels.packed_weight import PackedWeight
 from octavo_kernels.skinny_linear import MAX_ROWS, launch_skinny, tiling_of
@@ -80,6 +83,37 @@ class TritonPackedLinear:
         return w4a16_linear(x, weight, self.bias, tiling)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonFp8Linear:
+    """Of float8; activations are rounded to it token by token."""
+
+    fp8: Fp8Weight
+    bias: torch.Tensor | None
+    """[out] bfloat16."""
+    few: FewRows
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[out, in] float8."""
+        return self.fp8.codes
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.fp8.num_bytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `KernelBackend.linear`; x: bfloat16."""
+        return fp8_linear(x, self.fp8, self.bias, self.few.choice)
+
+
 class LinearShapes:
     """The layers' shapes of one backend, and how each computes few rows. `few` may be called from several threads."""
 
@@ -89,17 +123,17 @@ class LinearShapes:
         self._cache = cache
         self._shapes: dict[LinearShape, FewRows] = {}
 
-    def few(self, weight: torch.Tensor) -> FewRows:
-        """Of a weight [out, in], as was measured before."""
+    def few(self, weight: torch.Tensor, dtype: torch.dtype | None = None) -> FewRows:
+        """Of a weight [out, in], kept in its own dtype or in `dtype`, as was measured before."""
         shape = LinearShape(
             out_features=weight.shape[0],
             in_features=weight.shape[1],
-            dtype=str(weight.dtype).removeprefix("torch."),
+            dtype=str(dtype or weight.dtype).removeprefix("torch."),
         )
         choice = None if self._cache is None else self._cache.get(shape)
         return self._shapes.setdefault(shape, FewRows(shape=shape, choice=choice))
 
-    def tune(self, linears: Sequence[TritonLinear]) -> None:
+    def tune(self, linears: Sequence[TritonLinear | TritonFp8Linear]) -> None:
         """Measures what has not been; layers of a shape are measured in turn."""
         if self._cache is None:
             return
@@ -126,10 +160,12 @@ class LinearShapes:
         ]
 
 
-def _clock(linears: Sequence[TritonLinear]) -> Callable[[Choice], float]:
+def _clock(linears: Sequence[TritonLinear | TritonFp8Linear]) -> Callable[[Choice], float]:
     """-> seconds of all these layers, of one shape, by a choice."""
     few, weight = linears[0].few, linears[0].weight
-    inputs = [torch.randn(rows, weight.shape[1], device=weight.device).to(weight.dtype) for rows in TUNED_ROWS]
+    # activations come in 16 bits where the weight has 8
+    dtype = torch.bfloat16 if weight.dtype == FP8 else weight.dtype
+    inputs = [torch.randn(rows, weight.shape[1], device=weight.device).to(dtype) for rows in TUNED_ROWS]
 
     def seconds(choice: Choice) -> float:
         few.choice = choice

@@ -174,10 +174,11 @@ class EngineConfig:
     """Type of weights and activations. auto: the checkpoint's own on a GPU; float32 on a CPU, which computes it fastest
     unless it has bfloat16 units."""
 
-    quantization: Literal["none", "int8", "int4"] = setting("none")
+    quantization: Literal["none", "int8", "int4", "fp8"] = setting("none")
     """Keep linear layers in few bits. int8, int4: the small blocks of a GGUF file (Q4_0, Q4_1, Q8_0) stay as they are
     stored, anything else is rounded to that many bits, an output head to 8; a CPU computes them with 8-bit integers, a
-    GPU in the dtype. none: exact, in the dtype."""
+    GPU in the dtype. fp8: 8-bit floats (e4m3), a scale for each output and each token, on GPUs of compute capability
+    8.9 or newer, the output head exact. none: exact, in the dtype."""
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     """Where to compute. auto: the first GPU where there is one, else the CPU."""

@@ -12,6 +12,8 @@ from octavo_kernels.attention_plan import plan_paged_attention
 from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
+from octavo_kernels.fp8_linear import fp8_linear
+from octavo_kernels.fp8_weight import FP8, Fp8Weight
 from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.moe_routing import route
 from octavo_kernels.packed_weight import PackedWeight
@@ -103,6 +105,12 @@ def _w4a16(num_columns: int, depth: int, num_rows: int, dtype: torch.dtype, bits
         w4a16_linear(x, weight, bias, w4a16_tiling(num_columns, depth, bits, dtype, 132))
 
 
+def _fp8(num_columns: int, depth: int) -> None:
+    weight = Fp8Weight(codes=torch.empty(num_columns, depth, dtype=FP8), scales=torch.zeros(num_columns))
+    tiling = default_tiling(num_columns, depth, FP8, 132)
+    fp8_linear(torch.zeros(3, depth, dtype=BF16), weight, torch.zeros(num_columns, dtype=BF16), tiling)
+
+
 _QWEN3_30B = (128, 8, 2048, 768)
 _MIXTRAL_8X7B = (8, 2, 4096, 14336)
 
@@ -124,6 +132,8 @@ CASES: dict[str, Callable[[], None]] = {
     "w4a16-8b-down-bf16-100": partial(_w4a16, 4096, 14336, 100, BF16),
     "w4a16-8b-down-bf16-1000": partial(_w4a16, 4096, 14336, 1000, BF16),
     "w8a16-8b-down-bf16-1": partial(_w4a16, 4096, 14336, 1, BF16, 8),
+    "fp8-8b-gate-up": partial(_fp8, 28672, 4096),
+    "fp8-8b-down": partial(_fp8, 4096, 14336),
 }
 """The ordinary tests compile these."""
 
@@ -165,3 +175,6 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "attention-odd-f16": partial(_attention, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F16),
 }
 """The long proof compiles these too."""
+
+ONLY_ON: dict[str, tuple[str, ...]] = {"fp8-8b-gate-up": ("sm_90",), "fp8-8b-down": ("sm_90",)}
+"""Chips that a case is for, where it is not for all: before sm_89 there is no float8, and gfx942 has another."""

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from octavo_testing.kernel_cases import CASES, MORE_CASES
+from octavo_testing.kernel_cases import CASES, MORE_CASES, ONLY_ON
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -60,9 +60,9 @@ class Compiled:
 
 
 def compile_case(case: str, targets: list[str]) -> list[Compiled]:
-    """Every kernel that the case launches, for every target."""
+    """Every kernel that the case launches, for every target that it is for."""
     compiled: list[Compiled] = []
-    for target in targets:
+    for target in (name for name in targets if name in ONLY_ON.get(case, targets)):
 
         def compile_instead(
             kernel: JITFunction[Any], *_: object, grid: object, warmup: bool, target: str = target, **arguments: Any

@@ -262,7 +262,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "names twice": ({"servedNames": ["a", "a"]}, "Duplicate value"),
     "strange field": ({"adapter": []}, 'unknown field "spec.adapter"'),
     "adapters": ({"adapters": [{"name": "sql", "uri": "hf://org/sql"}]}, "adapters are not served yet; merge"),
-    "quantization of a later version": ({"engine": {"quantization": "fp8"}}, "not served yet, int8 and int4 are"),
+    "quantization of a later version": ({"engine": {"quantization": "awq"}}, "not served yet, int8, int4 and fp8 are"),
     "quantization of nobody": ({"engine": {"quantization": "int3"}}, "spec.engine.quantization: Unsupported value"),
     "a small K/V cache": ({"engine": {"kvCacheDtype": "fp8"}}, "kvCacheDtype fp8 and int8 are not served yet"),
     "a guess": ({"engine": {"speculative": {"method": "ngram"}}}, "speculative is not served yet; leave it out"),

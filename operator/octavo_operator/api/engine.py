@@ -12,8 +12,8 @@ MAX_RANKS = 16
 """Of one model on one node, as many as GPUs."""
 UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-QUANTIZATIONS = ("", "int8", "int4")
-NOT_SERVED_QUANTIZATIONS = ("fp8", "awq", "gptq", "compressed-tensors")
+QUANTIZATIONS = ("", "int8", "int4", "fp8")
+NOT_SERVED_QUANTIZATIONS = ("awq", "gptq", "compressed-tensors")
 KV_CACHE_DTYPES = ("auto",)
 NOT_SERVED_KV_CACHE_DTYPES = ("fp8", "int8")
 RESERVED_FLAGS = (
@@ -82,7 +82,8 @@ def _served(raw: ObjectReader, field: str, served: tuple[str, ...], later: tuple
     """One of `served`, the first by default; one of `later` is refused as not served yet."""
     value = raw.choice(field, (*served, *later), default=served[0])
     if value in later:
-        known = " and ".join(name for name in served if name)
+        *others, last = (name for name in served if name)
+        known = f"{', '.join(others)} and {last}" if others else last
         raw.complain(field, f"{value} is not served yet, only {known}; use {instead}")
     return value
 

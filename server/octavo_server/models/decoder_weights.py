@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from octavo_kernels.backend import CompilingBackend, QuantizedBackend
+from octavo_kernels.backend import CompilingBackend, Fp8Backend, QuantizedBackend
+from octavo_kernels.errors import KernelError
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, filled_up, quantize, stack
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import rope_table
@@ -32,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 # Buffers that older checkpoints carry and that follow from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+
+
+_BITS = {"int8": 8, "int4": 4}
+"""By `--quantization`, what a linear layer's weight is rounded to unless it is stored in fewer bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +102,14 @@ def load_decoder_weights(
     backend: KernelBackend,
     dtype: torch.dtype,
     on_progress: Progress,
-    bits: int | None = None,
+    quantization: str = "none",
     shard: Shard = ALONE,
 ) -> DecoderWeights:
     """Reads what `shard` keeps of every tensor that `config` needs, some layers at once, and warns of those left over.
 
-    With `bits`, which needs a `QuantizedBackend`, linear layers stay in the few bits that they are stored in, and what
-    is stored in more is rounded to 4 or 8; an output head never to less than 8.
+    With `quantization` "int8" or "int4", which need a `QuantizedBackend`, linear layers stay in the few bits that they are
+    stored in, and what is stored in more is rounded to 8 or 4; an output head never to less than 8. With "fp8", which
+    needs an `Fp8Backend`, all but the head are rounded to float8. What cannot be rounded stays exact, and is warned of.
 
     Raises:
         StartupError: ModelInvalid, naming the tensor that is missing, mis-shaped or of an unknown type.
@@ -112,7 +118,7 @@ def load_decoder_weights(
     total = sum(source.num_bytes(name) for name in source.names)
     on_progress(0, total)
     cut_source = _CutSource(source, lambda name: shard.cut(name, source.shape(name), config))
-    reader = _Reader(cut_source, backend, dtype, bits, lambda num_read: on_progress(num_read, total))
+    reader = _Reader(cut_source, backend, dtype, quantization, lambda num_read: on_progress(num_read, total))
     # Dequantising leaves the interpreter's lock, so two threads read about twice as fast as one.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="weights") as pool:
         embedding_job = pool.submit(reader.tensor, EMBEDDING)
@@ -121,6 +127,11 @@ def load_decoder_weights(
     head = reader.head(EMBEDDING if config.tie_word_embeddings else HEAD, embedding)
     final_norm = reader.tensor("model.norm.weight")
     _warn_of_extra(config, source)
+    if reader.kept_exact:
+        logger.warning(
+            "some matrices stay exact, as they cannot be rounded",
+            extra={"count": len(reader.kept_exact), "first": min(reader.kept_exact)},
+        )
     cos_sin = rope_table(config.rope, config.head_dim, config.max_positions, source.rope_divisors())
     on_progress(total, total)
     return DecoderWeights(
@@ -173,18 +184,21 @@ class _Reader:
         source: _CutSource,
         backend: KernelBackend,
         dtype: torch.dtype,
-        bits: int | None,
+        quantization: str,
         on_read: Callable[[int], None],
     ) -> None:
         self.source = source
         self.backend = backend
         self.dtype = dtype
-        self.bits = bits
+        self.bits = _BITS.get(quantization)
+        self.is_fp8 = quantization == "fp8"
         self.on_read = on_read
         self._lock = threading.Lock()
         self.num_read = 0
         """Stored bytes."""
         self.num_kept_bytes = 0
+        self.kept_exact: list[str] = []
+        """Why matrices were not rounded that should have been, one sentence each."""
 
     def tensor(self, name: str) -> torch.Tensor:
         return self.stacked([name])
@@ -206,7 +220,13 @@ class _Reader:
     def linear(self, names: list[str], *, has_bias: bool) -> LinearHandle:
         weights = [f"{name}.weight" for name in names]
         bias = self.stacked([f"{name}.bias" for name in names]) if has_bias else None
-        if self.bits is None or self.source.shape(weights[0])[1] % GROUP:
+        if self.is_fp8:
+            return self._fp8(weights, bias)
+        if self.bits is None:
+            return self.backend.prepare_linear(self.stacked(weights), bias)
+        num_columns = self.source.shape(weights[0])[1]
+        if num_columns % GROUP:
+            self._keep_exact(f"{num_columns} inputs of {weights[0]} are no multiple of {GROUP}")
             return self.backend.prepare_linear(self.stacked(weights), bias)
         return self._quantized(weights, self.bits, bias)
 
@@ -216,11 +236,11 @@ class _Reader:
 
     def experts(self, gate_up: list[list[str]], down: list[list[str]]) -> ExpertsHandle:
         """gate_up: an expert's two names each, down: its one."""
-        if self.bits is not None:
+        if self.bits is not None or self.is_fp8:
             if not isinstance(self.backend, CompilingBackend):
                 raise StartupError(
                     "SpecInvalid",
-                    f"--quantization: experts of {self.bits} bits run on a CPU, not by the {self.backend.name} kernels of "
+                    f"--quantization: experts of {self.bits or 8} bits run on a CPU, not by the {self.backend.name} kernels of "
                     f"this version; use --quantization none",
                 )
             return self.backend.prepare_quantized_experts(
@@ -248,6 +268,22 @@ class _Reader:
         handle = self.backend.prepare_quantized_linear(weight, bias)
         self._record([name for name in names if name != EMBEDDING], handle.weight_bytes)
         return handle
+
+    def _fp8(self, names: list[str], bias: torch.Tensor | None) -> LinearHandle:
+        if not isinstance(self.backend, Fp8Backend):
+            raise TypeError(f"the {self.backend.name} backend takes no float8 weights")
+        weight = self.stacked(names)
+        try:
+            handle = self.backend.prepare_fp8_linear(weight, bias)
+        except KernelError as error:
+            self._keep_exact(str(error))
+            return self.backend.prepare_linear(weight, bias)
+        self._record([], handle.weight_bytes - weight.nbytes)
+        return handle
+
+    def _keep_exact(self, reason: str) -> None:
+        with self._lock:
+            self.kept_exact.append(reason)
 
     def _record(self, names: list[str], num_kept_bytes: int) -> None:
         with self._lock:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_kernels.backend import CompilingBackend, TunableBackend, select_backend, select_quantized_backend
+from octavo_kernels.backend import (
+    CompilingBackend,
+    Fp8Backend,
+    TunableBackend,
+    select_backend,
+    select_quantized_backend,
+)
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import KVCacheSpec
 from octavo_server.errors import StartupError
@@ -31,9 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-_BITS = {"none": None, "int8": 8, "int4": 4}
-"""By `--quantization`, what a linear layer's weight is rounded to unless it is stored in fewer bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,7 @@ def load_model(
         dtype: "auto", "float32", "float16" or "bfloat16".
         device: "cpu" or "cuda[:N]".
         on_progress: told (bytes read, bytes in all) after each tensor.
-        quantization: "none", "int8" or "int4", see `EngineConfig`.
+        quantization: "none", "int8", "int4" or "fp8", see `EngineConfig`.
         load_format: "auto", "safetensors", "gguf" or "dummy", see `EngineConfig`.
         communicator: this rank's, which need not be connected yet; None: there is but one.
 
@@ -102,10 +105,11 @@ def load_model(
     _tell_limits(config)
     torch_dtype = _DTYPES[resolve_dtype_name(dtype, config.dtype, is_cpu=device.startswith("cpu"))]
     source = _open(resolved, config, load_format)
-    bits = _BITS[quantization]
-    backend = _select_backend(device, torch_dtype, bits)
+    backend = _select_backend(device, torch_dtype, quantization)
     shard = ALONE if communicator is None else Shard(rank=communicator.rank, size=communicator.size)
-    weights = load_decoder_weights(config, source, backend, torch_dtype, on_progress or _no_progress, bits, shard)
+    weights = load_decoder_weights(
+        config, source, backend, torch_dtype, on_progress or _no_progress, quantization, shard
+    )
     if isinstance(backend, TunableBackend):
         backend.tune(weights.linear_layers)
     if not device.startswith("cpu"):
@@ -138,9 +142,11 @@ def _open(location: ModelLocation, config: ModelConfig, load_format: str) -> Wei
     return open_weights(location, config)
 
 
-def _select_backend(device: str, dtype: torch.dtype, bits: int | None) -> KernelBackend:
-    if bits is None:
+def _select_backend(device: str, dtype: torch.dtype, quantization: str) -> KernelBackend:
+    if quantization == "none":
         return select_backend(device)
+    if quantization == "fp8":
+        return _select_fp8_backend(device, dtype)
     if device == "cpu" and dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
         raise StartupError(
@@ -150,6 +156,25 @@ def _select_backend(device: str, dtype: torch.dtype, bits: int | None) -> Kernel
         return select_quantized_backend(device, torch.get_num_threads())
     except KernelError as error:
         raise StartupError("SpecInvalid", f"--quantization: {error}; use --quantization none") from error
+
+
+def _select_fp8_backend(device: str, dtype: torch.dtype) -> KernelBackend:
+    backend = select_backend(device)
+    if not isinstance(backend, Fp8Backend):
+        raise StartupError(
+            "SpecInvalid",
+            "--quantization fp8 needs a GPU of compute capability 8.9 or newer (L4, L40S, H100); on a CPU use int8 or int4",
+        )
+    if dtype != torch.bfloat16:
+        name = str(dtype).removeprefix("torch.")
+        raise StartupError(
+            "SpecInvalid", f"--quantization fp8 computes in bfloat16, not in {name}; use --dtype bfloat16"
+        )
+    try:
+        backend.check_fp8()
+    except KernelError as error:
+        raise StartupError("SpecInvalid", f"--quantization fp8: {error}") from error
+    return backend
 
 
 def _no_progress(_done: int, _total: int) -> None:

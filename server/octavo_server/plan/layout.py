@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from octavo_server.plan.model_shape import ModelShape, Parameter
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTIZATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4}
+QUANTIZATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4, "fp8": None}
+FP8_MULTIPLE = 16
+"""Of outputs and of inputs of a float8 matrix; others stay exact."""
 GROUP = 32
 """Inputs that share a scale and, but for 8 bits alone, a minimum of 2 bytes each; a matrix of another width stays exact."""
 PAIR_BYTES = 4
@@ -51,6 +53,8 @@ class Layout:
     block_size: int
     ways: int = 1
     """Devices that share the model."""
+    is_fp8: bool = False
+    """Linear layers are float8, a float32 scale for each output; an output head is exact."""
 
     @property
     def item_bytes(self) -> int:
@@ -63,7 +67,7 @@ class Layout:
 
     @property
     def quantization(self) -> str:
-        return "none" if self.bits is None else f"int{self.bits}"
+        return "fp8" if self.is_fp8 else "none" if self.bits is None else f"int{self.bits}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +92,13 @@ def choose_layout(config: EngineConfig, *, stored_dtype: str, kind: Literal["cpu
         bits=bits,
         block_size=config.block_size,
         ways=ways,
+        is_fp8=config.quantization == "fp8",
     )
 
 
 def weight_sizes(model: ModelShape, layout: Layout) -> WeightSizes:
     """Parameters as they are kept; a tied head is counted once where it is the embedding itself."""
-    codes = _codes_by_name(model, layout)
+    codes = _fp8_by_name(model, layout) if layout.is_fp8 else _codes_by_name(model, layout)
     total = step = experts = 0
     for parameter in model.parameters:
         shape = parameter.share(model, layout.ways)
@@ -182,6 +187,21 @@ def _codes_by_name(model: ModelShape, layout: Layout) -> dict[str, _Codes]:
     }
 
 
+def _fp8_by_name(model: ModelShape, layout: Layout) -> dict[str, _Codes]:
+    """Of each matrix that is kept in float8."""
+    shapes: dict[str, list[int]] = {}
+    linears = [parameter for parameter in model.parameters if parameter.is_linear and not parameter.is_head]
+    for parameter in linears:
+        rows, columns = parameter.share(model, layout.ways)
+        shape = shapes.setdefault(_fused(parameter), [0, columns])
+        shape[0] += rows
+    return {
+        parameter.name: _Codes(8)
+        for parameter in linears
+        if not any(size % FP8_MULTIPLE for size in shapes[_fused(parameter)])
+    }
+
+
 def _fused(parameter: Parameter) -> str:
     parent = parameter.name.rsplit(".", 2)[0]
     return f"{parent}.{_FUSED.get(parameter.module, parameter.module)}"
@@ -193,6 +213,8 @@ def _head_bits(parameter: Parameter) -> int:
 
 def _bytes(shape: tuple[int, ...], codes: _Codes | None, layout: Layout) -> int:
     rows, *rest = shape
+    if codes is not None and layout.is_fp8:
+        return rows * rest[0] + rows * 4
     if codes is None or rest[0] % GROUP:
         return rows * (rest[0] if rest else 1) * layout.item_bytes
     rows += codes.num_empty_rows

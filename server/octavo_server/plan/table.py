@@ -189,7 +189,8 @@ def _where(plan: MemoryPlan) -> str:
 
 
 def _types(plan: MemoryPlan) -> str:
-    return plan.layout.dtype if plan.layout.bits is None else f"{plan.layout.quantization} in {plan.layout.dtype}"
+    quantization = plan.layout.quantization
+    return plan.layout.dtype if quantization == "none" else f"{quantization} in {plan.layout.dtype}"
 
 
 def _count(number: int) -> str:

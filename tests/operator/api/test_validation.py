@@ -234,7 +234,7 @@ INVALID = {
     "inference pool": ({"routing": {"inferencePool": True}}, "spec.routing.inferencePool: is not served yet; leave it"),
     "quantization of a later version": (
         {"engine": {"quantization": "awq"}},
-        "spec.engine.quantization: awq is not served yet, only int8 and int4; use an unquantised checkpoint or a GGUF file",
+        "spec.engine.quantization: awq is not served yet, only int8, int4 and fp8; use an unquantised checkpoint or a GGUF file",
     ),
     "quantization": ({"engine": {"quantization": "int3"}}, "spec.engine.quantization: is 'int3', must be one of"),
     "a small K/V cache": (

@@ -112,6 +112,16 @@ def test_what_this_version_does_not_serve_is_noted() -> None:
     assert any("--quantization of a mixture of experts is served on a CPU alone" in note for note in found.notes)
 
 
+def test_float8_takes_half_of_bfloat16_but_for_the_head_and_says_which_gpus_have_it() -> None:
+    found = answer(a_question(LLAMA_8B, GPUS["H100"], quantization="fp8"))
+
+    exact = answer(a_question(LLAMA_8B, GPUS["H100"])).memory.weight_bytes
+    # head, embedding and norms stay; a scale of 4 bytes for each of some thousand inputs
+    whole = 2 * 2 * 128_256 * 4096
+    assert found.memory.weight_bytes == pytest.approx((exact - whole) / 2 + whole, rel=0.001)
+    assert any("compute capability 8.9 or newer" in note for note in found.notes)
+
+
 def test_processes_on_one_cpu_share_its_memory() -> None:
     alone, shared = (answer(a_question(LLAMA_8B, cpu(64), ways=ways)).memory for ways in (1, 2))
 
