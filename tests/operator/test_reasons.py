@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from octavo_operator import errors
 from octavo_operator.api import reasons
 from octavo_operator.api.reader import Problem
 from octavo_operator.autoscaling.decision import grant
@@ -26,11 +28,13 @@ from octavo_testing.control_plane import (
     a_resource,
     an_observed,
     ended,
+    fetched,
     observed_as,
     running,
     termination_log,
     waiting,
 )
+from octavo_testing.rollout_cluster import BROKEN, Cluster, a_cluster
 
 GB = 10**9
 
@@ -52,6 +56,8 @@ class Case:
     """The condition of the HorizontalPodAutoscaler."""
     asked_for: int | None = None
     """Replicas that the Deployments were asked for until now."""
+    is_fetched: bool = False
+    """The Job has put the model onto its claim."""
 
 
 def unschedulable(message: str) -> dict[str, Any]:
@@ -68,6 +74,7 @@ QUOTA = (
     'pods "qwen-abc-1" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 4, limited: 4'
 )
 LOADING = {"server": running()}
+SERVING = {"ready": True, "server": running()}
 
 CASES: dict[str, Case] = {
     "InsufficientGPU": Case(
@@ -75,6 +82,14 @@ CASES: dict[str, Case] = {
         spec={"replicas": 2},
         pod=unschedulable("0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient nvidia.com/gpu."),
         world={"nodes": (a_node("a", gpus=8), a_node("b", gpus=8), a_node("c", gpus=8, cordoned=True))},
+    ),
+    "InsufficientResources": Case(
+        words="finds no node with enough room: 0/1 nodes are available: 1 Insufficient memory",
+        pod=unschedulable("0/1 nodes are available: 1 Insufficient memory."),
+    ),
+    "Unschedulable": Case(
+        words="has no node: 0/1 nodes are available: 1 node(s) didn't have free ports",
+        pod=unschedulable("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports."),
     ),
     "NodeSelectorMismatch": Case(
         words="finds no node that placement allows",
@@ -88,6 +103,17 @@ CASES: dict[str, Case] = {
         words="exceeded quota: gpus",
         pod=None,
         deployment=[{"type": "ReplicaFailure", "status": "True", "message": QUOTA}],
+    ),
+    "PodRefused": Case(
+        words='the cluster refuses the pods: pods "qwen-abc-1" is forbidden: violates PodSecurity',
+        pod=None,
+        deployment=[
+            {
+                "type": "ReplicaFailure",
+                "status": "True",
+                "message": 'pods "qwen-abc-1" is forbidden: violates PodSecurity "restricted:latest": hostPort',
+            }
+        ],
     ),
     "VolumeUnbound": Case(
         words="waits for its volume",
@@ -150,7 +176,7 @@ CASES: dict[str, Case] = {
         words="unable to get metric",
         kind="ScalingActive",
         spec={"scaling": {"maxReplicas": 2}, "replicas": 1},
-        pod={"ready": True, "server": running()},
+        pod=SERVING,
         scaler={"type": "ScalingActive", "status": "False", "message": "unable to get metric octavo_kv_pressure_ratio"},
     ),
     "ScalingBlocked": Case(
@@ -171,6 +197,31 @@ CASES: dict[str, Case] = {
         words="spec.model: is required",
         failure=explain(SpecInvalidError((Problem("spec.model", "is required"),))),
     ),
+    "NameTaken": Case(
+        words="belongs to", failure=explain(errors.NameTakenError("Service qwen exists and belongs to another"))
+    ),
+    "AllReplicasReady": Case(words="1 of 1 replicas ready", pod=SERVING),
+    "SomeReplicasReady": Case(words="1 replica takes requests", kind="Available", pod=SERVING),
+    "RolledOut": Case(words="runs with 1 replicas", kind="Progressing", pod=SERVING),
+    "AllScheduled": Case(words="1 pod has a node", kind="Scheduled", pod=SERVING),
+    "Fetched": Case(
+        words="has fetched and checked the model",
+        kind="ModelCached",
+        spec={"cache": {"type": "PVC", "size": "1Gi"}},
+        is_fetched=True,
+    ),
+    "ScalerReady": Case(
+        words="the HPA was able to compute",
+        kind="ScalingActive",
+        spec={"scaling": {"maxReplicas": 2}},
+        pod=SERVING,
+        scaler={"type": "ScalingActive", "status": "True", "message": "the HPA was able to compute"},
+    ),
+    "ScalerStarting": Case(
+        words="has not looked yet", kind="ScalingActive", spec={"scaling": {"maxReplicas": 2}}, pod=SERVING
+    ),
+    "Creating": Case(words="0 of 1 replicas ready; the pods are being made", pod=None),
+    "Starting": Case(words="pod qwen-abc-1 starts on node node0", pod=LOADING),
     "ClusterError": Case(words="timed out", failure=explain(ClusterError(504, "Timeout", "the API server timed out"))),
 }
 
@@ -184,6 +235,8 @@ def conditions_of(case: Case) -> list[dict[str, Any]]:
     startups = {pod.name: case.startup for pod in pods if case.startup is not None}
     observed = observed_as(desired, pods=pods, startups=startups, **case.world)
     objects = dict(observed.objects)
+    if case.is_fetched:
+        objects = dict(an_observed(*fetched(desired)).objects)
     if case.deployment is not None:
         made = a_deployment(desired.revision, conditions=case.deployment)
         objects["Deployment", made["metadata"]["name"]] = made
@@ -207,34 +260,58 @@ def test_a_state_of_the_world_has_its_reason_and_says_what_to_do(reason: str, ca
     assert case.words in told[case.kind]["message"]
 
 
-def test_no_reason_that_hinders_serving_is_left_out() -> None:
-    """Those that say that all is well or on its way are in test_conditions.py."""
-    passing = {
-        reasons.ALL_READY,
-        reasons.SOME_READY,
-        reasons.ROLLED_OUT,
-        reasons.ROLLING_OUT,
-        reasons.ALL_SCHEDULED,
-        reasons.FETCHED,
-        reasons.SCALER_READY,
-        reasons.SCALER_STARTING,
-        reasons.CREATING,
-        reasons.STARTING,
-    }
-    # Each is the last of its table: "another reason, which the message quotes".
-    others = {
-        reasons.INSUFFICIENT_RESOURCES,
-        reasons.UNSCHEDULABLE,
-        reasons.POD_REFUSED,
-        reasons.NAME_TAKEN,
-    }
-    # Shown where rollouts are: tests/operator/rollout.
-    of_rollouts = {
-        reasons.ROLLOUT_PENDING,
-        reasons.ROLLOUT_GATE_FAILED,
-        reasons.MAX_HOLD_EXCEEDED,
-        reasons.HOLDING_REQUESTS,
-    }
+WINDOW = {"policy": "Window", "cron": "0 2 * * *", "duration": "1h"}
+
+
+def rolling(rounds: int, *, to: int = 4, **rollout: Any) -> Cluster:
+    """One replica on one GPU whose spec changes at noon, `rounds` looks of the operator later."""
+    cluster = a_cluster(gpus=1, replicas=1, rollout=rollout)
+    cluster.now = cluster.now.replace(hour=12)
+    cluster.edit(engine={"maxNumSeqs": to})
+    for _ in range(rounds):
+        cluster.reconcile()
+        cluster.run_deployments()
+        cluster.schedule()
+        cluster.finish_drains()
+    return cluster
+
+
+def failing_its_gate() -> Cluster:
+    cluster = rolling(0, strategy="HoldAndSwap", gate={"prompts": [{"prompt": "2 + 2?", "expect": "4"}]})
+    cluster.bad_answer = "prompt 1 of 1: the answer does not contain '4'"
+    cluster.settle()
+    return cluster
+
+
+def never_ready() -> Cluster:
+    cluster = rolling(0, to=BROKEN, strategy="HoldAndSwap", maxHold="2m")
+    cluster.settle()
+    return cluster
+
+
+OF_ROLLOUTS: dict[str, tuple[str, Callable[[], Cluster], str]] = {
+    "RollingOut": ("Progressing", lambda: rolling(1, strategy="Surge"), " replaces "),
+    "RolloutPending": ("Progressing", lambda: rolling(1, when=WINDOW), " waits: "),
+    "HoldingRequests": ("Available", lambda: rolling(4, strategy="HoldAndSwap"), "the gateway holds requests: "),
+    "RolloutGateFailed": ("Ready", failing_its_gate, "did not pass the gate: prompt 1 of 1"),
+    "MaxHoldExceeded": ("Ready", never_ready, "within maxHold, 120 s"),
+}
+
+
+@pytest.mark.parametrize(("reason", "world"), OF_ROLLOUTS.items(), ids=OF_ROLLOUTS.keys())
+def test_a_rollout_has_its_reason_and_says_what_it_waits_for(
+    reason: str, world: tuple[str, Callable[[], Cluster], str]
+) -> None:
+    kind, make, words = world
+
+    told = make().condition(kind)
+
+    assert told["reason"] == reason
+    assert words in told["message"]
+
+
+def test_every_reason_is_reached_from_what_the_cluster_and_the_servers_say() -> None:
+    """A new reason without a world in which it is told is refused here."""
     known = {value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)}
 
-    assert known - passing - others - of_rollouts == set(CASES)
+    assert known == {*CASES, *OF_ROLLOUTS}
