@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from octavo_gateway import certificate
 from octavo_gateway.errors import BadCertificate
+from octavo_gateway.metrics import Metrics
 from octavo_testing.gateway import CHAT, a_gateway, a_model, an_upstream, streaming, until
 
 
@@ -109,6 +110,27 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_streams_go_
         await gate.put(b"data: late\n\n")
         await gate.put(None)
         assert await stream.content.read() == b"data: late\n\n"
+
+
+def test_a_changed_pair_is_read_once_and_one_that_is_gone_harms_nobody(tmp_path: Path) -> None:
+    def counts() -> list[float | None]:
+        name = "octavo_gateway_tls_reloads_total"
+        return [metrics.registry.get_sample_value(name, {"outcome": outcome}) for outcome in ("ok", "failed")]
+
+    metrics, folder = Metrics(), tmp_path / "tls"
+    write_pair(folder, "first")
+    read = certificate.Certificate(folder, metrics)
+    begun = counts()
+    for key_of_another in (True, False):
+        write_pair(folder, "next", key_of_another=key_of_another)
+        read.look()
+        read.look()
+    changed = counts()
+    (folder / "tls.key").unlink()
+    read.look()
+
+    assert begun in ([0.0, 0.0], [None, None])
+    assert (changed, counts()) == ([1.0, 1.0], [1.0, 2.0])
 
 
 @pytest.mark.parametrize("content", [None, b"no certificate"])
