@@ -76,6 +76,7 @@ def test_the_arguments_are_the_pods_with_loopback_added() -> None:
 
     arguments = one.arguments(4711)
 
+    assert "--host=127.0.0.1" in arguments
     assert [each for each in arguments if each != "--host=127.0.0.1"] == render_server_args(
         resource.spec, "tiny", port=4711
     )
@@ -99,7 +100,7 @@ def test_a_model_of_several_gpus_gets_as_many_and_is_dealt_out_to_them() -> None
     [[a], [b], [c]] = launches
     assert [each.gpu for each in (a, b, c)] == ["0,1", None, "5"]
     assert [each.is_waiting_for_gpu for each in (a, b, c)] == [False, True, False]
-    assert a.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert (a.environment["CUDA_VISIBLE_DEVICES"], "HIP_VISIBLE_DEVICES" in a.environment) == ("0,1", False)
     assert "--tensor-parallel-size=2" in a.arguments(1)
     assert not any("tensor-parallel" in each for each in c.arguments(1))
 
@@ -124,6 +125,7 @@ def test_without_any_gpu_everything_runs_on_the_cpu() -> None:
     ((one,),) = launch.plan_launches([with_gpu()], [])
 
     assert (one.gpu, one.is_waiting_for_gpu, one.environment["CUDA_VISIBLE_DEVICES"]) == (None, False, "")
+    assert one.environment["HIP_VISIBLE_DEVICES"] == ""
     assert one.environment["OCTAVO_ROUTING_TAG"] == f"default/{one.resource.name}/{one.name}"
     assert launch.notes(with_gpu(), []) == ["this machine has no nvidia.com/gpu; it runs on the CPU"]
     assert launch.notes(with_gpu(), ["0"]) == []

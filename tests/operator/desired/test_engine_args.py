@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.desired.engine_args import ModelSource, parse_source, render_server_args
+from octavo_operator.desired.engine_args import ModelSource, num_ranks, parse_source, render_server_args
 from octavo_testing.control_plane import a_resource
 
 DIGEST = "sha256:" + "a" * 64
@@ -61,6 +61,17 @@ def test_the_server_gets_what_the_model_must_be_and_which_of_its_files() -> None
         "--weight-files=b.safetensors",
         f"--model-checksum={DIGEST}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "num_gpus", "ranks"), [(4, 0, 4, 4), (4, 4, 0, 1), (1, 0, 1, 1), (0, 3, 0, 3), (0, 0, 0, 1)]
+)
+def test_a_model_has_a_rank_for_each_gpu_that_is_there_or_what_is_asked_for_on_the_cpu(
+    count: int, asked: int, num_gpus: int, ranks: int
+) -> None:
+    spec = a_resource(resources={"gpu": {"count": count}}, engine={"tensorParallelSize": asked}).spec
+
+    assert num_ranks(spec, num_gpus) == ranks
 
 
 def test_local_mode_chooses_the_port() -> None:

@@ -166,6 +166,8 @@ def test_shared_memory_is_sized() -> None:
     volumes = {volume["name"]: volume for volume in pod_spec(resources={"sharedMemory": "4Gi"})["volumes"]}
 
     assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+    on_cpu = {volume["name"]: volume for volume in pod_spec(resources={"gpu": {"count": 0}})["volumes"]}
+    assert on_cpu["shm"]["emptyDir"]["sizeLimit"] == "1Gi"
 
 
 def test_token_comes_from_the_secret_without_the_operator_reading_it() -> None:
