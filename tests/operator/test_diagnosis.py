@@ -43,6 +43,7 @@ STATES: dict[str, tuple[dict[str, Any], str, str]] = {
         "couldn't find key token",
     ),
     "other configuration": (waiting("CreateContainerError", "no such device"), reasons.POD_REFUSED, "no such device"),
+    "configuration without words": (waiting("CreateContainerError"), reasons.POD_REFUSED, "made: CreateContainerError"),
     "own words": (
         waiting(
             "CrashLoopBackOff",
@@ -114,6 +115,24 @@ def test_progress_and_failure_are_told() -> None:
     assert found(a_pod(server=running()), Startup(stage="failed", message="why")).sentence.endswith("start: why")
 
 
+def test_what_has_no_size_yet_has_no_progress() -> None:
+    assert found(a_pod(server=running()), Startup(stage="loading_weights")).sentence.endswith(
+        "loads the weights on node node0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "idle_s", "reason"),
+    [
+        ("downloading", 59.9, reasons.DOWNLOADING),
+        ("downloading", 60.0, reasons.DOWNLOAD_STALLED),
+        ("loading_weights", 600.0, reasons.LOADING_WEIGHTS),
+    ],
+)
+def test_only_a_download_that_gets_nothing_for_a_minute_is_stalled(stage: str, idle_s: float, reason: str) -> None:
+    assert found(a_pod(server=running()), Startup(stage=stage, idle_s=idle_s)).reason == reason
+
+
 def test_old_crash_is_not_blamed_for_a_server_that_has_started() -> None:
     pod = a_pod(server=running(lastState=ended(1)))
 
@@ -138,6 +157,7 @@ def test_pod_without_containers_is_being_made() -> None:
     [
         ('pods "x" is forbidden: exceeded quota: gpus, requested: 1, used: 4, limited: 4', reasons.QUOTA_EXCEEDED),
         ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', reasons.POD_REFUSED),
+        ('admission webhook "limits.test" denied the request: 8 GPUs exceeded', reasons.POD_REFUSED),
     ],
 )
 def test_refused_pods_are_told(message: str, reason: str) -> None:
@@ -162,7 +182,8 @@ def test_termination_log_that_is_not_ours_is_no_reason(text: str) -> None:
 
 
 def test_last_line_of_the_termination_log_wins() -> None:
-    text = "some noise\n" + termination_log("KVCacheTooSmall", "64 tokens fit") + "\n\n"
+    before = termination_log("EngineCrashed", "an earlier one")
+    text = f"some noise\n{before}\n" + termination_log("KVCacheTooSmall", "64 tokens fit") + "\n\n"
 
     assert last_words(text) == Finding(reason="KVCacheTooSmall", sentence="64 tokens fit")
 
