@@ -421,6 +421,16 @@ def test_every_field_is_described_and_every_list_bounded() -> None:
     assert problems == []
 
 
+def test_no_field_of_the_schema_is_unknown_to_the_operator() -> None:
+    """What the API server takes and the operator's reader does not know would stop the resource, or be ignored."""
+    schema = yaml.safe_load(CRD_PATH.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+    with pytest.raises(SpecInvalidError) as refused:
+        parse_model_deployment(manifest(**_filled(schema["properties"]["spec"])))
+
+    assert [str(problem) for problem in refused.value.problems if "unknown field" in problem.message] == []
+
+
 def test_crd_fits_into_a_plain_apply() -> None:
     assert CRD_PATH.stat().st_size < MAX_CRD_BYTES
 
@@ -438,6 +448,15 @@ def _rules(schema: Any) -> Iterator[dict[str, str]]:
         yield from schema.get("x-kubernetes-validations", ())
     for below in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         yield from _rules(below)
+
+
+def _filled(schema: dict[str, Any]) -> Any:
+    """A value that has every field, of the right type and without sense."""
+    if "properties" in schema:
+        return {name: _filled(below) for name, below in schema["properties"].items()}
+    if schema.get("type") == "array":
+        return [_filled(schema["items"])]
+    return {"integer": 1, "boolean": True, "object": {}}.get(schema.get("type", "integer"), "x")
 
 
 def _problems(schema: dict[str, Any], path: str) -> Iterator[str]:
