@@ -225,6 +225,7 @@ _UNSCHEDULED = frozenset(
         reasons.NODE_SELECTOR_MISMATCH,
         reasons.TAINT_NOT_TOLERATED,
         reasons.VOLUME_UNBOUND,
+        reasons.RESOURCE_CLAIM_PENDING,
         reasons.UNSCHEDULABLE,
     }
 )

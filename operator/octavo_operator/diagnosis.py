@@ -45,7 +45,8 @@ def diagnose_pod(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | No
 
 def diagnose_download(pod: Pod, startup: Startup | None, nodes: tuple[Node, ...] | None, gpu: str) -> Finding:
     """As `diagnose_pod`, of one that only fetches: that it runs is not the end."""
-    if pod.waits_for_node:
+    # The scheduler does not look at a pod, nor says so, before its claims are made.
+    if pod.waits_for_node or (pod.claims_to_come and not pod.node):
         return diagnose_unscheduled(pod, nodes, gpu)
     return _waiting(pod) or _ended(pod, startup) or _loading(pod, startup)
 

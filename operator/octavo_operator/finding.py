@@ -29,6 +29,7 @@ SEVERITY = (
     reasons.HOST_OUT_OF_MEMORY,
     reasons.ENGINE_CRASHED,
     reasons.VOLUME_UNBOUND,
+    reasons.RESOURCE_CLAIM_PENDING,
     reasons.INSUFFICIENT_GPU,
     reasons.NODE_SELECTOR_MISMATCH,
     reasons.TAINT_NOT_TOLERATED,

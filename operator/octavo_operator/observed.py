@@ -136,6 +136,18 @@ class Pod:
         return self.condition("PodScheduled").get("status") == "False"
 
     @property
+    def claims(self) -> Mapping[str, str]:
+        """Template of each claim for devices, by the claim's name in the pod."""
+        asked = self.raw.get("spec", {}).get("resourceClaims") or ()
+        return {claim["name"]: claim.get("resourceClaimTemplateName", "") for claim in asked}
+
+    @property
+    def claims_to_come(self) -> Mapping[str, str]:
+        """As `claims`, those that nobody has made yet."""
+        made = {claim["name"] for claim in self._status.get("resourceClaimStatuses") or ()}
+        return {name: template for name, template in self.claims.items() if name not in made}
+
+    @property
     def server(self) -> JsonObject:
         """Status of our container; empty before the kubelet has made one."""
         ours = names.DOWNLOAD_CONTAINER if self.is_download else names.CONTAINER

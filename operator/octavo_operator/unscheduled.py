@@ -21,6 +21,7 @@ _VOLUME_WORDS = (
     "volume zone",
     "didn't find available persistent",
 )
+_CLAIM_WORDS = ("resourceclaim", "resource claim", "device class")
 _TABLE = (
     ("insufficient ", reasons.INSUFFICIENT_RESOURCES, "finds no node with enough room"),
     ("node affinity/selector", reasons.NODE_SELECTOR_MISMATCH, "finds no node that placement allows"),
@@ -35,10 +36,18 @@ def diagnose_unscheduled(pod: Pod, nodes: tuple[Node, ...] | None, gpu: str) -> 
     missing = _missing_product(pod, nodes or ())
     if missing:
         return Finding(reason=reasons.NODE_SELECTOR_MISMATCH, sentence=missing)
+    if pod.claims_to_come:
+        return Finding(reason=reasons.RESOURCE_CLAIM_PENDING, sentence=_claims_sentence(pod))
+    if "cannot allocate all claims" in lowered:
+        what = f"no node has devices free for the claims of pod {pod.name} ({_templates(pod.claims)}): {quote(message)}"
+        return Finding(reason=reasons.INSUFFICIENT_GPU, sentence=what)
     if f"insufficient {gpu}".lower() in lowered:
         return Finding(reason=reasons.INSUFFICIENT_GPU, sentence=_gpu_sentence(pod, nodes, gpu))
     if any(words in lowered for words in _VOLUME_WORDS):
         return Finding(reason=reasons.VOLUME_UNBOUND, sentence=f"pod {pod.name} waits for its volume: {quote(message)}")
+    if any(words in lowered for words in _CLAIM_WORDS):
+        what = f"pod {pod.name} waits for its claims ({_templates(pod.claims)}): {quote(message)}"
+        return Finding(reason=reasons.RESOURCE_CLAIM_PENDING, sentence=what)
     for words, reason, what in _TABLE:
         if words in lowered:
             return Finding(reason=reason, sentence=f"pod {pod.name} {what}: {quote(message)}")
@@ -63,6 +72,19 @@ def _product_of(pod: Pod) -> tuple[str, str]:
     """(vendor, product) of the GPUs that the pod asks for; empty where any will do."""
     asked = ((vendor, pod.node_selector.get(label, "")) for vendor, label in PRODUCT_LABELS.items())
     return next((found for found in asked if found[1]), ("", ""))
+
+
+def _claims_sentence(pod: Pod) -> str:
+    missing = pod.claims_to_come
+    are = "is its ResourceClaimTemplate" if len(missing) == 1 else "are their ResourceClaimTemplates"
+    return (
+        f"pod {pod.name} waits for claims that are not made yet ({_templates(missing)}); "
+        f"{are} in namespace {pod.namespace}?"
+    )
+
+
+def _templates(claims: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} of {template}" for name, template in claims.items())
 
 
 def _gpu_sentence(pod: Pod, nodes: tuple[Node, ...] | None, gpu: str) -> str:

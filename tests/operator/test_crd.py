@@ -149,6 +149,17 @@ def test_one_field_and_every_field_are_taken(clean: ApiServer) -> None:
     assert create(clean, manifest("all", **EVERYTHING)).status == 201
 
 
+CLAIMS = [{"name": "gpu", "resourceClaimTemplateName": "two-gpus"}]
+
+
+def test_claims_are_taken_in_place_of_a_product(clean: ApiServer) -> None:
+    gpu = {"count": 2, "resourceName": "amd.com/gpu", "claims": CLAIMS}
+
+    assert create(clean, manifest("claiming", resources={"gpu": gpu})).status == 201
+    read = parse_model_deployment(manifest("claiming", resources={"gpu": gpu})).spec.resources.gpu
+    assert [(claim.name, claim.template) for claim in read.claims] == [("gpu", "two-gpus")]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown scheme": ({"model": "az://bucket/x"}, "model must be hf://"),
     "neither file nor folder": ({"model": "https://host/model"}, "model must be hf://"),
@@ -213,6 +224,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "placement": {"nodeSelector": {"amd.com/gpu.product-name": "b"}},
         },
         "placement.nodeSelector and resources.gpu.product both say which GPU",
+    ),
+    "claims without a GPU": (
+        {"resources": {"gpu": {"count": 0, "claims": CLAIMS}}},
+        "claims ask for devices, but count is 0",
+    ),
+    "claims of a product": (
+        {"resources": {"gpu": {"product": "NVIDIA-L4", "claims": CLAIMS}}},
+        "of claims the DeviceClass and its selectors choose the product",
+    ),
+    "claims of slices": (
+        {"resources": {"gpu": {"resourceName": "nvidia.com/mig-1g.10gb", "claims": CLAIMS}}},
+        "beside claims resourceName says whose GPUs they are",
+    ),
+    "a claim twice": (
+        {"resources": {"gpu": {"claims": [*CLAIMS, *CLAIMS]}}},
+        "spec.resources.gpu.claims[1]: Duplicate",
+    ),
+    "a claim of nothing": (
+        {"resources": {"gpu": {"claims": [{"name": "gpu"}]}}},
+        "claims[0].resourceClaimTemplateName: Required",
+    ),
+    "a claim without a name": (
+        {"resources": {"gpu": {"claims": [{"resourceClaimTemplateName": "x"}]}}},
+        "claims[0].name: Required",
+    ),
+    "a claim that is there already": (
+        {"resources": {"gpu": {"claims": [{"name": "gpu", "resourceClaimName": "x"}]}}},
+        'unknown field "spec.resources.gpu.claims[0].resourceClaimName"',
     ),
     "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory"),
     "duration": ({"drain": {"timeout": "soon"}}, "spec.drain.timeout"),

@@ -202,6 +202,18 @@ def test_a_pod_without_a_node_is_told_by_the_schedulers_words() -> None:
     assert found(pod).reason == reasons.INSUFFICIENT_RESOURCES
 
 
+def test_a_pod_whose_claims_are_not_made_waits_for_them_though_the_scheduler_is_silent() -> None:
+    """Before all claims are there the scheduler does not even look at it."""
+    pod = a_pod(node="")
+    pod.raw["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": "two-gpus"}]
+
+    assert found(pod).reason == reasons.RESOURCE_CLAIM_PENDING
+
+    pod.raw["status"]["resourceClaimStatuses"] = [{"name": "gpu", "resourceClaimName": "x"}]
+
+    assert found(pod).reason == reasons.STARTING
+
+
 def test_every_reason_of_the_server_has_its_rank() -> None:
     assert set(SEVERITY) >= reasons.SERVER_REASONS
     assert len(set(SEVERITY)) == len(SEVERITY)

@@ -119,6 +119,10 @@ CASES: dict[str, Case] = {
         words="waits for its volume",
         pod=unschedulable("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
     ),
+    "ResourceClaimPending": Case(
+        words="device class gpu.example.com does not exist",
+        pod=unschedulable("0/1 nodes are available: request gpus: device class gpu.example.com does not exist."),
+    ),
     "ImagePullFailed": Case(
         words="cannot pull image registry.test/octavo:1: Back-off pulling",
         pod={"server": waiting("ImagePullBackOff", 'Back-off pulling image "registry.test/octavo:1"')},

@@ -170,3 +170,57 @@ def test_slices_that_no_node_has_are_told_beside_those_that_there_are() -> None:
         "nvidia.com/mig-3g.40gb (1); are GPUs divided so, and does the device plugin name slices (strategy mixed)?"
     )
     assert "they have" not in found(of_slice(), nodes=(a_node(),), gpu=SLICE).sentence
+
+
+def with_claims(words: str, *, made: tuple[str, ...] = ("gpu",)) -> Pod:
+    """A pod that asks for gpu of the template two-gpus and nic of rdma."""
+    pod = a_pod(unschedulable=words)
+    templates = {"gpu": "two-gpus", "nic": "rdma"}
+    pod.raw["spec"]["resourceClaims"] = [
+        {"name": name, "resourceClaimTemplateName": template} for name, template in templates.items()
+    ]
+    pod.raw["status"]["resourceClaimStatuses"] = [
+        {"name": name, "resourceClaimName": f"qwen-abc-1-{name}-x7"} for name in made
+    ]
+    return pod
+
+
+def test_claims_that_nobody_has_made_are_told_with_their_templates() -> None:
+    words = 'pod "default/qwen-abc-1": ResourceClaim not created yet'
+
+    assert found(with_claims(words)) == Finding(
+        reason=reasons.RESOURCE_CLAIM_PENDING,
+        sentence="pod qwen-abc-1 waits for claims that are not made yet (nic of rdma); "
+        "is its ResourceClaimTemplate in namespace default?",
+    )
+    assert (
+        "(gpu of two-gpus, nic of rdma); are their ResourceClaimTemplates" in found(with_claims("", made=())).sentence
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "said"),
+    [
+        (
+            "0/3 nodes are available: 3 cannot allocate all claims. still not schedulable, preemption: 0/3 nodes",
+            reasons.INSUFFICIENT_GPU,
+            "no node has devices free for the claims of pod qwen-abc-1 (gpu of two-gpus, nic of rdma): 0/3 nodes",
+        ),
+        (
+            "0/3 nodes are available: request two: device class gpu.example.com does not exist.",
+            reasons.RESOURCE_CLAIM_PENDING,
+            "waits for its claims (gpu of two-gpus, nic of rdma): 0/3 nodes are available: request two: device class",
+        ),
+        ("0/1 nodes are available: resourceclaim in use.", reasons.RESOURCE_CLAIM_PENDING, "resourceclaim in use"),
+        (
+            "resource claim default/x is in the process of being allocated",
+            reasons.RESOURCE_CLAIM_PENDING,
+            "in the process of being allocated",
+        ),
+    ],
+)
+def test_what_the_scheduler_says_of_claims_becomes_a_reason(words: str, reason: str, said: str) -> None:
+    finding = found(with_claims(words, made=("gpu", "nic")))
+
+    assert finding.reason == reason
+    assert said in finding.sentence

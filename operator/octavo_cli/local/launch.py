@@ -112,6 +112,7 @@ def _of_a_cluster(spec: ModelDeploymentSpec) -> tuple[tuple[object, str], ...]:
             "resources.cpu, memory and sharedMemory do not apply here; nothing is limited",
         ),
         (asked.gpu.product, "resources.gpu.product does not apply here; there is one machine"),
+        (asked.gpu.claims, "resources.gpu.claims do not apply here; a replica takes the GPUs of this machine"),
         (spec.placement != Placement(), "placement does not apply here; there is one machine"),
         (spec.pod_template, "podTemplate does not apply here; there is no pod"),
         (spec.disruption != Disruption(), "disruption does not apply here; nobody evicts"),

@@ -70,6 +70,15 @@ def is_slice(resource_name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceClaim:
+    """Devices that dynamic resource allocation finds: each pod gets a claim of its own, made from the template."""
+
+    name: str
+    template: str
+    """Name of a ResourceClaimTemplate of the same namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """The devices of a replica."""
 
@@ -77,6 +86,8 @@ class Gpu:
     resource_name: str = "nvidia.com/gpu"
     product: str = ""
     """Value of the label `product_label` that a node must bear; "" takes any."""
+    claims: tuple[DeviceClaim, ...] = ()
+    """Which hold `count` GPUs together; then none is asked for by `resource_name`, which only says whose they are."""
 
     @property
     def product_label(self) -> str:

@@ -13,7 +13,7 @@ from octavo_operator.desired import names
 from octavo_operator.desired.cache import model_mounts, model_volumes, spec_as_mounted
 from octavo_operator.desired.credentials import credential_env
 from octavo_operator.desired.engine_args import PVC_MOUNT_PATH, SERVER_PORT, parallel_flags, render_server_args
-from octavo_operator.desired.gpu import node_selector
+from octavo_operator.desired.gpu import container_claims, extended_resources, node_selector, pod_claims
 from octavo_operator.desired.merge import strategic_merge
 
 PRE_STOP_SLEEP_S = 5
@@ -61,6 +61,7 @@ def _pod_spec(resource: ModelDeployment, settings: PodSettings) -> dict[str, Any
     placement = resource.spec.placement
     optional = {
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
+        "resourceClaims": pod_claims(resource.spec.resources.gpu),
         "nodeSelector": node_selector(resource.spec),
         "tolerations": [dict(toleration) for toleration in placement.tolerations],
         "affinity": dict(placement.affinity),
@@ -155,10 +156,10 @@ def _env(resource: ModelDeployment) -> list[dict[str, Any]]:
 
 def _resources(resource: ModelDeployment) -> dict[str, Any]:
     asked = resource.spec.resources
-    gpus = {asked.gpu.resource_name: str(asked.gpu.count)} if asked.gpu.count else {}
+    gpus = extended_resources(asked.gpu)
     requests = given({"cpu": asked.cpu, "memory": asked.memory, **gpus})
     limits = given({"memory": asked.memory, **gpus})
-    return given({"requests": requests, "limits": limits})
+    return given({"requests": requests, "limits": limits, "claims": container_claims(asked.gpu)})
 
 
 def probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:

@@ -165,6 +165,9 @@ def test_everything_of_a_manifest_that_does_not_apply_is_said() -> None:
     assert launch.notes(a_resource(), []) == []
     (said,) = launch.notes(a_resource(resources={"gpu": {"product": "NVIDIA-L4"}}), ["0"])
     assert said == "resources.gpu.product does not apply here; there is one machine"
+    claims = [{"name": "gpu", "resourceClaimTemplateName": "one"}]
+    (said,) = launch.notes(a_resource(resources={"gpu": {"claims": claims}}), ["0"])
+    assert said.startswith("resources.gpu.claims do not apply here")
 
 
 @pytest.mark.parametrize(

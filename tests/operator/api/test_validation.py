@@ -160,6 +160,7 @@ def test_person_may_not_give_both() -> None:
         parse_model_deployment(manifest, creating=True)
 
 
+CLAIMS = [{"name": "gpu", "resourceClaimTemplateName": "two-gpus"}]
 INVALID = {
     "no model": ({"model": None}, "spec.model: is required"),
     "unknown scheme": ({"model": "az://bucket/x"}, "spec.model: 'az://bucket/x' must be hf://"),
@@ -221,6 +222,28 @@ INVALID = {
         },
         "spec.placement.nodeSelector: and resources.gpu.product both say which nvidia.com/gpu.product",
     ),
+    "claims without a GPU": (
+        {"resources": {"gpu": {"count": 0, "claims": CLAIMS}}},
+        "spec.resources.gpu.count: is 0, but claims ask for devices",
+    ),
+    "claims of a product": (
+        {"resources": {"gpu": {"product": "NVIDIA-L4", "claims": CLAIMS}}},
+        "spec.resources.gpu.product: is for resourceName",
+    ),
+    "claims of slices": (
+        {"resources": {"gpu": {"resourceName": "nvidia.com/mig-1g.10gb", "claims": CLAIMS}}},
+        "spec.resources.gpu.resourceName: is nvidia.com/mig-1g.10gb; beside claims it says whose GPUs they are",
+    ),
+    "a claim twice": ({"resources": {"gpu": {"claims": [*CLAIMS, *CLAIMS]}}}, "gpu.claims: holds a name twice"),
+    "a claim of nothing": (
+        {"resources": {"gpu": {"claims": [{"name": "gpu"}]}}},
+        "claims[0].resourceClaimTemplateName: is required",
+    ),
+    "no name of a claim": (
+        {"resources": {"gpu": {"claims": [{"name": "GPU", "resourceClaimTemplateName": "a b"}]}}},
+        "claims[0].name: 'GPU' must hold",
+    ),
+    "claims are words": ({"resources": {"gpu": {"claims": ["gpu"]}}}, "must be a list of at most 8 objects"),
     "memory": ({"resources": {"memory": "lots"}}, "spec.resources.memory: 'lots' is no quantity"),
     "negative cpu": ({"resources": {"cpu": -1}}, "spec.resources.cpu: -1 is no quantity"),
     "cpu is true": ({"resources": {"cpu": True}}, "spec.resources.cpu: True is no quantity"),

@@ -115,6 +115,24 @@ def test_a_model_of_several_gpus_is_dealt_out_to_them_and_shares_more_memory() -
     assert {volume["name"]: volume for volume in pod_spec()["volumes"]}["shm"]["emptyDir"]["sizeLimit"] == "1Gi"
 
 
+def test_claims_bring_the_devices_in_place_of_a_device_plugin() -> None:
+    claims = [{"name": name, "resourceClaimTemplateName": f"{name}s"} for name in ("gpu", "nic")]
+    gpu = {"count": 2, "resourceName": "amd.com/gpu", "claims": claims}
+    spec = {"resources": {"gpu": gpu, "memory": "8Gi"}, "cache": {"type": "PVC", "size": "1Gi"}}
+    container = server(**spec)
+
+    assert container["resources"] == {
+        "requests": {"memory": "8Gi"},
+        "limits": {"memory": "8Gi"},
+        "claims": [{"name": "gpu"}, {"name": "nic"}],
+    }
+    assert pod_spec(**spec)["resourceClaims"] == claims
+    assert "--tensor-parallel-size=2" in container["args"]
+    assert container["image"] == POD_SETTINGS.image_rocm
+    # What only fetches the model holds no device.
+    assert "resourceClaims" not in objects(**spec)["Job"]["spec"]["template"]["spec"]
+
+
 @pytest.mark.parametrize(
     ("resource_name", "label"),
     [
