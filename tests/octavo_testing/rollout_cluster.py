@@ -21,7 +21,7 @@ from octavo_operator.object_cache import ObjectCache
 from octavo_operator.observed import Observed, Pod
 from octavo_operator.reconcile import Outcome, Reconciler
 from octavo_operator.rollout.gate_report import GateCheck, GateReport
-from octavo_testing.control_plane import AT, POD_SETTINGS, a_manifest
+from octavo_testing.control_plane import AT, POD_SETTINGS, a_manifest, a_node
 
 T = TypeVar("T")
 
@@ -39,6 +39,8 @@ class Cluster:
     """Everything that is there; `writes_left` is how many writes the operator lives for."""
 
     gpus: int
+    """Of each node."""
+    nodes: int = 1
     manifest: dict[str, Any] = field(default_factory=lambda: a_manifest(replicas=1))
     settings: PodSettings = POD_SETTINGS
     objects: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class Cluster:
             in_flight=self.in_flight,
             idle_for_s=self.idle_for_s,
             awaits_node=self.node_comes,
+            nodes=tuple(a_node(name, gpus=self.gpus) for name in self.node_names()),
         )
 
     # The API server.
@@ -169,18 +172,22 @@ class Cluster:
                 self.pods.append(self._new_pod(deployment))
 
     def schedule(self) -> None:
-        """Pods without a node get a free GPU, or are told that there is none. No node bears any label."""
+        """Pods without a node get the first with as many free GPUs as they ask for, or are told that there is none.
+
+        No node bears any label.
+        """
         for pod in self.pods:
             if not _lives(pod) or pod["spec"].get("nodeName"):
                 continue
+            room = [name for name in self.node_names() if self.free_gpus(name) >= _gpus_of(pod)]
             if pod["spec"].get("nodeSelector"):
                 complaint = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
                 self._set_condition(pod, "PodScheduled", "False", message=complaint)
-            elif self.free_gpus() > 0:
-                pod["spec"]["nodeName"] = "node0"
+            elif room:
+                pod["spec"]["nodeName"] = room[0]
                 self._set_condition(pod, "PodScheduled", "True")
             else:
-                complaint = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+                complaint = f"0/{self.nodes} nodes are available: {self.nodes} Insufficient nvidia.com/gpu."
                 self._set_condition(pod, "PodScheduled", "False", message=complaint)
 
     def start_servers(self, *, most: int = 1000) -> None:
@@ -272,8 +279,11 @@ class Cluster:
     def views(self) -> Iterator[Pod]:
         return (Pod(raw=raw) for raw in self.pods)
 
-    def free_gpus(self) -> int:
-        return self.gpus - sum(bool(pod["spec"].get("nodeName")) for pod in self.pods)
+    def node_names(self) -> list[str]:
+        return [f"node{number}" for number in range(self.nodes)]
+
+    def free_gpus(self, node: str) -> int:
+        return self.gpus - sum(_gpus_of(pod) for pod in self.pods if pod["spec"].get("nodeName") == node)
 
     def end_state(self) -> dict[str, Any]:
         """What must not depend on how it came about: all but times, versions and the order of use."""
@@ -331,9 +341,9 @@ def revision_of(cluster: Cluster) -> str:
     return str(cluster.rollout["revision"])
 
 
-def a_cluster(*, gpus: int, replicas: int, **spec: Any) -> Cluster:
+def a_cluster(*, gpus: int, replicas: int, nodes: int = 1, **spec: Any) -> Cluster:
     """A model that serves whole by its first revision."""
-    cluster = Cluster(gpus=gpus, manifest=a_manifest(replicas=replicas, **spec))
+    cluster = Cluster(gpus=gpus, nodes=nodes, manifest=a_manifest(replicas=replicas, **spec))
     cluster.settle()
     assert cluster.served() == replicas
     cluster.writes.clear()
@@ -348,6 +358,10 @@ def check_kills(make: Callable[[], Cluster], *, most: int = 20) -> None:
         killed = make()
         killed.settle_though_killed(after_writes=after_writes)
         assert killed.end_state() == whole.end_state(), f"killed after {after_writes} writes"
+
+
+def _gpus_of(pod: Mapping[str, Any]) -> int:
+    return int(pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
 
 
 def _lives(pod: Mapping[str, Any]) -> bool:

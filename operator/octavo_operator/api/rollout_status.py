@@ -53,7 +53,7 @@ class RolloutStatus:
     pending: str = ""
     """A revision that may not begin yet."""
     no_room_since: datetime | None = None
-    """Since when a surge has found no room for another replica."""
+    """Since when a new replica has found no room."""
     held_since: datetime | None = None
     """Since when no admitted replica is ready in a swap."""
     refused: Refused | None = None

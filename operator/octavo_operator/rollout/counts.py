@@ -3,7 +3,7 @@
 | strategy | the new revision | those that serve |
 |---|---|---|
 | Surge | one more than is wanted in all; all of them once nothing else serves | leave as the new ones become ready |
-| HoldAndSwap | one at a time, in the room of one that has gone | one leaves when all new ones are ready |
+| HoldAndSwap | one at a time, in the room of one that has gone | one leaves when all new ones are ready, or find no room |
 | Recreate | all, when nothing else is there | leave at once |
 
 Revisions that the gateway does not route to (rolled back, or overtaken before they served) get none in any strategy.
@@ -35,6 +35,8 @@ class Situation:
     """Whether what serves may be taken away yet."""
     is_scaled: bool = False
     """Whether a scaler asks: it wants more of what serves at once, and not only when the target does, if ever."""
+    lacks_room: bool = False
+    """A new replica has waited in vain for the room that was made for it: it is larger, or somebody else took that."""
 
     @property
     def serving_count(self) -> int:
@@ -83,6 +85,8 @@ def hold_and_swap(now: Situation) -> Counts:
         # What a surge made and found no room for.
         count = min(count, max(target.placed, now.wanted - now.others_existing, 0))
     keep = min(keep, now.wanted - count)
+    if now.lacks_room and now.others_existing <= now.serving_count:
+        keep = min(keep, now.serving_count - 1)
     is_settled = target.ready >= count and target.existing <= count and (count == 0 or now.is_admitted)
     if keep == 0:
         count = max(count, now.wanted - now.others_existing - max(0, target.existing - count))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
-from octavo_operator.api.types import JsonObject
-from octavo_operator.observed import Observed, refusal_of, replicas_of
+from octavo_operator.api.quantity import parse_quantity
+from octavo_operator.observed import Node, Observed, Pod, refusal_of, replicas_of
 
 _ROOM_WORDS = ("insufficient ", "too many pods", "free ports", "cannot allocate all claims", "readwriteoncepod")
 """What the scheduler says where a pod would fit if another left; a wrong node selector is no such thing."""
@@ -36,12 +37,33 @@ def count_fleet(observed: Observed, revision: str) -> Fleet:
         placed=sum(not pod.waits_for_node for pod in living),
         ready=len(observed.ready_pods(revision)),
         lacks_room=observed.lacks_room(revision),
-        wants_room=refusal_of(deployment or {}) is not None
-        or any(_wants_room(pod.condition("PodScheduled")) for pod in living),
+        wants_room=refusal_of(deployment or {}) is not None or any(_wants_room(pod, observed.nodes) for pod in living),
     )
 
 
-def _wants_room(scheduled: JsonObject) -> bool:
+def _wants_room(pod: Pod, nodes: tuple[Node, ...] | None) -> bool:
     """False for a pod that has its node, or that would find none on an empty cluster either."""
-    said = str(scheduled.get("message", "")).lower()
-    return scheduled.get("status") == "False" and any(words in said for words in _ROOM_WORDS)
+    said = str(pod.condition("PodScheduled").get("message", "")).lower()
+    if not pod.waits_for_node or not any(words in said for words in _ROOM_WORDS):
+        return False
+    return nodes is None or any(_could_take(node, pod) for node in nodes)
+
+
+def _could_take(node: Node, pod: Pod) -> bool:
+    """Whether an empty node were large enough, and is one that the pod may go to."""
+    is_meant = pod.node_selector.items() <= node.labels.items() and not node.is_cordoned
+    return is_meant and all(amount <= _number(node.capacity.get(name, "0")) for name, amount in _requests(pod).items())
+
+
+def _requests(pod: Pod) -> dict[str, Decimal]:
+    """What its containers ask of a node together; a limit without a request is one."""
+    total: dict[str, Decimal] = {}
+    for container in pod.raw.get("spec", {}).get("containers", ()):
+        resources = container.get("resources") or {}
+        for name, quantity in {**(resources.get("limits") or {}), **(resources.get("requests") or {})}.items():
+            total[name] = total.get(name, Decimal(0)) + _number(str(quantity))
+    return total
+
+
+def _number(quantity: str) -> Decimal:
+    return parse_quantity(quantity) or Decimal(0)

@@ -198,13 +198,20 @@ def _choose_strategy(scene: _Scene, status: RolloutStatus) -> RolloutStatus:
         return replace(status, no_room_since=None)
     asked = scene.resource.spec.rollout.strategy
     if asked != "Auto":
-        return replace(status, strategy=asked, why=_WHY[asked], no_room_since=None)
-    if status.strategy == "HoldAndSwap":
-        return status
-    since = (status.no_room_since or scene.now) if _wants_room(scene, status) else None
-    if since is not None and scene.now - since >= _patience(scene):
+        status = replace(status, strategy=asked, why=_WHY[asked])
+    elif status.strategy != "HoldAndSwap":
+        status = replace(status, strategy="Surge", why=_WHY["Surge"])
+    may_swap = asked == "Auto" or asked == "HoldAndSwap"
+    since = (status.no_room_since or scene.now) if may_swap and _wants_room(scene, status) else None
+    status = replace(status, no_room_since=since)
+    if status.strategy == "Surge" and _has_waited(scene, status):
         return replace(status, strategy="HoldAndSwap", why=_WHY_SWAP, no_room_since=None)
-    return replace(status, strategy="Surge", why=_WHY["Surge"], no_room_since=since)
+    return status
+
+
+def _has_waited(scene: _Scene, status: RolloutStatus) -> bool:
+    """Whether room has been lacking for so long that somebody must make it."""
+    return status.no_room_since is not None and scene.now - status.no_room_since >= _patience(scene)
 
 
 def _wants_room(scene: _Scene, status: RolloutStatus) -> bool:
@@ -312,6 +319,7 @@ def _count(scene: _Scene, status: RolloutStatus) -> dict[str, int]:
         others_existing=sum(fleet.existing for fleet in scene.others.values()),
         may_begin=status.gate is None or status.gate.state != MEASURING,
         is_scaled=scene.resource.spec.scaling is not None,
+        lacks_room=status.strategy == "HoldAndSwap" and _has_waited(scene, status),
     )
     counts = STRATEGIES[status.strategy or "Surge"](situation)
     return {**dict.fromkeys(scene.observed.deployments, 0), **counts.others, scene.target.name: counts.target}
