@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from octavo_operator.api.types import JsonObject
 from octavo_operator.desired.pod import PodSettings
 from octavo_operator.errors import OctavoOperatorError
 from octavo_operator.metrics_adapter.apiservices import AdapterService
@@ -58,6 +60,8 @@ class OperatorConfig:
             image=DEFAULT_IMAGE, image_cpu=DEFAULT_IMAGE_CPU, image_rocm=DEFAULT_IMAGE_ROCM
         )
     )
+    network_rules: JsonObject | None = None
+    """policyTypes, ingress and egress of each ModelDeployment's NetworkPolicy; None: there is to be none."""
     adapter: AdapterSettings | None = None
     """None: the custom metrics adapter is off."""
 
@@ -85,8 +89,25 @@ def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:
             image_pull_policy=flags.server_image_pull_policy,
             image_pull_secrets=_items(flags.server_image_pull_secrets),
         ),
+        network_rules=_network_rules(flags.server_network_policy),
         adapter=_adapter(flags),
     )
+
+
+def _network_rules(text: str) -> JsonObject | None:
+    if not text:
+        return None
+    try:
+        rules = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--server-network-policy is no JSON: {error}") from error
+    known = {"policyTypes", "ingress", "egress"}
+    if not isinstance(rules, dict) or not rules.get("policyTypes") or rules.keys() - known:
+        raise ConfigError(
+            "--server-network-policy must be an object with policyTypes, and ingress and egress as a NetworkPolicy has "
+            f"them, not {text[:80]}"
+        )
+    return rules
 
 
 def _variant(image: str, default: str) -> str:
@@ -141,6 +162,12 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     policies = ("IfNotPresent", "Always", "Never")
     _choice(parser, env, "server-image-pull-policy", policies, "imagePullPolicy of server pods")
     _text(parser, env, "server-image-pull-secrets", "comma-separated imagePullSecrets of server pods")
+    _text(
+        parser,
+        env,
+        "server-network-policy",
+        "JSON: policyTypes, ingress and egress of the NetworkPolicy of each ModelDeployment's pods; default: none",
+    )
     _choice(
         parser, env, "metrics-adapter", ("auto", "true", "false"), "serve custom.metrics.k8s.io; true takes it over"
     )

@@ -112,7 +112,7 @@ class Reconciler:
             decision = decide(granted.resource, revision, observed, now=self._now(), is_fetched=is_fetched)
             observed = await self._remember(key, decision, granted, observed)
             self._gates.want(key, decision.check)
-            desired = _desired(granted, decision, model)
+            desired = _desired(granted, decision, model, self._config.network_rules)
             plan = make_plan(resource, desired, observed)
             changed = await self._executor.execute(key, plan, observed)
         except OctavoOperatorError as error:
@@ -206,7 +206,9 @@ def explain(error: OctavoOperatorError) -> Finding:
     return Finding(reason=reason, sentence=quote(str(error)))
 
 
-def _desired(granted: Granted, decision: Decision, model: Sequence[JsonObject]) -> Desired:
+def _desired(
+    granted: Granted, decision: Decision, model: Sequence[JsonObject], network_rules: JsonObject | None
+) -> Desired:
     desired = render(
         granted.resource,
         decision.fleets,
@@ -214,6 +216,7 @@ def _desired(granted: Granted, decision: Decision, model: Sequence[JsonObject]) 
         kept=decision.kept,
         rollout=decision.status,
         model=model,
+        network_rules=network_rules,
     )
     return replace(desired, scaling=granted.status)
 

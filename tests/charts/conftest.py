@@ -29,6 +29,7 @@ EVERYTHING: dict[str, Any] = {
     "networkPolicies": {
         "enabled": True,
         "clients": [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}],
+        "serverEgress": {"enabled": True, "extra": [{"ports": [{"port": 9000}]}]},
         "egress": {
             "enabled": True,
             "extra": [{"ports": [{"port": 4318}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from octavo_gateway.config import parse_config as parse_gateway
 from octavo_operator.config import parse_config as parse_operator
 from octavo_operator.desired import names
+from octavo_operator.desired.networkpolicy import render_network_policy
+from octavo_testing.control_plane import a_resource
 from octavo_testing.network_policy import Peer, may_reach
 
 CHART = Path(__file__).parents[2] / "charts" / "octavo"
@@ -18,7 +21,10 @@ class Cluster:
     """The pods that matter, as the rendered chart labels them, and whoever else may come."""
 
     def __init__(self, rendered) -> None:
-        self.policies = rendered.of("NetworkPolicy")
+        rules = parse_operator(rendered.container("operator")["args"], {}).network_rules
+        self.resource = replace(a_resource(), namespace="team")
+        own = render_network_policy(self.resource, rules)
+        self.policies = [*rendered.of("NetworkPolicy"), *([own] if own else [])]
         pods = {
             component: rendered.find("Deployment", f"octavo-{component}")["spec"]["template"]
             for component in ("operator", "gateway")
@@ -27,6 +33,7 @@ class Cluster:
             self._pod("sys", pods[component]["metadata"]["labels"], self._ports(pods[component]))
             for component in ("gateway", "operator")
         )
+        self.download = self._pod("team", names.download_labels("qwen"), {names.PORT_NAME: 8000})
         self.helm_test = self._pod("sys", rendered.find("Pod", "octavo-test-gateway")["metadata"]["labels"])
         self.server = self._pod("team", names.revision_labels("qwen", "r"), {names.PORT_NAME: 8000})
         self.prometheus = self._pod("monitoring", {"app": "prometheus"})
@@ -63,27 +70,43 @@ def cluster(render):
 
 
 def test_without_the_option_there_is_no_policy(render):
-    assert render().of("NetworkPolicy") == []
+    assert Cluster(render()).policies == []
 
 
 def test_servers_answer_octavo_and_who_scrapes_alone(cluster):
     """Else keys and quotas of the gateway could be gone around."""
     assert cluster().who_reaches("server", 8000) == {"gateway", "operator", "prometheus"}
     assert cluster(metricsFrom=[]).who_reaches("server", 8000) == {"gateway", "operator"}
+    assert cluster().who_reaches("server", 9) == set()
 
 
-def test_servers_are_shut_in_every_namespace_that_is_named(render):
-    def where(values) -> set[str]:
-        policies = render({**values, "networkPolicies": {"enabled": True, **values.get("networkPolicies", {})}})
-        return {
-            policy["metadata"]["namespace"]
-            for policy in policies.of("NetworkPolicy")
-            if policy["metadata"]["name"] == "octavo-servers"
-        }
+def test_what_of_other_releases_bears_the_same_names_does_not_reach_servers(cluster, render):
+    there = cluster()
+    gateway = render({}, release="other").find("Deployment", "other-octavo-gateway")["spec"]["template"]
+    there.other = Cluster._pod("sys", gateway["metadata"]["labels"])
+    there.moved = Cluster._pod("apps", there.gateway.labels)
 
-    assert where({}) == {"sys"}
-    assert where({"namespaces": ["a", "b"]}) == {"a", "b"}
-    assert where({"namespaces": ["a"], "networkPolicies": {"serverNamespaces": ["b", "c"]}}) == {"b", "c"}
+    assert not there.reaches("other", "server", 8000)
+    assert not there.reaches("moved", "server", 8000)
+
+
+def test_servers_and_downloads_reach_where_models_come_from(cluster):
+    for there in (cluster(), cluster(serverEgress={"enabled": True})):
+        for pod in ("server", "download"):
+            assert there.reaches(pod, "outside", 443)
+            assert there.reaches(pod, "outside", 53, "UDP")
+        assert there.reaches("operator", "download", 8000), "it asks how far the download is"
+    assert cluster().reaches("server", "outside", 80)
+
+
+def test_servers_whose_egress_is_limited_reach_nothing_else(cluster):
+    there = cluster(serverEgress={"enabled": True})
+
+    assert not there.reaches("server", "outside", 80)
+    assert not there.reaches("server", "stranger", 8000)
+    assert there.who_reaches("server", 8000) == {"gateway", "operator", "prometheus"}
+    store = {"ports": [{"port": 9000}], "to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}
+    assert cluster(serverEgress={"enabled": True, "extra": [store]}).reaches("server", "outside", 9000)
 
 
 def test_the_gateways_api_is_open_until_clients_are_named(cluster):
@@ -121,7 +144,6 @@ def test_with_egress_limited_octavo_reaches_what_it_needs_and_nothing_else(clust
         assert there.reaches(component, "outside", 53, "UDP")
         assert not there.reaches(component, "stranger", 8000)
         assert not there.reaches(component, "outside", 80)
-    assert there.reaches("server", "outside", 443), "servers download models"
 
 
 def test_further_egress_is_what_the_values_say(cluster):

@@ -72,8 +72,12 @@ def test_keys_may_be_got_in_the_named_namespaces_by_gateway_and_operator(render,
         }
 
 
-def test_the_operator_may_exactly_what_its_kinds_need(render):
-    expected = {(kind.group, kind.plural, APPLIED) for kind in kinds.OWNED}
+@pytest.mark.parametrize("has_policies", [False, True])
+def test_the_operator_may_exactly_what_its_kinds_need(render, has_policies):
+    expected = {(kind.group, kind.plural, APPLIED) for kind in kinds.OWNED if kind != kinds.NETWORK_POLICY}
+    # Without the option it only removes those that were made while it was set.
+    verbs = APPLIED if has_policies else READ | {"delete"}
+    expected |= {(kinds.NETWORK_POLICY.group, kinds.NETWORK_POLICY.plural, verbs)}
     expected |= {(kinds.MODEL_DEPLOYMENT.group, kinds.MODEL_DEPLOYMENT.plural, READ)}
     # It marks the pods of a Deployment that is about to give up some.
     expected |= {(kinds.POD.group, kinds.POD.plural, READ | {"patch"})}
@@ -84,7 +88,8 @@ def test_the_operator_may_exactly_what_its_kinds_need(render):
         (kinds.EVENT.group, kinds.EVENT.plural, frozenset({"create", "list"})),
     }
 
-    assert rules(render().find("ClusterRole", "sys-octavo-operator")) == expected
+    rendered = render({"networkPolicies": {"enabled": has_policies}})
+    assert rules(rendered.find("ClusterRole", "sys-octavo-operator")) == expected
 
 
 def test_the_operator_may_outside_of_namespaces_only_this(render):

@@ -85,7 +85,8 @@ def running(module: str, log: Path, *arguments: str) -> Iterator[None]:
 def release(request, server, render, tmp_path):
     """(rendered chart, a watched namespace, a namespace that is watched only where all are)."""
     name = "limited" if request.param else "wide"
-    rendered = render({"namespaces": list(request.param)}, release=f"octavo-{name}")
+    values = {"namespaces": list(request.param), "networkPolicies": {"enabled": True}}
+    rendered = render(values, release=f"octavo-{name}")
     watched = Namespace(server, f"team-{name}")
     install_rights(server, rendered)
     node = {"metadata": {"name": "gpu-node"}}
@@ -148,7 +149,7 @@ def both_running(server: ApiServer, rendered, name: str, folder: Path, *, ports:
 def makes_all_kinds(namespace: Namespace) -> None:
     namespace.create("steady", replicas=2)
     namespace.create("scaled", scaling={"minReplicas": 0, "maxReplicas": 3, "idleAfter": "10m"})
-    for kind in ("Service", "ServiceAccount"):
+    for kind in ("Service", "ServiceAccount", "NetworkPolicy"):
         await_that(lambda kind=kind: namespace.names(kind), lambda names: {"steady", "scaled"} <= names)
     await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" in names)
     await_that(lambda: namespace.names("HorizontalPodAutoscaler"), lambda names: "scaled" in names)
@@ -252,6 +253,7 @@ def add_strays(namespace: Namespace, name: str) -> list[tuple[str, str]]:
         "ControllerRevision": {"revision": 1, "data": {}},
         "PodDisruptionBudget": {"spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}}},
         "HorizontalPodAutoscaler": {"spec": {"scaleTargetRef": target, "maxReplicas": 2}},
+        "NetworkPolicy": {"spec": {"podSelector": {"matchLabels": labels}}},
     }
     for kind, rest in specs.items():
         namespace.post(kind, {"metadata": stray, **rest})

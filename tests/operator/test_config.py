@@ -59,6 +59,10 @@ def test_adapter_can_be_switched_off() -> None:
         (["--metrics-adapter-cert=c"], {}, "belong together"),
         (["--metrics-adapter-service=octavo"], {}, "must be NAMESPACE/NAME"),
         (["--metrics-adapter-service=a/b"], {}, "needs --metrics-adapter-secret"),
+        (["--server-network-policy={"], {}, "--server-network-policy is no JSON"),
+        (["--server-network-policy=[]"], {}, "must be an object with policyTypes"),
+        (['--server-network-policy={"ingress": []}'], {}, "must be an object with policyTypes"),
+        (['--server-network-policy={"policyTypes": ["Ingress"], "podSelector": {}}'], {}, "must be an object with pol"),
         ([], {"OCTAVO_LOG_LEVEL": "loud"}, "OCTAVO_LOG_LEVEL is 'loud', must be one of debug"),
     ],
 )

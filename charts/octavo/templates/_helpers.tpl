@@ -159,3 +159,26 @@ subjects:
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
+
+{{/* What the operator gives the NetworkPolicy of each ModelDeployment's pods, as one line of JSON: they answer nobody but
+     Octavo and who scrapes, so that keys and quotas cannot be gone around. */}}
+{{- define "octavo.serverNetworkPolicy" -}}
+{{- $policies := .Values.networkPolicies -}}
+{{- $types := list "Ingress" -}}
+{{- $peers := list -}}
+{{- range $component := list "gateway" "operator" -}}
+{{- $labels := include "octavo.selectorLabels" (dict "root" $ "component" $component) | fromYaml -}}
+{{- $namespace := dict "kubernetes.io/metadata.name" $.Release.Namespace -}}
+{{- $peers = append $peers (dict "namespaceSelector" (dict "matchLabels" $namespace) "podSelector" (dict "matchLabels" $labels)) -}}
+{{- end -}}
+{{- $peers = concat $peers $policies.metricsFrom -}}
+{{- $ports := list (dict "port" "http" "protocol" "TCP") -}}
+{{- $rules := dict "policyTypes" $types "ingress" (list (dict "ports" $ports "from" $peers)) -}}
+{{- if $policies.serverEgress.enabled -}}
+{{- $dns := list (dict "port" 53 "protocol" "UDP") (dict "port" 53 "protocol" "TCP") -}}
+{{- $https := list (dict "port" 443 "protocol" "TCP") -}}
+{{- $egress := concat (list (dict "ports" $dns) (dict "ports" $https)) $policies.serverEgress.extra -}}
+{{- $rules = merge (dict "policyTypes" (append $types "Egress") "egress" $egress) $rules -}}
+{{- end -}}
+{{- toJson $rules -}}
+{{- end -}}

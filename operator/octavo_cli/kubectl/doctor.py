@@ -126,7 +126,7 @@ def _rights_of(operators: Sequence[Json], gateways: Sequence[Json]) -> Iterable[
     for deployment in operators[:1]:
         for namespace in _watched(deployment):
             for kind in kinds.WATCHED:
-                for verb in APPLIED if kind in kinds.OWNED else ("list", "watch"):
+                for verb in _verbs(kind, deployment):
                     yield _right("the operator", namespace, kind.group, kind.plural, verb), _account(deployment)
             status = _right("the operator", namespace, "octavo.dev", "modeldeployments", "patch", "status")
             yield status, _account(deployment)
@@ -139,19 +139,33 @@ def _rights_of(operators: Sequence[Json], gateways: Sequence[Json]) -> Iterable[
             yield scale, _account(deployment)
 
 
+def _verbs(kind: kinds.Kind, operator: Json) -> tuple[str, ...]:
+    """NetworkPolicies are made only where the operator is told so; those of before are removed all the same."""
+    if kind not in kinds.OWNED:
+        return ("list", "watch")
+    if kind == kinds.NETWORK_POLICY and not _flag(operator, "server-network-policy"):
+        return ("list", "watch", "delete")
+    return APPLIED
+
+
 def _right(who: str, namespace: str, group: str, resource: str, verb: str, subresource: str = "") -> Right:
     return Right(who=who, namespace=namespace, group=group, resource=resource, subresource=subresource, verb=verb)
 
 
 def _watched(deployment: Json) -> list[str]:
     """The namespaces of its --namespaces flag; one empty name means all."""
+    return [name for name in _flag(deployment, "namespaces").split(",") if name] or [""]
+
+
+def _flag(deployment: Json, name: str) -> str:
+    """Value of a flag of its program; empty where it is not given."""
     (container,) = [
         each for each in deployment["spec"]["template"]["spec"]["containers"] if each["name"] in name_of(deployment)
     ][:1] or [{}]
     for argument in container.get("args") or ():
-        if argument.startswith("--namespaces="):
-            return [name for name in argument.partition("=")[2].split(",") if name]
-    return [""]
+        if argument.startswith(f"--{name}="):
+            return str(argument.partition("=")[2])
+    return ""
 
 
 def _account(deployment: Json) -> str:

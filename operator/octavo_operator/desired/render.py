@@ -13,6 +13,7 @@ from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.deployment import render_deployment
 from octavo_operator.desired.hpa import render_hpa
+from octavo_operator.desired.networkpolicy import render_network_policy
 from octavo_operator.desired.pdb import render_pdb
 from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, render_controller_revision
 from octavo_operator.desired.service import render_service
@@ -61,17 +62,21 @@ def render(
     kept: Collection[str],
     rollout: RolloutStatus,
     model: Sequence[JsonObject] = (),
+    network_rules: JsonObject | None = None,
 ) -> Desired:
     """Accounts, Services, claims and templates come before the pods that need them, scalers after.
 
     `fleets` are the revisions that have replicas or pods, the one that is rolled out first; `model` is what fetches the
-    model, where that is no business of the pods.
+    model, where that is no business of the pods; `network_rules` are of each replica's NetworkPolicy.
     """
     target = fleets[0][0]
+    network_policy = render_network_policy(resource, network_rules)
     optional = [manifest for manifest in (render_pdb(resource), render_hpa(resource)) if manifest is not None]
     objects = [
         render_service_account(resource),
         render_service(resource),
+        # Before the pods, so that they are open at no time.
+        *([network_policy] if network_policy else []),
         *model,
         render_controller_revision(resource, target, number=target.number),
         *(render_deployment(resource, revision, replicas=replicas) for revision, replicas in fleets),

@@ -39,11 +39,12 @@ PDB = Kind(name="PodDisruptionBudget", group="policy", version="v1", plural="pod
 HPA = Kind(name="HorizontalPodAutoscaler", group="autoscaling", version="v2", plural="horizontalpodautoscalers")
 PVC = Kind(name="PersistentVolumeClaim", group="", version="v1", plural="persistentvolumeclaims")
 JOB = Kind(name="Job", group="batch", version="v1", plural="jobs")
+NETWORK_POLICY = Kind(name="NetworkPolicy", group="networking.k8s.io", version="v1", plural="networkpolicies")
 POD = Kind(name="Pod", group="", version="v1", plural="pods", selector=names.ALL_PODS_SELECTOR)
 EVENT = Kind(name="Event", group="", version="v1", plural="events", selector="")
 LEASE = Kind(name="Lease", group="coordination.k8s.io", version="v1", plural="leases", selector="")
 
-OWNED = (DEPLOYMENT, CONTROLLER_REVISION, SERVICE, SERVICE_ACCOUNT, PVC, JOB, PDB, HPA)
+OWNED = (DEPLOYMENT, CONTROLLER_REVISION, SERVICE, SERVICE_ACCOUNT, PVC, JOB, PDB, HPA, NETWORK_POLICY)
 NAMED_BY_HASH = (DEPLOYMENT, CONTROLLER_REVISION, PVC, JOB)
 """Nobody else has such a name, so that it need not be asked for."""
 WATCHED = (MODEL_DEPLOYMENT, *OWNED, POD)

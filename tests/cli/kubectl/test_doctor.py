@@ -219,6 +219,21 @@ def test_rights_are_asked_for_the_account_that_the_program_runs_as_and_where_it_
     assert [each["resourceAttributes"]["namespace"] for each in patches] == ["a", "b"]
 
 
+@pytest.mark.parametrize("makes_them", [False, True])
+def test_rights_to_make_network_policies_are_asked_for_where_the_operator_makes_them(makes_them: bool) -> None:
+    operator = a_release("operator")
+    flag = ["--server-network-policy={}"] if makes_them else []
+    operator["spec"]["template"]["spec"]["containers"][0]["args"] = flag
+    cluster = FakeCluster({"/version": {}, "/apis/apps/v1/deployments": [operator]})
+    cluster.answer = lambda method, path, body: {"status": {"allowed": True}}
+
+    doctor.gather(cluster)
+
+    asked = [body["spec"]["resourceAttributes"] for _, _, body in cluster.sent]
+    verbs = {each["verb"] for each in asked if each["resource"] == "networkpolicies"}
+    assert verbs == {"list", "watch", "delete", *(("create", "patch") if makes_them else ())}
+
+
 @pytest.mark.parametrize(("allowed", "status"), [(True, 0), (False, 1)])
 def test_the_exit_status_is_1_where_a_check_fails(allowed: bool, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "gather", lambda cluster: replace(HEALTHY, rights={LIST_PODS: allowed}))

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.desired.render import Desired
+from octavo_operator.api.rollout_status import RolloutStatus
+from octavo_operator.desired.names import download_labels, pod_selector
+from octavo_operator.desired.render import Desired, render
+from octavo_operator.desired.revision import render_revision
 from octavo_testing.control_plane import POD_SETTINGS, UID, a_desired, a_resource
 
 
@@ -322,3 +325,21 @@ def test_stamp_changes_when_a_field_is_taken_out() -> None:
         for side in ({"a": 1, "b": 2}, {"a": 1})
     ]
     assert hpa[0]["metadata"]["annotations"] != hpa[1]["metadata"]["annotations"]
+
+
+def test_a_network_policy_is_of_the_replicas_alone_and_comes_before_them() -> None:
+    rules = {"policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": "http"}]}]}
+    resource = a_resource()
+    revision = render_revision(resource, POD_SETTINGS)
+    status = RolloutStatus(revision=revision.name)
+
+    desired = render(resource, [(revision, 1)], counts={}, kept=(), rollout=status, network_rules=rules)
+    kinds = [manifest["kind"] for manifest in desired.objects]
+    policy = desired.objects[kinds.index("NetworkPolicy")]
+
+    assert kinds.index("NetworkPolicy") < kinds.index("Deployment")
+    assert policy["metadata"]["name"] == "qwen"
+    assert policy["metadata"]["ownerReferences"][0]["uid"] == UID
+    assert policy["spec"] == {**rules, "podSelector": {"matchLabels": pod_selector("qwen")}}
+    assert pod_selector("qwen").items() <= revision.template["metadata"]["labels"].items()
+    assert not pod_selector("qwen").items() <= download_labels("qwen").items()
