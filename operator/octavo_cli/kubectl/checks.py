@@ -1,82 +1,21 @@
-"""What `doctor` judges: facts of a cluster → outcomes, each with what to do. Pure.
-
-| level | means |
-|---|---|
-| ok | as it should be |
-| warn | works, but something that people expect will not |
-| fail | Octavo or its models cannot work; the exit status is 1 |
-| skip | could not be looked at, with the reason |
-"""
+"""What `doctor` judges: facts of a cluster → outcomes, each with what to do. Pure."""
 
 from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Literal
 
 from octavo_operator.api.quantity import parse_quantity
 
 from .cluster import Json
-from .resources import condition, name_of, namespace_of, status_of
+from .facts import Facts, Level, Outcome
+from .gpu_checks import check_claims, check_device_plugins, check_gpus, check_sizes, gpus_of, is_gpu
+from .resources import condition, labels_of, name_of, namespace_of, status_of
 
-Level = Literal["ok", "warn", "fail", "skip"]
 OLDEST_MINOR = 30
 METRIC = "octavo_kv_pressure_ratio"
-_GPU_RESOURCE = re.compile(r"^(nvidia\.com/(gpu|mig-.+)|amd\.com/gpu|gpu\.intel\.com/.+)$")
-_GPU_LABELS = ("nvidia.com/gpu.present", "amd.com/gpu.present", "feature.node.kubernetes.io/pci-10de.present")
-_DEVICE_PLUGINS = ("nvidia-device-plugin", "amdgpu-device-plugin", "intel-gpu-plugin", "gpu-operator")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    level: Level
-    check: str
-    message: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Right:
-    """One thing that somebody must be allowed to do."""
-
-    who: str
-    group: str
-    resource: str
-    verb: str
-    namespace: str = ""
-    subresource: str = ""
-
-    @property
-    def text(self) -> str:
-        resource = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
-        where = f"in {self.namespace}" if self.namespace else "in all namespaces"
-        return f"{self.verb} {resource}{'.' + self.group if self.group else ''} {where}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What was read; None is what could not be."""
-
-    namespace: str
-    version: Mapping[str, str]
-    crd: Json | None
-    is_served: bool
-    """Whether the API server serves ModelDeployments, which everybody may ask."""
-    operators: Sequence[Json]
-    gateways: Sequence[Json]
-    leases: Sequence[Json] | None
-    nodes: Sequence[Json] | None
-    pods: Sequence[Json] | None
-    daemon_sets: Sequence[Json] | None
-    metrics_service: Json | None
-    metrics: Sequence[str] | None
-    """Names that custom.metrics.k8s.io offers; None where nobody serves it."""
-    quotas: Sequence[Json] | None
-    models: Sequence[Json]
-    rights: Mapping[Right, bool | None] = field(default_factory=dict)
 
 
 def judge(facts: Facts, now: datetime.datetime) -> list[Outcome]:
@@ -89,6 +28,9 @@ def judge(facts: Facts, now: datetime.datetime) -> list[Outcome]:
         check_gateway(facts),
         *check_rights(facts),
         check_gpus(facts),
+        *check_device_plugins(facts),
+        *check_sizes(facts),
+        *check_claims(facts),
         check_metrics(facts),
         *check_quotas(facts),
         *check_models(facts),
@@ -193,63 +135,6 @@ def check_rights(facts: Facts) -> Iterable[Outcome]:
             yield Outcome(level="ok", check=check, message=f"all {len(mine)} that are needed")
 
 
-def check_gpus(facts: Facts) -> Outcome:
-    if facts.nodes is None:
-        return Outcome(level="skip", check="GPUs", message="nodes may not be listed")
-    offered = gpus(facts.nodes)
-    if offered:
-        used = _used_gpus(facts.pods or ())
-        kinds = [
-            f"{total} {name} on {number} {'node' if number == 1 else 'nodes'}"
-            + (f" ({total - used.get(name, 0)} free)" if facts.pods is not None else "")
-            for name, (total, number) in sorted(offered.items())
-        ]
-        return Outcome(level="ok", check="GPUs", message=", ".join(kinds))
-    labelled = [name_of(node) for node in facts.nodes if any(_labels(node).get(key) == "true" for key in _GPU_LABELS)]
-    plugins = [
-        name_of(each) for each in facts.daemon_sets or () if any(word in name_of(each) for word in _DEVICE_PLUGINS)
-    ]
-    if labelled or plugins:
-        why = f"{', '.join(labelled)} have GPUs" if labelled else f"the device plugin {plugins[0]} is installed"
-        return Outcome(
-            level="fail",
-            check="GPUs",
-            message=f"{why}, but no node offers any",
-            remedy="see the device plugin's pods and the drivers: kubectl describe node; NVIDIA's GPU operator installs both",
-        )
-    return Outcome(
-        level="warn",
-        check="GPUs",
-        message="no node offers a GPU",
-        remedy="install a device plugin, or set resources.gpu.count: 0 to serve on CPUs",
-    )
-
-
-def gpus(nodes: Sequence[Json]) -> dict[str, tuple[int, int]]:
-    """Resource name → (devices, nodes) on nodes that take pods."""
-    found: dict[str, tuple[int, int]] = {}
-    for node in nodes:
-        if node["spec"].get("unschedulable"):
-            continue
-        for name, count in (status_of(node).get("allocatable") or {}).items():
-            if _GPU_RESOURCE.match(name) and int(count):
-                total, number = found.get(name, (0, 0))
-                found[name] = total + int(count), number + 1
-    return found
-
-
-def _used_gpus(pods: Sequence[Json]) -> dict[str, int]:
-    used: dict[str, int] = {}
-    for pod in pods:
-        if not pod["spec"].get("nodeName") or status_of(pod).get("phase") in ("Succeeded", "Failed"):
-            continue
-        for container in pod["spec"].get("containers", ()):
-            for name, count in ((container.get("resources") or {}).get("limits") or {}).items():
-                if _GPU_RESOURCE.match(name):
-                    used[name] = used.get(name, 0) + int(count)
-    return used
-
-
 def check_metrics(facts: Facts) -> Outcome:
     scaled = [name_of(each) for each in facts.models if each["spec"].get("scaling")]
     need: Level = "fail" if scaled else "warn"
@@ -299,10 +184,32 @@ def check_quotas(facts: Facts) -> Iterable[Outcome]:
             message=f"spent: {'; '.join(spent)}",
             remedy="raise the quota, or remove what uses it",
         )
+        return
+    short = [short for quota in facts.quotas for short in _too_short(quota, facts)]
+    if short:
+        yield Outcome(
+            level="warn",
+            check=check,
+            message=f"not enough for a whole replica: {'; '.join(short)}",
+            remedy="raise the quota, or remove what uses it",
+        )
     elif facts.quotas:
         yield Outcome(level="ok", check=check, message=f"{len(facts.quotas)} with room left")
     else:
         yield Outcome(level="ok", check=check, message="none")
+
+
+def _too_short(quota: Json, facts: Facts) -> Iterable[str]:
+    """What of GPUs is left, where it is less than one more replica of a model takes."""
+    hard, used = (status_of(quota).get(name) or {} for name in ("hard", "used"))
+    for model in facts.models:
+        gpu = gpus_of(model)
+        name = f"requests.{gpu.resource_name}" if gpu else ""
+        if gpu is None or gpu.claims or name not in hard:
+            continue
+        left = _amount(hard[name]) - _amount(used.get(name, "0"))
+        if left < gpu.count:
+            yield f"{name_of(quota)} has {left} of {name} left, a replica of {name_of(model)} takes {gpu.count}"
 
 
 def check_models(facts: Facts) -> Iterable[Outcome]:
@@ -322,7 +229,7 @@ def _is_needed(resource: str) -> bool:
     """Whether a replica takes of it."""
     plain = resource.removeprefix("requests.").removeprefix("limits.")
     objects = {"pods", "count/pods", "services", "count/services", "count/deployments.apps", "cpu", "memory"}
-    return plain in objects or bool(_GPU_RESOURCE.match(plain))
+    return plain in objects or is_gpu(plain)
 
 
 def _amount(text: str) -> Decimal:
@@ -330,9 +237,4 @@ def _amount(text: str) -> Decimal:
 
 
 def _version(thing: Json) -> str:
-    return str(_labels(thing).get("app.kubernetes.io/version", ""))
-
-
-def _labels(thing: Json) -> Mapping[str, str]:
-    labels: Mapping[str, str] = thing["metadata"].get("labels") or {}
-    return labels
+    return str(labels_of(thing).get("app.kubernetes.io/version", ""))

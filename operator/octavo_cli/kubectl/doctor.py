@@ -13,8 +13,9 @@ from rich.text import Text
 
 from octavo_operator.kube import kinds
 
-from .checks import Facts, Level, Outcome, Right, judge
+from .checks import judge
 from .cluster import Cluster, Json, Refused, find
+from .facts import Facts, Level, Outcome, Right
 from .resources import GROUP, collection, items_or_none, model_path, name_of, namespace_of, release_objects
 
 _MARKS: dict[Level, tuple[str, str]] = {
@@ -24,6 +25,7 @@ _MARKS: dict[Level, tuple[str, str]] = {
     "skip": ("–", "dim"),
 }
 CUSTOM_METRICS = "/apis/custom.metrics.k8s.io/v1beta2"
+DEVICES = "/apis/resource.k8s.io/v1"
 APPLIED = ("list", "watch", "create", "patch", "delete")
 
 
@@ -82,6 +84,8 @@ def gather(cluster: Cluster) -> Facts:
         metrics=_metrics(cluster),
         quotas=items_or_none(cluster, collection("/api/v1", "resourcequotas", namespace)),
         models=(items_or_none(cluster, model_path(namespace)) or ()) if is_served else (),
+        serves_claims=find(cluster, DEVICES) is not None,
+        claim_templates=items_or_none(cluster, collection(DEVICES, "resourceclaimtemplates", namespace)),
         rights={
             right: _may(cluster, right, account)
             for right, account in [*_own_rights(namespace), *_rights_of(operators, gateways)]

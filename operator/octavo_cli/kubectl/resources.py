@@ -70,6 +70,10 @@ def name_of(thing: Json) -> str:
     return str(thing["metadata"]["name"])
 
 
+def labels_of(thing: Json) -> dict[str, str]:
+    return dict(thing["metadata"].get("labels") or {})
+
+
 def namespace_of(thing: Json) -> str:
     return str(thing["metadata"].get("namespace", ""))
 

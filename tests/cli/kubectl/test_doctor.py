@@ -11,7 +11,8 @@ from rich.console import Console
 
 from octavo_cli.kubectl import __main__ as plugin
 from octavo_cli.kubectl import doctor
-from octavo_cli.kubectl.checks import Facts, Outcome, Right, judge
+from octavo_cli.kubectl.checks import judge
+from octavo_cli.kubectl.facts import Facts, Outcome, Right
 from octavo_testing.kube_objects import FakeCluster, a_condition, a_model
 
 NOW = datetime.datetime(2026, 1, 1, 12, 5, tzinfo=datetime.UTC)
@@ -47,6 +48,25 @@ def a_node(
         "spec": {"unschedulable": cordoned},
         "status": {"allocatable": {"cpu": "4", **offered}},
     }
+
+
+def a_plugin(ready: int) -> dict[str, Any]:
+    status = {"numberReady": ready, "desiredNumberScheduled": 2}
+    return {"metadata": {"name": "nvidia-device-plugin-ds", "namespace": "gpus"}, "status": status}
+
+
+def a_gpu_model(**gpu: Any) -> dict[str, Any]:
+    ready = a_condition("Ready", "True", "AllReplicasReady", "1 of 1 replicas ready")
+    return a_model("qwen", ready, spec={"resources": {"gpu": gpu}})
+
+
+def a_quota(hard: str, used: str) -> dict[str, Any]:
+    name = "requests.nvidia.com/gpu"
+    return {"metadata": {"name": "q"}, "status": {"hard": {name: hard}, "used": {name: used}}}
+
+
+L4, H200 = ({"nvidia.com/gpu.product": f"NVIDIA-{name}"} for name in ("L4", "H200"))
+CLAIMS = [{"name": "gpu", "resourceClaimTemplateName": "two-large"}]
 
 
 def a_gpu_pod(count: str = "1", **status: str) -> dict[str, Any]:
@@ -122,6 +142,72 @@ def test_a_healthy_cluster_passes_every_check() -> None:
             "device plugin nvidia-device-plugin-ds is installed",
         ),
         ("GPUs", {"nodes": [a_node(amd_com__gpu="4")]}, "ok", "4 amd.com/gpu on 1 node (4 free)"),
+        (
+            "GPUs",
+            {"nodes": [a_node(labels=L4, nvidia_com__gpu="1"), a_node("n1", labels=H200, nvidia_com__gpu="8")]},
+            "ok",
+            "9 nvidia.com/gpu on 2 nodes (7 free); products by nodes: NVIDIA-H200 (1), NVIDIA-L4 (1)",
+        ),
+        ("GPUs", {"nodes": [a_node(amd_com__cpx="1")]}, "warn", "no node offers a GPU"),
+        (
+            "GPUs",
+            {"nodes": [{**a_node(), "status": {"allocatable": {"amd.com/cpx_nps4": "8"}}}]},
+            "ok",
+            "8 amd.com/cpx_nps4 on 1 node",
+        ),
+        ("device plugin", {"daemon_sets": [a_plugin(2)]}, "ok", "gpus/nvidia-device-plugin-ds: 2 of 2 pods ready"),
+        ("device plugin", {"daemon_sets": [a_plugin(1)]}, "warn", "1 of 2 pods ready; the GPUs of the other nodes"),
+        (
+            "GPUs of qwen",
+            {"models": [a_gpu_model(count=16)]},
+            "warn",
+            "a replica needs 16 nvidia.com/gpu of one node; the largest, n0, has 8",
+        ),
+        (
+            "GPUs of qwen",
+            {
+                "models": [a_gpu_model(count=2, product="NVIDIA-H200")],
+                "nodes": [a_node(nvidia_com__gpu="8", labels=L4), a_node("n1", labels=H200, nvidia_com__gpu="1")],
+            },
+            "warn",
+            "needs 2 nvidia.com/gpu of one node of NVIDIA-H200; the largest, n1, has 1",
+        ),
+        (
+            "GPUs of qwen",
+            {"models": [a_gpu_model(product="NVIDIA-H200")], "nodes": [a_node(nvidia_com__gpu="8", labels=L4)]},
+            "warn",
+            "no node has the product NVIDIA-H200; products by nodes: NVIDIA-L4 (1)",
+        ),
+        (
+            "GPUs of qwen",
+            {"models": [a_gpu_model()], "nodes": [a_node(cordoned=True, nvidia_com__gpu="8")]},
+            "warn",
+            "a replica needs 1 nvidia.com/gpu of one node; none takes pods",
+        ),
+        (
+            "claims of qwen",
+            {"models": [a_gpu_model(claims=CLAIMS)], "serves_claims": False},
+            "fail",
+            "resource.k8s.io/v1 is not served",
+        ),
+        (
+            "claims of qwen",
+            {"models": [a_gpu_model(claims=CLAIMS)], "claim_templates": None},
+            "skip",
+            "ResourceClaimTemplates may not be listed",
+        ),
+        (
+            "claims of qwen",
+            {"models": [a_gpu_model(claims=CLAIMS)], "claim_templates": [{"metadata": {"name": "one"}}]},
+            "fail",
+            "namespace team has no ResourceClaimTemplate two-large; it has one",
+        ),
+        (
+            "claims of qwen",
+            {"models": [a_gpu_model(claims=CLAIMS)], "claim_templates": [{"metadata": {"name": "two-large"}}]},
+            "ok",
+            "1 made from templates that are there",
+        ),
         ("metrics API", {"metrics_service": None, "metrics": None}, "warn", "could not be scaled"),
         ("metrics API", {"metrics": ["pods/other"]}, "warn", "but not octavo_kv_pressure_ratio"),
         (
@@ -169,6 +255,13 @@ def test_a_healthy_cluster_passes_every_check() -> None:
             "1 with room left",
         ),
         (
+            "quotas of team",
+            {"quotas": [a_quota("4", "2")], "models": [a_gpu_model(count=4)]},
+            "warn",
+            "q has 2 of requests.nvidia.com/gpu left, a replica of qwen takes 4",
+        ),
+        ("quotas of team", {"quotas": [a_quota("4", "2")], "models": [a_gpu_model(count=2)]}, "ok", "room left"),
+        (
             "model qwen",
             {"models": [a_model("qwen", a_condition("Ready", "False", "InsufficientGPU", "none is free"))]},
             "warn",
@@ -181,6 +274,43 @@ def test_a_check_finds(check: str, facts: dict[str, Any], level: str, said: str)
 
     assert (found.level, said in found.message) == (level, True), found
     assert found.remedy or level in ("ok", "skip")
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [{"count": 8}, {"count": 0, "resourceName": "amd.com/gpu"}, {"count": 16, "claims": CLAIMS}, {"count": "many"}],
+    ids=["fits", "on the CPU", "claimed", "no spec at all"],
+)
+def test_nothing_is_said_of_the_size_of_what_fits_or_counts_no_gpus(gpu: dict[str, Any]) -> None:
+    found = judge(replace(HEALTHY, models=[a_gpu_model(**gpu)]), NOW)
+
+    assert [each for each in found if each.check == "GPUs of qwen"] == []
+
+
+def test_nothing_is_said_of_sizes_where_nodes_may_not_be_listed() -> None:
+    found = judge(replace(HEALTHY, nodes=None, models=[a_gpu_model(count=16)]), NOW)
+
+    assert [each for each in found if each.check == "GPUs of qwen"] == []
+
+
+@pytest.mark.parametrize(
+    ("api", "templates", "is_served", "read"),
+    [
+        (404, 404, False, []),
+        ({}, 403, True, None),
+        ({}, [{"metadata": {"name": "a"}}], True, [{"metadata": {"name": "a"}}]),
+    ],
+)
+def test_templates_of_claims_are_read_where_they_are_served(
+    api: Any, templates: Any, is_served: bool, read: Any
+) -> None:
+    dra = "/apis/resource.k8s.io/v1"
+    cluster = FakeCluster({"/version": {}, dra: api, f"{dra}/namespaces/team/resourceclaimtemplates": templates})
+    cluster.answer = lambda method, path, body: {"status": {"allowed": True}}
+
+    facts = doctor.gather(cluster)
+
+    assert (facts.serves_claims, facts.claim_templates) == (is_served, read)
 
 
 def test_what_may_not_be_read_is_skipped_and_fails_nothing() -> None:
