@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,31 @@ def test_what_is_copied_from_the_checkout_is_there(recipe: str) -> None:
         *sources, _ = rest.split()
         assert [path for path in sources if not path.startswith("--") and not rest.startswith("--from")
                 and not (ROOT / path).exists()] == []  # fmt: skip
+
+
+def test_the_builder_is_given_what_is_copied_and_nothing_else_of_the_checkout() -> None:
+    """Else environments, models and .git are sent along, and whatever secrets lie about."""
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    copied = {
+        path
+        for recipe in ("control-plane", "server")
+        for rest in values(instructions(recipe), "COPY")
+        if not rest.startswith("--from")
+        for path in rest.split()[:-1]
+    }
+
+    assert rules[0] == "*"
+    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == copied
+    assert rules[-1] == "**/__pycache__"
+
+
+@pytest.mark.parametrize(("recipe", "target"), STAGES)
+def test_it_says_what_it_is(recipe: str, target: str) -> None:
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', values(stage(recipe, target), "LABEL")[0]))
+    license_ = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+
+    assert labels.keys() == {"title", "licenses", "description"}
+    assert (labels["title"], labels["licenses"]) == (f"octavo-{target or 'server'}", license_)
 
 
 def test_the_cpu_image_compiles_its_kernels_where_its_servers_look_for_them() -> None:
