@@ -28,6 +28,7 @@ CASES = (
     "bare_node",
     "refused",
     "no_gpu",
+    "gpu_shapes",
     "chat",
     "load",
     "kubectl",
