@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 
 import aiohttp
 
@@ -17,6 +18,7 @@ from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling.gateway_held import GatewayHeld, GatewayPod
 from octavo_operator.autoscaling.policy import decide_zero
+from octavo_operator.autoscaling.schedule import apply_schedules
 from octavo_operator.autoscaling.window import ActivityTracker
 from octavo_operator.errors import ClusterError, SpecInvalidError
 from octavo_operator.kube.client import KubeClient
@@ -91,11 +93,11 @@ class Loads:
         if self._gateways is None or snapshot is None:
             # What gateways hold is unknown: a request may be waiting.
             return None
-        resource = _parse(raw)
+        resource = self._scheduled(raw)
         if resource is None or resource.spec.scaling is None:
             return None
         decision = decide_zero(
-            min_replicas=0,
+            min_replicas=resource.spec.scaling.min_replicas,
             replicas=resource.wanted_replicas,
             idle_after_s=resource.spec.scaling.idle_after_s,
             idleness=activity.idleness(now=self._now(), silent_gateways=snapshot.unheard),
@@ -120,6 +122,13 @@ class Loads:
             if self._pressure_changed(key, raw) or self._capacity_changed(key, raw) or self.zero_wish(key) is not None:
                 self._enqueue(key)
         self._tracker.retain(keys)
+
+    def _scheduled(self, raw: JsonObject) -> ModelDeployment | None:
+        """With the bounds that are in force now; None for a spec that cannot be."""
+        try:
+            return apply_schedules(parse_model_deployment(raw), now=datetime.fromtimestamp(self._now(), UTC)).resource
+        except SpecInvalidError:
+            return None
 
     async def watch_gateways(self, kube: KubeClient, namespace: str) -> None:
         """Ask the gateways what they hold, as long as there is a resource that may go to zero; until cancelled."""
@@ -173,9 +182,12 @@ class Loads:
 
 
 def _may_sleep(raw: JsonObject) -> bool:
-    """The cheap look at a raw spec: all resources are asked every other second, and few ever sleep."""
+    """The cheap look at a raw spec: all resources are asked every other second, and few ever sleep, be it by schedule."""
     scaling = raw["spec"].get("scaling")
-    return isinstance(scaling, dict) and scaling.get("minReplicas") == 0
+    if not isinstance(scaling, dict):
+        return False
+    bounds = (scaling, *(each for each in scaling.get("schedules") or () if isinstance(each, dict)))
+    return any(each.get("minReplicas") == 0 for each in bounds)
 
 
 def _rolls_when_idle(raw: JsonObject) -> bool:

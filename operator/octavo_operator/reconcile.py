@@ -17,6 +17,7 @@ from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.apply import Executor
 from octavo_operator.autoscaling.decision import Granted, grant
+from octavo_operator.autoscaling.schedule import apply_schedules
 from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.job import render_model
 from octavo_operator.desired.render import Desired, job_of, render
@@ -106,7 +107,9 @@ class Reconciler:
         try:
             resource = parse_model_deployment(observed.resource)
             pods = self._config.pods
-            granted = grant(resource, observed, now=self._now())
+            scheduled = apply_schedules(resource, now=self._now())
+            resource = scheduled.resource
+            granted = grant(scheduled, observed, now=self._now())
             model, revision = render_model(resource, pods), render_revision(resource, pods)
             is_fetched = observed.is_fetched(job_of(model))
             decision = decide(granted.resource, revision, observed, now=self._now(), is_fetched=is_fetched)
@@ -127,7 +130,8 @@ class Reconciler:
             # Its event brings the next look at once, whose status is of the new spec.
             return Outcome()
         await self._write(key, observed, self._status(granted.resource, desired, observed))
-        return Outcome(look_again_s=0.0 if changed else _soonest(_look_again_s(observed), decision.look_again_s))
+        looks = (_look_again_s(observed), decision.look_again_s, scheduled.look_again_s)
+        return Outcome(look_again_s=0.0 if changed else _soonest(*looks))
 
     async def _remember(self, key: ResourceKey, decision: Decision, granted: Granted, observed: Observed) -> Observed:
         """Writes down what a rollout under way and the scaling go by, before anything is done about it."""

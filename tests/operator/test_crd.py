@@ -73,6 +73,16 @@ EVERYTHING = {
         "targetPressure": "1.5",
         "idleAfter": "1h30m",
         "behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}},
+        "schedules": [
+            {
+                "name": "day",
+                "cron": "0 8 * * 1-5",
+                "timeZone": "Europe/Berlin",
+                "minReplicas": 2,
+                "maxReplicas": 8,
+            },
+            {"name": "night", "cron": "*/15 20-23 * * MON"},
+        ],
     },
     "drain": {"timeout": "30s"},
     "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m", "inferencePool": False},
@@ -181,6 +191,39 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "both counts": ({"replicas": 1, "scaling": {"maxReplicas": 2}}, "replicas and scaling exclude each other"),
     "min over max": ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "minReplicas is greater than maxReplicas"),
     "idle without zero": ({"scaling": {"maxReplicas": 2, "idleAfter": "1m"}}, "needs minReplicas 0"),
+    "schedule's min over max": (
+        {"scaling": {"maxReplicas": 2, "schedules": [{"name": "day", "cron": "0 8 * * *", "minReplicas": 3}]}},
+        "a schedule's minReplicas is greater than its maxReplicas",
+    ),
+    "schedule's max under min": (
+        {
+            "scaling": {
+                "minReplicas": 3,
+                "maxReplicas": 9,
+                "schedules": [{"name": "day", "cron": "0 8 * * *", "maxReplicas": 2}],
+            }
+        },
+        "a schedule's minReplicas is greater than its maxReplicas",
+    ),
+    "schedules of one name": (
+        {"scaling": {"maxReplicas": 2, "schedules": [{"name": "day", "cron": "0 8 * * *"}] * 2}},
+        "spec.scaling.schedules[1]: Duplicate value",
+    ),
+    "schedule without a time": ({"scaling": {"maxReplicas": 2, "schedules": [{"name": "a"}]}}, "schedules[0].cron"),
+    "schedule of six fields": (
+        {"scaling": {"maxReplicas": 2, "schedules": [{"name": "a", "cron": "0 0 8 * * 1"}]}},
+        "spec.scaling.schedules[0].cron",
+    ),
+    "idle with a schedule that is never zero": (
+        {
+            "scaling": {
+                "maxReplicas": 2,
+                "idleAfter": "1m",
+                "schedules": [{"name": "a", "cron": "0 8 * * *", "minReplicas": 1}],
+            }
+        },
+        "needs minReplicas 0, here or in a schedule",
+    ),
     "no maximum": ({"scaling": {"minReplicas": 1}}, "maxReplicas: Required value"),
     "empty behavior": ({"scaling": {"maxReplicas": 2, "behavior": {}}}, "behavior needs scaleUp or scaleDown"),
     "no pressure": ({"scaling": {"maxReplicas": 2, "targetPressure": "0"}}, "spec.scaling.targetPressure"),
@@ -401,6 +444,14 @@ BAD_NAMES = ["1model", "a.b", "a" * 53]
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_name_that_cannot_be_a_service_is_refused(clean: ApiServer, name: str) -> None:
     assert create(clean, manifest(name)).status == 422
+
+
+def test_a_schedule_with_zero_may_have_an_idle_time(clean: ApiServer) -> None:
+    night = {"name": "night", "cron": "0 20 * * *", "minReplicas": 0}
+    body = manifest(scaling={"maxReplicas": 2, "idleAfter": "5m", "schedules": [night]})
+
+    assert create(clean, body).status == 201
+    assert parse_model_deployment(body).spec.scaling.idle_after_s == 300  # type: ignore[union-attr]  # it is there
 
 
 def test_autoscaler_may_write_replicas_but_a_person_may_not_add_scaling_beside_them(clean: ApiServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, cast
 
 import aiohttp
@@ -149,6 +150,19 @@ async def test_nothing_goes_to_zero_while_gateways_are_unknown(error: ClusterErr
     world.wait(100)
 
     assert world.loads.zero_wish(QWEN) is None
+
+
+@pytest.mark.parametrize(("clock", "sleeps"), [("2026-03-02T19:58:00", False), ("2026-03-02T20:30:00", True)])
+async def test_a_schedule_says_whether_an_idle_model_may_sleep(clock: str, sleeps: bool) -> None:
+    """That it was idle before counts."""
+    bounds = [{"name": "day", "cron": "0 8 * * *"}, {"name": "night", "cron": "0 20 * * *", "minReplicas": 0}]
+    world = World(scaling={"maxReplicas": 2, "idleAfter": "60s", "schedules": bounds}, replicas=1)
+    world.now = datetime.fromisoformat(f"{clock}Z").timestamp()
+    await hear_gateways(world, FakeGateways())
+
+    world.wait(70)
+
+    assert (world.loads.zero_wish(QWEN) is not None) is sleeps
 
 
 async def test_fixed_or_invalid_resource_never_wishes_for_zero() -> None:

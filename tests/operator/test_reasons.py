@@ -12,6 +12,7 @@ from octavo_operator import errors
 from octavo_operator.api import reasons
 from octavo_operator.api.reader import Problem
 from octavo_operator.autoscaling.decision import grant
+from octavo_operator.autoscaling.schedule import Scheduled
 from octavo_operator.errors import ClusterError, SpecInvalidError
 from octavo_operator.finding import Finding
 from octavo_operator.observed import Pod, Rival, Startup
@@ -251,7 +252,7 @@ def conditions_of(case: Case) -> list[dict[str, Any]]:
     observed = an_observed(
         *objects.values(), pods=pods, startups=startups, resource=a_manifest(status=status, **case.spec), **case.world
     )
-    granted = grant(resource, observed, now=AT)
+    granted = grant(Scheduled(resource=resource), observed, now=AT)
     desired = replace(desired, scaling=granted.status)
     return make_status(granted.resource, desired, observed, gateway_url="", now=NOW)["conditions"]  # type: ignore[no-any-return]
 

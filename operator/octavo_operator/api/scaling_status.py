@@ -37,6 +37,8 @@ class ScalingStatus:
     """Replicas that the Deployments are asked for; None before the first look."""
     decisions: tuple[ScalingDecision, ...] = ()
     """Newest first. The first one is blocked exactly as long as something stands in its way."""
+    schedule: str = ""
+    """The one of `scaling.schedules` that is in force."""
 
     @classmethod
     def read(cls, status: JsonObject) -> ScalingStatus:
@@ -47,6 +49,7 @@ class ScalingStatus:
         return cls(
             desired=desired if isinstance(desired, int) else None,
             decisions=tuple(each for each in decisions if each is not None),
+            schedule=str(raw.get("schedule") or ""),
         )
 
     @property
@@ -78,7 +81,11 @@ class ScalingStatus:
 
     def as_json(self) -> dict[str, Any]:
         """As it is written; fields that say nothing are left out."""
-        fields = {"desired": self.desired, "decisions": [_decision_as_json(each) for each in self.decisions]}
+        fields = {
+            "desired": self.desired,
+            "schedule": self.schedule,
+            "decisions": [_decision_as_json(each) for each in self.decisions],
+        }
         return {name: value for name, value in fields.items() if value not in (None, [], "")}
 
 

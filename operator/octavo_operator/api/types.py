@@ -122,14 +122,28 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingSchedule:
+    """Other bounds from the time that `cron` names; what is None is as `Scaling` has it."""
+
+    name: str
+    cron: str
+    """Five fields."""
+    time_zone: str = ""
+    """Of `cron`, such as Europe/Berlin; "" is UTC."""
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
     max_replicas: int
     min_replicas: int = 1
     target_pressure: str = "0.8"
     """KV pressure per replica to aim for, a decimal string; may exceed 1."""
     idle_after_s: int = 0
-    """Seconds without a request until zero replicas; 0 means never (minReplicas ≥ 1)."""
+    """Seconds without a request until zero replicas; 0 means never (minReplicas ≥ 1, in all schedules too)."""
     behavior: JsonObject = field(default_factory=dict)
+    schedules: tuple[ScalingSchedule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,10 @@ from octavo_operator.api.gpu import parse_gpu
 from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.reader import ObjectReader, Problem
 from octavo_operator.api.rollout import parse_rollout
+from octavo_operator.api.scaling import MAX_REPLICAS, parse_scaling
 from octavo_operator.api.source import parse_model, parse_source
 from octavo_operator.api.types import (
     API_VERSION,
-    DEFAULT_IDLE_AFTER_S,
     KIND,
     Access,
     Disruption,
@@ -28,17 +28,14 @@ from octavo_operator.api.types import (
     Placement,
     Resources,
     Routing,
-    Scaling,
 )
 from octavo_operator.errors import SpecInvalidError
 
 NAME = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
 SERVED_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
-PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
 STRATEGIES = ("Auto", "LeastPressure", "PrefixAffinity", "RoundRobin")
 SPREADS = ("Soft", "Hard", "None")
 SECRET_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
-MAX_REPLICAS = 1000
 MAX_KEY_SOURCES = 16
 PERCENTAGE = r"(100|[1-9]?[0-9])%"
 AUDITS = ("None", "Metadata", "Full")
@@ -104,7 +101,7 @@ def _parse_spec(raw: Any, problems: list[Problem]) -> ModelDeploymentSpec:
         resources=resources,
         engine=parse_engine(spec.child("engine"), resources.gpu.count),
         replicas=spec.integer("replicas", low=0, high=MAX_REPLICAS) if spec.has("replicas") else spec.take("replicas"),
-        scaling=_scaling(spec.child("scaling")) if spec.has("scaling") else spec.take("scaling"),
+        scaling=parse_scaling(spec.child("scaling")) if spec.has("scaling") else spec.take("scaling"),
         drain_timeout_s=_drain_timeout_s(spec.child("drain")),
         routing=_routing(spec.child("routing")),
         access=_access(spec.child("access")),
@@ -146,37 +143,6 @@ def _resources(raw: ObjectReader) -> Resources:
     )
     raw.finish()
     return result
-
-
-def _scaling(raw: ObjectReader) -> Scaling:
-    least = raw.integer("minReplicas", low=0, high=MAX_REPLICAS, default=1)
-    most = raw.integer("maxReplicas", low=1, high=MAX_REPLICAS, default=MAX_REPLICAS)
-    idle_after_s = raw.duration_s("idleAfter", default=0)
-    if not raw.has("maxReplicas"):
-        raw.complain("maxReplicas", "is required")
-    if least > most:
-        raw.complain("minReplicas", f"{least} is greater than maxReplicas {most}")
-    if idle_after_s and least > 0:
-        raw.complain("idleAfter", f"scales to zero and needs minReplicas 0, which is {least}")
-    result = Scaling(
-        min_replicas=least,
-        max_replicas=most,
-        target_pressure=raw.string(
-            "targetPressure", default="0.8", pattern=PRESSURE, remedy='must be a string greater than 0, such as "0.8"'
-        ),
-        idle_after_s=idle_after_s if least else idle_after_s or DEFAULT_IDLE_AFTER_S,
-        behavior=_behavior(raw),
-    )
-    raw.finish()
-    return result
-
-
-def _behavior(raw: ObjectReader) -> Mapping[str, Any]:
-    behavior = raw.child("behavior")
-    sides = {side: behavior.mapping(side) for side in ("scaleUp", "scaleDown") if behavior.has(side)}
-    if raw.has("behavior") and not sides:
-        behavior.complain("", "needs scaleUp or scaleDown")
-    return sides
 
 
 def _drain_timeout_s(raw: ObjectReader) -> int:

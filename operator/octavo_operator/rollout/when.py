@@ -5,17 +5,12 @@ Only the beginning waits. What has begun goes on when the window closes, because
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-
-from octavo_operator.api.reader import Problem
 from octavo_operator.api.rollout_status import format_time
 from octavo_operator.api.types import RolloutWhen
-from octavo_operator.errors import SpecInvalidError
+from octavo_operator.cron import check_cron, last_start, next_start
 
 IDLE_S = 60
 """So long nobody must have asked before an idle model rolls over."""
@@ -42,10 +37,8 @@ def why_wait(when: RolloutWhen, *, idle_for_s: float | None, now: datetime) -> W
 
 def check_window(when: RolloutWhen) -> None:
     """Raises SpecInvalidError for a cron expression or time zone that the schema cannot judge."""
-    if when.policy != "Window":
-        return
-    _checked("timeZone", lambda: _zone(when))
-    _checked("cron", lambda: next(CronSim(when.cron, datetime(2026, 1, 1, tzinfo=_zone(when)))))
+    if when.policy == "Window":
+        check_cron("spec.rollout.when", when.cron, when.time_zone)
 
 
 def _wait_for_idleness() -> Wait:
@@ -54,29 +47,9 @@ def _wait_for_idleness() -> Wait:
 
 
 def _wait_for_window(when: RolloutWhen, now: datetime) -> Wait | None:
-    local = now.astimezone(_zone(when))
-    # Backwards from the next minute, which does not count: a window that opened this very minute is open.
-    next_minute = local.replace(second=0, microsecond=0) + timedelta(minutes=1)
-    opened = next(CronSim(when.cron, next_minute, reverse=True))
+    opened = last_start(when.cron, when.time_zone, now)
     if now < opened + timedelta(seconds=when.duration_s):
         return None
-    opens = next(CronSim(when.cron, local))
+    opens = next_start(when.cron, when.time_zone, now)
     why = f"rollout.when is Window {when.cron!r} and the next one opens at {format_time(opens)}"
     return Wait(why=why, look_again_s=min(LONGEST_LOOK_S, max(1.0, (opens - now).total_seconds())))
-
-
-def _zone(when: RolloutWhen) -> ZoneInfo:
-    return ZoneInfo(when.time_zone or "UTC")
-
-
-def _checked(field: str, read: Callable[[], object]) -> None:
-    try:
-        read()
-    except StopIteration:
-        problem = "never fires"
-    except (CronSimError, ValueError, OSError, KeyError) as error:
-        # zoneinfo raises a KeyError for an unknown zone, a ValueError or OSError for what cannot be a name.
-        problem = str(error.args[0] if error.args else error)
-    else:
-        return
-    raise SpecInvalidError((Problem(f"spec.rollout.when.{field}", problem),))

@@ -14,6 +14,7 @@ from octavo_operator.api.types import (
     RolloutGate,
     RolloutWhen,
     Scaling,
+    ScalingSchedule,
     SecretRef,
     Source,
 )
@@ -22,6 +23,7 @@ from octavo_operator.errors import SpecInvalidError
 from octavo_testing.control_plane import a_manifest, a_resource
 
 CHECKSUM = "sha256:" + "a" * 64
+SCHEDULE = {"name": "day", "cron": "0 8 * * 1-5"}
 WHOLE: dict[str, Any] = {
     "source": {"secretRef": {"name": "hf", "key": "t"}, "checksum": CHECKSUM, "allow": ["a.*"]},
     "servedNames": ["a", "b"],
@@ -134,6 +136,14 @@ def test_every_field_of_access_and_rollout_is_read() -> None:
         (
             {"maxReplicas": 4, "minReplicas": 0, "idleAfter": "90s", "behavior": {"scaleUp": {"x": 1}}},
             Scaling(max_replicas=4, min_replicas=0, idle_after_s=90, behavior={"scaleUp": {"x": 1}}),
+        ),
+        (
+            {"maxReplicas": 4, "schedules": [{"name": "night", "cron": "0 20 * * *", "minReplicas": 0}]},
+            Scaling(
+                max_replicas=4,
+                idle_after_s=600,
+                schedules=(ScalingSchedule(name="night", cron="0 20 * * *", min_replicas=0),),
+            ),
         ),
     ],
 )
@@ -284,6 +294,34 @@ INVALID = {
     "idle without zero": ({"scaling": {"maxReplicas": 2, "idleAfter": "1m"}}, "needs minReplicas 0, which is 1"),
     "idle is no duration": ({"scaling": {"maxReplicas": 2, "idleAfter": "soon"}}, "'soon' is no duration"),
     "empty behavior": ({"scaling": {"maxReplicas": 2, "behavior": {}}}, "needs scaleUp or scaleDown"),
+    "too many schedules": (
+        {"scaling": {"maxReplicas": 2, "schedules": [SCHEDULE] * 17}},
+        "spec.scaling.schedules: must be a list of at most 16",
+    ),
+    "schedules of one name": (
+        {"scaling": {"maxReplicas": 2, "schedules": [SCHEDULE, SCHEDULE]}},
+        "spec.scaling.schedules: holds the name 'day' twice",
+    ),
+    "schedule without a name": (
+        {"scaling": {"maxReplicas": 2, "schedules": [{"cron": "0 8 * * *"}]}},
+        "spec.scaling.schedules[0].name: is required",
+    ),
+    "schedule without a time": (
+        {"scaling": {"maxReplicas": 2, "schedules": [{"name": "day"}]}},
+        "spec.scaling.schedules[0].cron: is required",
+    ),
+    "schedule's min over max": (
+        {"scaling": {"maxReplicas": 2, "schedules": [{**SCHEDULE, "minReplicas": 3}]}},
+        "3 is greater than maxReplicas 2 while it is in force",
+    ),
+    "schedule's max under min": (
+        {"scaling": {"minReplicas": 5, "maxReplicas": 8, "schedules": [{**SCHEDULE, "maxReplicas": 4}]}},
+        "5 is greater than maxReplicas 4 while it is in force",
+    ),
+    "schedule's zone": (
+        {"scaling": {"maxReplicas": 2, "schedules": [{**SCHEDULE, "timeZone": "../etc"}]}},
+        "must be like Europe/Berlin",
+    ),
     "zero pressure": ({"scaling": {"maxReplicas": 2, "targetPressure": "0"}}, "must be a string greater than 0"),
     "all may be missing": (
         {"disruption": {"maxUnavailable": "101%"}},
