@@ -12,7 +12,7 @@ from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
 from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
-from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, MODEL_DEPLOYMENT, NAMED_BY_HASH, POD, Kind
+from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, EVENT, LISTED, MODEL_DEPLOYMENT, NAMED_BY_HASH, POD, Kind
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache, ResourceKey
 from octavo_operator.observed import Observed, controller_of, generation_of
@@ -71,6 +71,13 @@ class Executor:
         if known is not None and generation_of(known) == generation_of(written):
             self._cache.put(written)
         return written
+
+    async def tell(self, event: JsonObject) -> None:
+        """Writes an event; a refusal is told and no more, since the status says the same."""
+        try:
+            await self._kube.create(EVENT.path(event["metadata"]["namespace"]), event)
+        except ClusterError as error:
+            logger.warning("event not written", extra={"error": str(error)})
 
     async def _write_replicas(self, key: ResourceKey, operation: WriteReplicas, observed: Observed) -> None:
         """By the scale subresource, as the autoscaler and the gateway do; the watch brings the new resource.
@@ -133,7 +140,11 @@ class Executor:
     async def _delete(self, key: ResourceKey, operation: Delete, observed: Observed) -> None:
         kind_name, name = operation.key
         found = observed.objects[operation.key]
-        await self._kube.delete(BY_NAME[kind_name], key[0], name, uid=found["metadata"]["uid"])
+        kind = BY_NAME[kind_name]
+        await self._kube.delete(kind, key[0], name, uid=found["metadata"]["uid"])
+        if kind in LISTED:
+            # No watch tells it; where a finalizer holds the object, the next list does.
+            self._cache.remove(found)
 
     def _count(self, operation: Operation) -> None:
         match operation:

@@ -7,7 +7,7 @@
 | Progressing | something is on its way to what is wanted |
 | ModelCached | the model is on its claim, whole and checked (only where a Job fetches it) |
 | Scheduled | no pod waits for a node |
-| ScalingActive | the HorizontalPodAutoscaler reads the pressure (only where `scaling` is set) |
+| ScalingActive | the autoscaler reads the pressure (only where `scaling` is set) |
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired.render import Desired
 from octavo_operator.diagnosis import diagnose_deployment, diagnose_download, diagnose_pod
-from octavo_operator.finding import Finding, quote, worst
+from octavo_operator.finding import Finding, worst
 from octavo_operator.observed import Observed
 from octavo_operator.plan import is_whole
+from octavo_operator.scaler_view import view_scaler
 
 READY, AVAILABLE, PROGRESSING = "Ready", "Available", "Progressing"
 MODEL_CACHED, SCHEDULED, SCALING_ACTIVE = "ModelCached", "Scheduled", "ScalingActive"
@@ -244,20 +245,16 @@ def _scaling_active(resource: ModelDeployment, desired: Desired, observed: Obser
     if resource.wanted_replicas == 0:
         message = "at zero replicas the autoscaler rests; a request wakes the model"
         return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.SCALED_TO_ZERO, message=message)
-    scaler = observed.objects.get(("HorizontalPodAutoscaler", resource.name), {})
-    found = (each for each in scaler.get("status", {}).get("conditions") or [] if each["type"] == SCALING_ACTIVE)
-    active = next(found, None)
-    ours = f"; the operator's metrics adapter: {quote(observed.adapter_trouble)}" if observed.adapter_trouble else ""
-    if active is None:
-        message = f"the autoscaler has not looked yet{ours}"
-        return Condition(kind=SCALING_ACTIVE, status=None, reason=reasons.SCALER_STARTING, message=message)
-    message = quote(str(active.get("message", "")))
-    if active["status"] == "True":
-        waits = desired.scaling.blocked
-        if waits is not None:
-            message = f"{waits.after} replicas wanted, {waits.before} asked for; the rest waits: {waits.blocked_by}"
-            return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALING_BLOCKED, message=message)
-        return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALER_READY, message=message)
-    if not observed.ready_pods():
-        message = "no replica is ready, so there is no pressure to scale on"
-    return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.METRICS_UNAVAILABLE, message=f"{message}{ours}")
+    if desired.scaler.trouble:
+        message = desired.scaler.trouble
+        return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.SCALER_UNAVAILABLE, message=message)
+    found = view_scaler(resource, desired.scaler, observed)
+    if found.is_active is None:
+        return Condition(kind=SCALING_ACTIVE, status=None, reason=reasons.SCALER_STARTING, message=found.message)
+    if not found.is_active:
+        return Condition(kind=SCALING_ACTIVE, status=False, reason=reasons.METRICS_UNAVAILABLE, message=found.message)
+    waits = desired.scaling.blocked
+    if waits is None:
+        return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALER_READY, message=found.message)
+    message = f"{waits.after} replicas wanted, {waits.before} asked for; the rest waits: {waits.blocked_by}"
+    return Condition(kind=SCALING_ACTIVE, status=True, reason=reasons.SCALING_BLOCKED, message=message)

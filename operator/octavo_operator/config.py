@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from octavo_operator.api.rollout import URL
 from octavo_operator.api.types import JsonObject
 from octavo_operator.desired.pod import PodSettings
 from octavo_operator.errors import OctavoOperatorError
@@ -44,6 +46,8 @@ class OperatorConfig:
     lease_name: str = "octavo-operator"
     key_readers: tuple[str, ...] = ()
     """Service accounts NAMESPACE:NAME of gateway and operator, named in the remedy of KeysUnreadable."""
+    prometheus: str = ""
+    """Base URL of the Prometheus that KEDA asks; empty where KEDA shall not be used."""
     gateway_url: str = ""
     """Base URL of the gateway without /v1; empty where there is none."""
     host: str = ""
@@ -78,6 +82,7 @@ def parse_config(argv: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:
         key_readers=_items(flags.key_readers),
         identity=env.get("OCTAVO_POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
         lease_name=flags.lease_name,
+        prometheus=_prometheus(flags.prometheus_address),
         gateway_url=flags.gateway_url.rstrip("/").removesuffix("/v1"),
         port=flags.port,
         log_level=flags.log_level.upper(),
@@ -108,6 +113,12 @@ def _network_rules(text: str) -> JsonObject | None:
             f"them, not {text[:80]}"
         )
     return rules
+
+
+def _prometheus(address: str) -> str:
+    if address and not re.fullmatch(URL, address):
+        raise ConfigError(f"--prometheus-address is {address!r}, must be like http://prometheus.monitoring:9090")
+    return address
 
 
 def _variant(image: str, default: str) -> str:
@@ -155,6 +166,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     _text(parser, env, "lease-name", "name of the Lease", default="octavo-operator")
     _text(parser, env, "gateway-url", "base URL of the gateway, for status.endpoint; default: the Service's own URL")
     _text(parser, env, "gateway-namespace", "namespace of the gateway's pods; default: all")
+    _text(parser, env, "prometheus-address", "base URL of the Prometheus that KEDA asks; default: KEDA is not used")
     _text(parser, env, "key-readers", "service accounts NAMESPACE:NAME that read keys, for the remedy in a condition")
     _text(parser, env, "server-image", "image of the server with GPU support (CUDA)", default=DEFAULT_IMAGE)
     _text(parser, env, "server-image-cpu", "image of the server where gpu.count is 0; default: the first one")

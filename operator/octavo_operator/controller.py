@@ -13,12 +13,14 @@ import logging
 import random
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import kopf
 
 from octavo_operator.apply import Executor, NotLeaderError
+from octavo_operator.autoscaling.built_in import BuiltInScaler
 from octavo_operator.autoscaling.scraper import Scraper
 from octavo_operator.config import OperatorConfig
 from octavo_operator.errors import ClusterError
@@ -37,6 +39,7 @@ from octavo_operator.observe import Observer
 from octavo_operator.probe import StartupProbe
 from octavo_operator.reconcile import Reconciler
 from octavo_operator.rollout.gate_runner import GateRunner
+from octavo_operator.scaling_apis import ScalingApisReader
 from octavo_operator.web import make_app, serving
 from octavo_operator.work_queue import WorkQueue
 
@@ -69,6 +72,15 @@ class Controller:
             on_change=self._on_leadership,
             clock=time.monotonic,
         )
+        self._scaling_apis = ScalingApisReader(
+            kube=kube,
+            cache=self._cache,
+            namespaces=config.namespaces,
+            prometheus=config.prometheus,
+            has_adapter=config.adapter is not None,
+            enqueue=self._queue.add,
+            enqueue_all=self._enqueue_all,
+        )
         executor = Executor(
             kube=kube, cache=self._cache, metrics=self._metrics, is_leader=lambda: self._leader.is_leader
         )
@@ -81,15 +93,15 @@ class Controller:
             probe=StartupProbe(session),
             loads=self._loads,
             keys=KeySecrets(kube, readers=config.key_readers, clock=time.monotonic),
-            adapter_trouble=self._adapter_trouble,
+            scaling_apis=lambda: replace(self._scaling_apis.apis, adapter_trouble=self._adapter_trouble()),
             clock=time.monotonic,
         )
         self._reconciler = Reconciler(
-            kube=kube,
             observer=observer,
             executor=executor,
             metrics=self._metrics,
             gates=self._gates,
+            built_in=BuiltInScaler(),
             config=config,
             now=lambda: datetime.datetime.now(datetime.UTC),
         )
@@ -121,6 +133,7 @@ class Controller:
             "resync": self._resync(),
             "leader": self._leader.run(),
             "gates": self._gates.run(),
+            "scaling-apis": self._scaling_apis.run(),
             "scraper": scraper.run(self._on_round),
             "gateways": self._loads.watch_gateways(self._kube, self._config.gateway_namespace),
         }
@@ -191,6 +204,7 @@ class Controller:
                 return
 
     async def _list_all(self) -> None:
+        await self._scaling_apis.look()
         for kind in WATCHED:
             for namespace in self._config.namespaces or ("",):
                 listed = await self._kube.list_kind(kind, namespace, kind.selector)

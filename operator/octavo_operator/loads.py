@@ -61,6 +61,12 @@ class Loads:
     def pressure(self, key: ResourceKey) -> float | None:
         return mean_pressure(self._pods(key), self._store, self._now())
 
+    def pressures(self, key: ResourceKey) -> dict[str, float]:
+        """Of each serving pod that has told it lately, by name."""
+        now = self._now()
+        loads = {pod.name: self._store.fresh(pod.uid, now) for pod in self._pods(key) if pod.is_serving}
+        return {name: load.pressure for name, load in loads.items() if load is not None}
+
     def capacity(self, key: ResourceKey) -> Capacity | None:
         """Of a replica: the least room and the best speed that a serving pod tells; None where none tells any."""
         now = self._now()

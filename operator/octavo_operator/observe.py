@@ -8,6 +8,7 @@ from typing import Protocol
 
 from octavo_operator.api.types import JsonObject
 from octavo_operator.desired.render import key_of
+from octavo_operator.desired.scaler import ScalingApis
 from octavo_operator.errors import ClusterError
 from octavo_operator.key_secrets import KeySecrets
 from octavo_operator.kube.client import KubeClient
@@ -30,6 +31,9 @@ class LoadReader(Protocol):
 
     def pressure(self, key: ResourceKey) -> float | None:
         """Mean over the ready pods with a fresh load."""
+
+    def pressures(self, key: ResourceKey) -> dict[str, float]:
+        """Of each of them, by pod name."""
 
     def capacity(self, key: ResourceKey) -> Capacity | None:
         """Of a replica, from the same loads."""
@@ -55,7 +59,7 @@ class Observer:
         probe: StartupProbe,
         loads: LoadReader,
         keys: KeySecrets,
-        adapter_trouble: Callable[[], str],
+        scaling_apis: Callable[[], ScalingApis],
         clock: Callable[[], float],
     ) -> None:
         """`clock` is monotonic, in seconds."""
@@ -64,7 +68,7 @@ class Observer:
         self._probe = probe
         self._loads = loads
         self._keys = keys
-        self._adapter_trouble = adapter_trouble
+        self._scaling_apis = scaling_apis
         self._clock = clock
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = float("-inf")
@@ -84,6 +88,7 @@ class Observer:
             downloads=tuple(pod for pod in all_pods if pod.is_download),
             startups=await self._probe.read(all_pods, also=pod_to_report(pods, resource.get("status") or {})),
             pressure=self._loads.pressure(key),
+            pressures=self._loads.pressures(key),
             capacity=self._loads.capacity(key),
             in_flight=self._loads.in_flight(key),
             nodes=await self._list_nodes() if any(pod.waits_for_node for pod in all_pods) else None,
@@ -92,7 +97,7 @@ class Observer:
             keys_trouble=await self._keys.trouble(resource),
             idle_for_s=self._loads.idle_for_s(key),
             awaits_node=await self._awaits_node(pods),
-            adapter_trouble=self._adapter_trouble(),
+            scaling_apis=self._scaling_apis(),
         )
 
     async def _awaits_node(self, pods: tuple[Pod, ...]) -> bool:

@@ -14,6 +14,7 @@ from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.render import ObjectKey
 from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, read_revision
+from octavo_operator.desired.scaler import ScalingApis
 from octavo_operator.rollout.gate_report import GateReport
 
 
@@ -115,6 +116,11 @@ class Pod:
         return self._status.get("phase") in ("Failed", "Succeeded")
 
     @property
+    def is_pending(self) -> bool:
+        """No container of it runs yet."""
+        return self._status.get("phase") == "Pending"
+
+    @property
     def is_ready(self) -> bool:
         return not self.is_terminating and not self.is_finished and self.condition("Ready").get("status") == "True"
 
@@ -196,6 +202,14 @@ class ZeroWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicasWish:
+    """What the built-in autoscaler wants."""
+
+    replicas: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """Everything about one ModelDeployment at one moment."""
 
@@ -209,12 +223,16 @@ class Observed:
     """`/startup` by pod name: of pods that are not ready, and once of a new one that is; absent where the pod did not answer."""
     pressure: float | None = None
     """Mean KV pressure of the ready pods; None where it is unknown."""
+    pressures: Mapping[str, float] = field(default_factory=dict)
+    """The same of each, by pod name; absent where it has not told lately."""
     capacity: Capacity | None = None
     """None where no ready pod has told its load lately."""
     nodes: tuple[Node, ...] | None = None
     """None where the operator may not or need not list them."""
     rivals: tuple[Rival, ...] = ()
     zero_wish: ZeroWish | None = None
+    replicas_wish: ReplicasWish | None = None
+    """None where the built-in autoscaler does not scale it, or wants what there is."""
     keys_trouble: str = ""
     """Which Secret of access.keysFrom cannot be read, and the remedy; empty when all is well."""
     idle_for_s: float | None = None
@@ -225,8 +243,7 @@ class Observed:
     """A pod has no node, and an autoscaler of nodes has said that it brings one."""
     in_flight: Mapping[str, int] = field(default_factory=dict)
     """Tokens that a pod holds in its KV cache for requests that run, by name; absent where it has not told lately."""
-    adapter_trouble: str = ""
-    """Why the autoscaler may not get metrics from us; empty when all is well."""
+    scaling_apis: ScalingApis = field(default_factory=ScalingApis)
 
     @property
     def uid(self) -> str:

@@ -16,6 +16,7 @@ from octavo_operator.desired.render import Desired, ObjectKey, key_of
 from octavo_operator.drift import matches
 from octavo_operator.observed import Observed, replicas_of
 
+SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
 _MOST_TOKENS = 2**31 - 1
 """Kubernetes reads the cost of a pod as an int32."""
 
@@ -69,8 +70,11 @@ def make_plan(resource: ModelDeployment, desired: Desired, observed: Observed) -
     if replicas is not None:
         return (replicas,)
     applies, retirements = tuple(_applies(desired, observed)), tuple(_retirements(desired, observed))
-    marks = _marks((*applies, *retirements), observed)
-    return (*marks, *applies, *retirements, *_deletions(desired, observed))
+    marks, deletions = _marks((*applies, *retirements), observed), tuple(_deletions(desired, observed))
+    # Before another scaler comes, so that never two of them write one number.
+    scalers = tuple(deletion for deletion in deletions if deletion.key[0] in SCALERS)
+    others = (deletion for deletion in deletions if deletion not in scalers)
+    return (*scalers, *marks, *applies, *retirements, *others)
 
 
 def _replicas_to_write(resource: ModelDeployment, observed: Observed) -> WriteReplicas | None:
@@ -84,6 +88,8 @@ def _replicas_to_write(resource: ModelDeployment, observed: Observed) -> WriteRe
         return WriteReplicas(replicas=scaling.min_replicas, reason=f"minReplicas is {scaling.min_replicas}")
     if observed.zero_wish is not None and resource.spec.replicas > 0 and resource.may_sleep:
         return WriteReplicas(replicas=0, reason=observed.zero_wish.reason)
+    if observed.replicas_wish is not None:
+        return WriteReplicas(replicas=observed.replicas_wish.replicas, reason=observed.replicas_wish.reason)
     return None
 
 

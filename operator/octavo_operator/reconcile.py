@@ -16,12 +16,14 @@ from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.apply import Executor
+from octavo_operator.autoscaling.built_in import BuiltInScaler
 from octavo_operator.autoscaling.decision import Granted, grant
 from octavo_operator.autoscaling.schedule import apply_schedules
 from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.job import render_model
 from octavo_operator.desired.render import Desired, job_of, render
 from octavo_operator.desired.revision import render_revision
+from octavo_operator.desired.scaler import BUILT_IN, Scaler, choose_scaler
 from octavo_operator.errors import (
     ClusterError,
     NameInTransitError,
@@ -32,12 +34,10 @@ from octavo_operator.errors import (
 from octavo_operator.events import make_event
 from octavo_operator.finding import Finding, quote
 from octavo_operator.key_secrets import key_secrets
-from octavo_operator.kube.client import KubeClient
-from octavo_operator.kube.kinds import EVENT
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ResourceKey
 from octavo_operator.observe import Observer
-from octavo_operator.observed import Observed, generation_of
+from octavo_operator.observed import Observed, ReplicasWish, generation_of
 from octavo_operator.plan import WriteReplicas, make_plan
 from octavo_operator.rollout.gate_report import GateCheck, GateReport
 from octavo_operator.rollout.policy import Decision, decide
@@ -81,19 +81,19 @@ class Reconciler:
     def __init__(
         self,
         *,
-        kube: KubeClient,
         observer: Observer,
         executor: Executor,
         metrics: Metrics,
         gates: GateChecks,
+        built_in: BuiltInScaler,
         config: OperatorConfig,
         now: Callable[[], datetime.datetime],
     ) -> None:
-        self._kube = kube
         self._observer = observer
         self._executor = executor
         self._metrics = metrics
         self._gates = gates
+        self._built_in = built_in
         self._config = config
         self._now = now
 
@@ -102,6 +102,7 @@ class Reconciler:
         observed = await self._observer.snapshot(key)
         if observed is None or "deletionTimestamp" in observed.resource["metadata"]:
             self._gates.want(key, None)
+            self._built_in.forget(key)
             return Outcome()
         observed = replace(observed, gate_report=self._gates.report(key))
         try:
@@ -109,13 +110,15 @@ class Reconciler:
             pods = self._config.pods
             scheduled = apply_schedules(resource, now=self._now())
             resource = scheduled.resource
-            granted = grant(scheduled, observed, now=self._now())
+            scaler = choose_scaler(resource, observed.scaling_apis)
+            observed = replace(observed, replicas_wish=self._wish(key, resource, scaler, observed))
+            granted = grant(scheduled, observed, scaler, now=self._now())
             model, revision = render_model(resource, pods), render_revision(resource, pods)
             is_fetched = observed.is_fetched(job_of(model))
             decision = decide(granted.resource, revision, observed, now=self._now(), is_fetched=is_fetched)
             observed = await self._remember(key, decision, granted, observed)
             self._gates.want(key, decision.check)
-            desired = _desired(granted, decision, model, self._config.network_rules)
+            desired = _desired(granted, decision, model, self._config.network_rules, scaler)
             plan = make_plan(resource, desired, observed)
             changed = await self._executor.execute(key, plan, observed)
         except OctavoOperatorError as error:
@@ -130,8 +133,18 @@ class Reconciler:
             # Its event brings the next look at once, whose status is of the new spec.
             return Outcome()
         await self._write(key, observed, self._status(granted.resource, desired, observed))
-        looks = (_look_again_s(observed), decision.look_again_s, scheduled.look_again_s)
+        scaler_looks_s = self._built_in.look_again_s(key, now=self._now())
+        looks = (_look_again_s(observed), decision.look_again_s, scheduled.look_again_s, scaler_looks_s)
         return Outcome(look_again_s=0.0 if changed else _soonest(*looks))
+
+    def _wish(
+        self, key: ResourceKey, resource: ModelDeployment, scaler: Scaler, observed: Observed
+    ) -> ReplicasWish | None:
+        """Of the built-in autoscaler, where it is this resource's."""
+        if scaler.kind == BUILT_IN:
+            return self._built_in.wish(key, resource, observed, now=self._now())
+        self._built_in.forget(key)
+        return None
 
     async def _remember(self, key: ResourceKey, decision: Decision, granted: Granted, observed: Observed) -> Observed:
         """Writes down what a rollout under way and the scaling go by, before anything is done about it."""
@@ -178,11 +191,7 @@ class Reconciler:
             return
         said = {"resource": "/".join(_name(observed)), "reason": event["reason"], "note": event["message"]}
         logger.info("readiness changed", extra=said)
-        try:
-            await self._kube.create(EVENT.path(event["metadata"]["namespace"]), event)
-        except ClusterError as error:
-            # An event is a courtesy: the status says the same.
-            logger.warning("event not written", extra={"error": str(error)})
+        await self._executor.tell(event)
 
     def _stamp(self) -> str:
         return self._now().astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -211,7 +220,11 @@ def explain(error: OctavoOperatorError) -> Finding:
 
 
 def _desired(
-    granted: Granted, decision: Decision, model: Sequence[JsonObject], network_rules: JsonObject | None
+    granted: Granted,
+    decision: Decision,
+    model: Sequence[JsonObject],
+    network_rules: JsonObject | None,
+    scaler: Scaler,
 ) -> Desired:
     desired = render(
         granted.resource,
@@ -221,6 +234,7 @@ def _desired(
         rollout=decision.status,
         model=model,
         network_rules=network_rules,
+        scaler=scaler,
     )
     return replace(desired, scaling=granted.status)
 

@@ -92,6 +92,15 @@ def test_the_operator_may_exactly_what_its_kinds_need(render, has_policies):
     assert rules(rendered.find("ClusterRole", "sys-octavo-operator")) == expected
 
 
+def test_the_operator_may_scale_by_keda_where_that_is_asked_for(render):
+    role = render({"keda": {"enabled": True}, "prometheus": {"address": "http://p:9090"}})
+
+    more = rules(role.find("ClusterRole", "sys-octavo-operator"))
+    assert more - rules(render().find("ClusterRole", "sys-octavo-operator")) == {
+        (kinds.SCALED_OBJECT.group, kinds.SCALED_OBJECT.plural, APPLIED - {"watch"})
+    }
+
+
 def test_the_operator_may_outside_of_namespaces_only_this(render):
     assert rules(render().find("ClusterRole", "sys-octavo-operator-cluster")) == {
         ("", "nodes", frozenset({"list"})),

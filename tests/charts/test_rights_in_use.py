@@ -148,7 +148,7 @@ def both_running(server: ApiServer, rendered, name: str, folder: Path, *, ports:
 
 def makes_all_kinds(namespace: Namespace) -> None:
     namespace.create("steady", replicas=2)
-    namespace.create("scaled", scaling={"minReplicas": 0, "maxReplicas": 3, "idleAfter": "10m"})
+    namespace.create("scaled", scaling={"minReplicas": 0, "maxReplicas": 3, "idleAfter": "10m", "backend": "HPA"})
     for kind in ("Service", "ServiceAccount", "NetworkPolicy"):
         await_that(lambda kind=kind: namespace.names(kind), lambda names: {"steady", "scaled"} <= names)
     await_that(lambda: namespace.names("PodDisruptionBudget"), lambda names: "steady" in names)

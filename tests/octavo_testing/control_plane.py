@@ -14,6 +14,7 @@ from octavo_operator.desired.job import render_model
 from octavo_operator.desired.pod import PodSettings
 from octavo_operator.desired.render import Desired, job_of, key_of, render
 from octavo_operator.desired.revision import render_revision
+from octavo_operator.desired.scaler import choose_scaler
 from octavo_operator.observed import Node, Observed, Pod
 from octavo_operator.rollout.policy import decide
 
@@ -63,6 +64,7 @@ def a_desired(resource: ModelDeployment | None = None, observed: Observed | None
         kept=decision.kept,
         rollout=decision.status,
         model=model,
+        scaler=choose_scaler(resource, observed.scaling_apis),
     )
 
 

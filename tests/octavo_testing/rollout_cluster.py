@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from octavo_operator.apply import Executor
+from octavo_operator.autoscaling.built_in import BuiltInScaler
 from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.pod import PodSettings
+from octavo_operator.desired.scaler import ScalingApis
 from octavo_operator.errors import ClusterError
 from octavo_operator.kube.kinds import Kind
 from octavo_operator.metrics import Metrics
@@ -61,6 +63,11 @@ class Cluster:
     metrics: Metrics = field(default_factory=Metrics)
     in_flight: dict[str, int] = field(default_factory=dict)
     """Tokens that run, by pod name."""
+    scaling_apis: ScalingApis = field(default_factory=ScalingApis)
+    built_in: BuiltInScaler = field(default_factory=BuiltInScaler)
+    """The only memory of the operator that outlives a look."""
+    pressures: Callable[[str], float] | None = None
+    """KV pressure of a ready pod, by its name."""
     _version: int = 100
     _made: int = 0
 
@@ -79,11 +86,11 @@ class Cluster:
             cache.put(obj)
         executor = Executor(kube=self, cache=cache, metrics=self.metrics, is_leader=lambda: True)  # type: ignore[arg-type]  # the fake
         reconciler = Reconciler(
-            kube=self,  # type: ignore[arg-type]  # the fake
             observer=self,  # type: ignore[arg-type]  # the fake
             executor=executor,
             metrics=self.metrics,
             gates=self,
+            built_in=self.built_in,
             config=OperatorConfig(pods=self.settings, identity="test"),
             now=lambda: self.now,
         )
@@ -100,7 +107,12 @@ class Cluster:
         return GateReport(check=self.check, problem=problem, tokens_per_second=20.0)
 
     async def snapshot(self, _key: tuple[str, str]) -> Observed:
+        ready = [pod.name for pod in self.views() if pod.is_ready]
+        pressures = {name: self.pressures(name) for name in ready} if self.pressures else {}
         return Observed(
+            pressures=pressures,
+            pressure=sum(pressures.values()) / len(pressures) if pressures else None,
+            scaling_apis=self.scaling_apis,
             resource=self.manifest,
             objects=dict(self.objects),
             pods=tuple(self.views()),

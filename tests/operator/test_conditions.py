@@ -8,6 +8,7 @@ import pytest
 
 from octavo_operator.api import reasons
 from octavo_operator.conditions import Condition, make_conditions, make_failed_conditions, merge_conditions
+from octavo_operator.desired.scaler import ScalingApis
 from octavo_operator.finding import Finding
 from octavo_operator.observed import Observed, Rival, Startup
 from octavo_testing.control_plane import (
@@ -254,7 +255,9 @@ def test_trouble_of_our_own_adapter_is_told_where_the_autoscaler_sees_nothing(
         for manifest in desired.objects
     ]
     observed = an_observed(
-        *scaled, pods=pods(desired.revision, ready=1), adapter_trouble="certificate: Secret sys/x is gone"
+        *scaled,
+        pods=pods(desired.revision, ready=1),
+        scaling_apis=ScalingApis(adapter_trouble="certificate: Secret sys/x is gone"),
     )
 
     found = conditions(observed, **spec)["ScalingActive"]

@@ -27,6 +27,13 @@ def test_flags_win_over_variables() -> None:
     assert (config.gateway_url, config.own_namespace) == ("http://gw", "sys")
 
 
+def test_prometheus_is_an_address_or_nothing() -> None:
+    assert parse_config([], {}).prometheus == ""
+    assert parse_config(["--prometheus-address=http://p.monitoring:9090"], {}).prometheus == "http://p.monitoring:9090"
+    with pytest.raises(ConfigError, match=r"--prometheus-address is 'p:9090', must be like http://prometheus"):
+        parse_config(["--prometheus-address=p:9090"], {})
+
+
 def test_adapter_outside_a_cluster_serves_with_files() -> None:
     config = parse_config(["--metrics-adapter-port=1", "--metrics-adapter-cert=c", "--metrics-adapter-key=k"], {})
 

@@ -72,6 +72,7 @@ EVERYTHING = {
         "maxReplicas": 4,
         "targetPressure": "1.5",
         "idleAfter": "1h30m",
+        "backend": "BuiltIn",
         "behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}},
         "schedules": [
             {
@@ -224,6 +225,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "needs minReplicas 0, here or in a schedule",
     ),
+    "an autoscaler of another name": ({"scaling": {"maxReplicas": 2, "backend": "VPA"}}, "spec.scaling.backend"),
     "no maximum": ({"scaling": {"minReplicas": 1}}, "maxReplicas: Required value"),
     "empty behavior": ({"scaling": {"maxReplicas": 2, "behavior": {}}}, "behavior needs scaleUp or scaleDown"),
     "no pressure": ({"scaling": {"maxReplicas": 2, "targetPressure": "0"}}, "spec.scaling.targetPressure"),

@@ -139,7 +139,7 @@ def test_hand_edits_are_restored_and_foreign_annotations_stay(namespace: Namespa
 
 
 def test_scaled_resource_gets_its_first_number_and_a_scaler(namespace: Namespace) -> None:
-    namespace.create("qwen", scaling={"minReplicas": 2, "maxReplicas": 4})
+    namespace.create("qwen", scaling={"minReplicas": 2, "maxReplicas": 4, "backend": "HPA"})
 
     deployment = namespace.deployment_of("qwen")
     resource = namespace.get("ModelDeployment", "qwen") or {}
@@ -166,7 +166,7 @@ def test_scaled_resource_gets_its_first_number_and_a_scaler(namespace: Namespace
 
 def test_want_of_an_adapter_is_told_in_condition_and_metric(namespace: Namespace, operator_log: Path) -> None:
     """This operator runs without one, and no autoscaler runs here."""
-    namespace.create("qwen", scaling={"maxReplicas": 2})
+    namespace.create("qwen", scaling={"maxReplicas": 2, "backend": "HPA"})
 
     active = until(lambda: namespace.condition("qwen", "ScalingActive"), bool)
 

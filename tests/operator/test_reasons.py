@@ -13,10 +13,12 @@ from octavo_operator.api import reasons
 from octavo_operator.api.reader import Problem
 from octavo_operator.autoscaling.decision import grant
 from octavo_operator.autoscaling.schedule import Scheduled
+from octavo_operator.desired.scaler import ScalingApis, choose_scaler
 from octavo_operator.errors import ClusterError, SpecInvalidError
 from octavo_operator.finding import Finding
 from octavo_operator.observed import Pod, Rival, Startup
 from octavo_operator.reconcile import explain
+from octavo_operator.scaling_apis import NO_KEDA
 from octavo_operator.status import make_failed_status, make_status
 from octavo_testing.control_plane import (
     AT,
@@ -198,6 +200,12 @@ CASES: dict[str, Case] = {
         world={"rivals": (Rival(served_name="qwen", namespace="other", name="qwen"),)},
     ),
     "KeysUnreadable": Case(words="cannot be read", world={"keys_trouble": "Secret default/team cannot be read"}),
+    "ScalerUnavailable": Case(
+        kind="ScalingActive",
+        words="no API keda.sh: install it",
+        spec={"scaling": {"maxReplicas": 2, "backend": "KEDA"}, "replicas": 1},
+        world={"scaling_apis": ScalingApis(keda_trouble=NO_KEDA)},
+    ),
     "SpecInvalid": Case(
         words="spec.model: is required",
         failure=explain(SpecInvalidError((Problem("spec.model", "is required"),))),
@@ -252,8 +260,8 @@ def conditions_of(case: Case) -> list[dict[str, Any]]:
     observed = an_observed(
         *objects.values(), pods=pods, startups=startups, resource=a_manifest(status=status, **case.spec), **case.world
     )
-    granted = grant(Scheduled(resource=resource), observed, now=AT)
-    desired = replace(desired, scaling=granted.status)
+    granted = grant(Scheduled(resource=resource), observed, desired.scaler, now=AT)
+    desired = replace(desired, scaling=granted.status, scaler=choose_scaler(resource, observed.scaling_apis))
     return make_status(granted.resource, desired, observed, gateway_url="", now=NOW)["conditions"]  # type: ignore[no-any-return]
 
 

@@ -9,6 +9,7 @@ from octavo_operator.api.reader import ObjectReader
 from octavo_operator.api.rollout import CRON
 from octavo_operator.api.types import DEFAULT_IDLE_AFTER_S, Scaling, ScalingSchedule
 
+BACKENDS = ("Auto", "HPA", "KEDA", "BuiltIn")
 MAX_REPLICAS = 1000
 MAX_SCHEDULES = 16
 PRESSURE = r"0\.[1-9][0-9]{0,2}|0\.0[1-9][0-9]?|0\.00[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?"
@@ -35,6 +36,7 @@ def parse_scaling(raw: ObjectReader) -> Scaling:
             "targetPressure", default="0.8", pattern=PRESSURE, remedy='must be a string greater than 0, such as "0.8"'
         ),
         idle_after_s=idle_after_s or DEFAULT_IDLE_AFTER_S if may_sleep else idle_after_s,
+        backend=raw.choice("backend", BACKENDS, default="Auto"),
         behavior=_behavior(raw),
         schedules=schedules,
     )

@@ -142,6 +142,8 @@ class Scaling:
     """KV pressure per replica to aim for, a decimal string; may exceed 1."""
     idle_after_s: int = 0
     """Seconds without a request until zero replicas; 0 means never (minReplicas ≥ 1, in all schedules too)."""
+    backend: str = "Auto"
+    """Auto, HPA, KEDA or BuiltIn; `desired.scaler` says what each is."""
     behavior: JsonObject = field(default_factory=dict)
     schedules: tuple[ScalingSchedule, ...] = ()
 

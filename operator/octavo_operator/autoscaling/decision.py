@@ -13,8 +13,11 @@ from octavo_operator.api.scaling_status import ScalingStatus
 from octavo_operator.api.types import ModelDeployment, Scaling
 from octavo_operator.autoscaling.guard import find_blocker
 from octavo_operator.autoscaling.schedule import Scheduled
+from octavo_operator.desired.scaler import BUILT_IN, HPA, KEDA, Scaler
 from octavo_operator.observed import Observed
 from octavo_operator.units import seconds_text
+
+_ASKERS = {HPA: "the HorizontalPodAutoscaler", KEDA: "KEDA", BUILT_IN: "the operator"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Granted:
     status: ScalingStatus
 
 
-def grant(scheduled: Scheduled, observed: Observed, *, now: datetime) -> Granted:
+def grant(scheduled: Scheduled, observed: Observed, scaler: Scaler, *, now: datetime) -> Granted:
     """A wish for fewer replicas is granted at once, one for more when nothing is on its way any more."""
     resource = scheduled.resource
     before, asked = ScalingStatus.read(observed.status), resource.wanted_replicas
@@ -36,7 +39,7 @@ def grant(scheduled: Scheduled, observed: Observed, *, now: datetime) -> Granted
         return Granted(resource=resource, status=ScalingStatus(desired=asked))
     if resource.spec.suspend:
         return Granted(resource=resource, status=replace(before, desired=asked))
-    reason = _why(scaling, observed, before, asked)
+    reason = _why(scaling, scaler, observed, before, asked)
     blocker = "" if before.desired is None or asked <= before.desired else find_blocker(resource, observed, now=now)
     # The least is a person's word, and no guess of a scaler that more would help.
     granted = max(int(before.desired or 0), min(asked, scaling.min_replicas)) if blocker else asked
@@ -49,7 +52,7 @@ def _with_replicas(resource: ModelDeployment, replicas: int) -> ModelDeployment:
     return replace(resource, spec=replace(resource.spec, replicas=replicas))
 
 
-def _why(scaling: Scaling, observed: Observed, status: ScalingStatus, asked: int) -> str:
+def _why(scaling: Scaling, scaler: Scaler, observed: Observed, status: ScalingStatus, asked: int) -> str:
     """Who asks for this number, as far as the numbers tell."""
     before, by = status.desired, f" by schedule {status.schedule}" if status.schedule else ""
     if asked == 0:
@@ -63,4 +66,4 @@ def _why(scaling: Scaling, observed: Observed, status: ScalingStatus, asked: int
     if before is not None and before > asked == scaling.max_replicas:
         return f"maxReplicas is {scaling.max_replicas}{by}"
     pressure = "" if observed.pressure is None else f" at pressure {observed.pressure:.2f} of {scaling.target_pressure}"
-    return f"the HorizontalPodAutoscaler asks for {asked}{pressure}"
+    return f"{_ASKERS[scaler.kind]} asks for {asked}{pressure}"

@@ -23,11 +23,7 @@ SCALE_DOWN: dict[str, Any] = {
 }
 
 
-def render_hpa(resource: ModelDeployment) -> dict[str, Any] | None:
-    """None where the resource has a fixed number of replicas."""
-    scaling = resource.spec.scaling
-    if scaling is None:
-        return None
+def render_hpa(resource: ModelDeployment, scaling: Scaling) -> dict[str, Any]:
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -38,11 +34,16 @@ def render_hpa(resource: ModelDeployment) -> dict[str, Any] | None:
             "minReplicas": max(1, scaling.min_replicas),
             "maxReplicas": scaling.max_replicas,
             "metrics": [_pressure_metric(scaling)],
-            "behavior": {
-                "scaleUp": dict(scaling.behavior.get("scaleUp", SCALE_UP)),
-                "scaleDown": dict(scaling.behavior.get("scaleDown", SCALE_DOWN)),
-            },
+            "behavior": behavior_of(scaling),
         },
+    }
+
+
+def behavior_of(scaling: Scaling) -> dict[str, Any]:
+    """As autoscaling/v2 has it, whatever scales: either side that the resource gives replaces ours whole."""
+    return {
+        "scaleUp": dict(scaling.behavior.get("scaleUp", SCALE_UP)),
+        "scaleDown": dict(scaling.behavior.get("scaleDown", SCALE_DOWN)),
     }
 
 

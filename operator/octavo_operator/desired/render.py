@@ -12,10 +12,10 @@ from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.deployment import render_deployment
-from octavo_operator.desired.hpa import render_hpa
 from octavo_operator.desired.networkpolicy import render_network_policy
 from octavo_operator.desired.pdb import render_pdb
 from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, render_controller_revision
+from octavo_operator.desired.scaler import Scaler, render_scaler
 from octavo_operator.desired.service import render_service
 from octavo_operator.desired.serviceaccount import render_service_account
 
@@ -38,6 +38,7 @@ class Desired:
     """Objects that stay as they are though nothing is asked of them."""
     rollout: RolloutStatus = field(default_factory=RolloutStatus)
     scaling: ScalingStatus = field(default_factory=ScalingStatus)
+    scaler: Scaler = field(default_factory=Scaler)
 
     @property
     def job(self) -> ObjectKey | None:
@@ -63,6 +64,7 @@ def render(
     rollout: RolloutStatus,
     model: Sequence[JsonObject] = (),
     network_rules: JsonObject | None = None,
+    scaler: Scaler,
 ) -> Desired:
     """Accounts, Services, claims and templates come before the pods that need them, scalers after.
 
@@ -71,7 +73,9 @@ def render(
     """
     target = fleets[0][0]
     network_policy = render_network_policy(resource, network_rules)
-    optional = [manifest for manifest in (render_pdb(resource), render_hpa(resource)) if manifest is not None]
+    optional = [
+        manifest for manifest in (render_pdb(resource), render_scaler(resource, scaler)) if manifest is not None
+    ]
     objects = [
         render_service_account(resource),
         render_service(resource),
@@ -89,6 +93,7 @@ def render(
         counts=counts,
         kept=frozenset((CONTROLLER_REVISION, names.deployment_name(resource.name, name)) for name in kept),
         rollout=rollout,
+        scaler=scaler,
     )
 
 

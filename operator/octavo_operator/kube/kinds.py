@@ -37,6 +37,7 @@ SERVICE = Kind(name="Service", group="", version="v1", plural="services")
 SERVICE_ACCOUNT = Kind(name="ServiceAccount", group="", version="v1", plural="serviceaccounts")
 PDB = Kind(name="PodDisruptionBudget", group="policy", version="v1", plural="poddisruptionbudgets")
 HPA = Kind(name="HorizontalPodAutoscaler", group="autoscaling", version="v2", plural="horizontalpodautoscalers")
+SCALED_OBJECT = Kind(name="ScaledObject", group="keda.sh", version="v1alpha1", plural="scaledobjects")
 PVC = Kind(name="PersistentVolumeClaim", group="", version="v1", plural="persistentvolumeclaims")
 JOB = Kind(name="Job", group="batch", version="v1", plural="jobs")
 NETWORK_POLICY = Kind(name="NetworkPolicy", group="networking.k8s.io", version="v1", plural="networkpolicies")
@@ -48,7 +49,9 @@ OWNED = (DEPLOYMENT, CONTROLLER_REVISION, SERVICE, SERVICE_ACCOUNT, PVC, JOB, PD
 NAMED_BY_HASH = (DEPLOYMENT, CONTROLLER_REVISION, PVC, JOB)
 """Nobody else has such a name, so that it need not be asked for."""
 WATCHED = (MODEL_DEPLOYMENT, *OWNED, POD)
-BY_NAME = {kind.name: kind for kind in WATCHED}
+LISTED = (SCALED_OBJECT,)
+"""Kinds of others that may come and go with their owner's installation: no watch would bear that."""
+BY_NAME = {kind.name: kind for kind in (*WATCHED, *LISTED)}
 
 
 def resource_of(path: str) -> str:

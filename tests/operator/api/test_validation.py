@@ -322,6 +322,10 @@ INVALID = {
         {"scaling": {"maxReplicas": 2, "schedules": [{**SCHEDULE, "timeZone": "../etc"}]}},
         "must be like Europe/Berlin",
     ),
+    "an autoscaler of another name": (
+        {"scaling": {"maxReplicas": 2, "backend": "VPA"}},
+        "spec.scaling.backend: is 'VPA', must be one of Auto, HPA, KEDA, BuiltIn",
+    ),
     "zero pressure": ({"scaling": {"maxReplicas": 2, "targetPressure": "0"}}, "must be a string greater than 0"),
     "all may be missing": (
         {"disruption": {"maxUnavailable": "101%"}},

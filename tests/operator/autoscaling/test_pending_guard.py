@@ -11,6 +11,7 @@ from octavo_operator.api.scaling_status import MAX_DECISIONS, ScalingStatus
 from octavo_operator.autoscaling.decision import grant
 from octavo_operator.autoscaling.guard import find_blocker
 from octavo_operator.autoscaling.schedule import Scheduled
+from octavo_operator.desired.scaler import Scaler
 from octavo_operator.observed import Observed, Startup
 from octavo_testing.control_plane import (
     AT,
@@ -154,7 +155,7 @@ def test_a_fixed_number_and_a_suspended_one_do_not_wait() -> None:
 
     observed = an_observed(resource=a_manifest(status={"scaling": {"desired": 1}}))
     resting = a_resource(replicas=3, suspend=True, **SCALED)
-    assert grant(Scheduled(resource=resting), observed, now=AT).status == ScalingStatus(desired=3)
+    assert grant(Scheduled(resource=resting), observed, Scaler(), now=AT).status == ScalingStatus(desired=3)
 
 
 def test_while_nothing_changes_nothing_is_written() -> None:
@@ -334,7 +335,7 @@ def test_a_new_revision_that_never_starts_does_not_keep_the_serving_one_from_gro
 def test_a_decision_says_who_asks(before: int, spec: dict[str, Any], pressure: float | None, reason: str) -> None:
     observed = an_observed(resource=a_manifest(status={"scaling": {"desired": before}}), pressure=pressure)
 
-    granted = grant(Scheduled(resource=a_resource(**{**SCALED, **spec})), observed, now=AT)
+    granted = grant(Scheduled(resource=a_resource(**{**SCALED, **spec})), observed, Scaler(), now=AT)
 
     assert [each.reason for each in granted.status.decisions] == [reason]
     assert granted.status.as_json()["decisions"][0]["time"] == NOW

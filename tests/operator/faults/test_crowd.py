@@ -59,7 +59,7 @@ def crowd(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         time.sleep(2)
         before, begun = total(port, "requests"), time.monotonic()
         with ThreadPoolExecutor(8) as people:
-            scaling = {"minReplicas": 2, "maxReplicas": 4}
+            scaling = {"minReplicas": 2, "maxReplicas": 4, "backend": "HPA"}
             list(people.map(lambda number: namespace.create(f"m{number}", scaling=scaling), range(NUM_RESOURCES)))
         while not (total(port, "queue_depth") == 0 and are_reconciled(namespace)):
             assert time.monotonic() - begun < 300, f"{total(port, 'queue_depth')} are still to be looked at"

@@ -24,7 +24,7 @@ KINDS = sorted(set(COLLECTIONS) - {"Pod", "Event"})
 UID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 RESOURCES: dict[str, dict[str, Any]] = {
     "plain": {"replicas": 2},
-    "scaled": {"scaling": {"minReplicas": 2, "maxReplicas": 4}},
+    "scaled": {"scaling": {"minReplicas": 2, "maxReplicas": 4, "backend": "HPA"}},
     "fetched": {"cache": {"type": "PVC", "size": "1Gi", "storageClassName": "nfs"}},
 }
 
