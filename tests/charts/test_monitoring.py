@@ -6,14 +6,15 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from octavo_operator.desired.names import PRESSURE_METRIC as METRIC
-from octavo_testing.apiserver import skipping_without_binaries
-from octavo_testing.chart import PATHS, install_optional_kinds
+from octavo_operator.desired.scaler import Scaler, render_scaler
+from octavo_testing.control_plane import a_resource
 from octavo_testing.live_scrape import Series, scrape_everything
 from octavo_testing.promtool import Promtool, find_promtool, label_names, parse_series
 from octavo_testing.server import write_tokenizer
@@ -245,17 +246,11 @@ def test_by_default_nothing_asks_for_the_prometheus_operator(render):
 # Other scalers
 
 
-def test_the_keda_example_is_a_scaled_object_whose_query_finds_the_pressure(server, promtool, live):
-    with skipping_without_binaries():
-        install_optional_kinds(server)
-    example = yaml.safe_load((ROOT / "examples" / "autoscalers" / "keda-scaledobject.yaml").read_text())
-    path = f"{PATHS['ScaledObject'].format(namespace='default')}?dryRun=All&fieldValidation=Strict"
+def test_the_query_of_a_scaled_object_finds_the_pressure(promtool, live):
+    resource = replace(a_resource("tiny", scaling={"maxReplicas": 2}), namespace="live")
+    manifest = render_scaler(resource, Scaler(kind="KEDA", prometheus="http://prometheus:9090"))
+    query = manifest["spec"]["triggers"][0]["metadata"]["query"]
 
-    answer = server.request("POST", path, example)
-    query = example["spec"]["triggers"][0]["metadata"]["query"]
-    query = query.replace('namespace="default"', 'namespace="live"').replace('"qwen"', '"tiny"')
-
-    assert answer.status == 201, answer.message
     assert len(promtool.evaluate([query], live)[query]) == 1
 
 
