@@ -15,7 +15,7 @@ import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -28,14 +28,15 @@ from .balancer import Balancer
 from .call import CallReader
 from .certificate import Certificate
 from .config import GatewayConfig
+from .connection import ConnectionLimits, Runner
 from .endpoints import Model, RoutingTable
-from .errors import BadRequest, CannotListen, GatewayError, ModelNotFound, Unavailable
-from .headers import REQUEST_ID, request_id_of
+from .errors import CannotListen
 from .key_poller import KeyPoller
 from .keys import Gate, Keyring
 from .load_poller import LoadPoller
 from .metrics import Metrics
 from .proxy import Bounds, Proxy
+from .public_api import PublicApi
 from .quota_loops import QuotaBackend, QuotaLoops
 from .quota_wire import (
     MAX_MESSAGE_BYTES,
@@ -48,6 +49,7 @@ from .quota_wire import (
 )
 from .quota_wire import PATH as QUOTA_PATH
 from .quotas import Quotas
+from .request_body import BodyLimits
 from .request_log import RequestLog
 from .router import Router
 from .tracing import Tracing, open_tracing
@@ -57,21 +59,6 @@ from .waker import Waker
 logger = logging.getLogger(__name__)
 
 RESTART_AFTER_S = 1.0
-# Where clients of Jina, Cohere and vLLM ask for scores and rankings.
-BEYOND_V1 = ("/v2/rerank", "/rerank", "/score")
-STORED_RESPONSE_PATHS = (
-    ("GET", "/v1/responses/{id}"),
-    ("DELETE", "/v1/responses/{id}"),
-    ("GET", "/v1/responses/{id}/input_items"),
-    ("POST", "/v1/responses/{id}/cancel"),
-)
-ONE_SERVERS_PATHS = ("/v1/files", "/v1/files/{rest:.*}", "/v1/batches", "/v1/batches/{rest:.*}")
-"""What one server with --data-dir keeps for itself."""
-MAX_SERVICES_SHOWN = 5
-POST_ONLY = frozenset(BEYOND_V1) | frozenset(
-    f"/v1/{name}"
-    for name in ("chat/completions", "completions", "embeddings", "responses", "score", "rerank", "moderations")
-)
 
 
 class Source(Protocol):
@@ -97,7 +84,7 @@ class Parts:
     router: Router
     proxy: Proxy
     waker: Waker
-    gate: Gate
+    public: PublicApi
     key_poller: KeyPoller
     quotas: Quotas
     quota_loops: QuotaLoops
@@ -114,7 +101,7 @@ class Gateway:
         self.proxy = parts.proxy
         self.waker = parts.waker
         self.metrics = parts.metrics
-        self._gate = parts.gate
+        self._public = parts.public
         self._key_poller = parts.key_poller
         self._quotas = parts.quotas
         self._quota_loops = parts.quota_loops
@@ -148,18 +135,7 @@ class Gateway:
         await self._quota_loops.close()
 
     def public_app(self) -> web.Application:
-        app = web.Application(middlewares=[_errors_as_json])
-        app.router.add_get("/v1/models", self._list_models)
-        app.router.add_get("/v1/models/{id:.+}", self._get_model)
-        for method, path in STORED_RESPONSE_PATHS:
-            app.router.add_route(method, path, self.proxy.handle_stored)
-        for path in ONE_SERVERS_PATHS:
-            app.router.add_route("*", path, self._not_routed)
-        for path in ("/v1/{path:.+}", *BEYOND_V1):
-            app.router.add_post(path, self.proxy.handle)
-        app.router.add_route("*", "/{path:.*}", _no_such_path)
-        app.on_response_prepare.append(_common_headers)
-        return app
+        return self._public.application()
 
     def internal_app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_MESSAGE_BYTES)
@@ -169,43 +145,6 @@ class Gateway:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/held", self._held)
         return app
-
-    async def _list_models(self, request: web.Request) -> web.Response:
-        """What the caller's key may use."""
-        table = self._complete_table()
-        self._gate.check_any(table, request.headers.get("Authorization", ""))
-        may_see = self._may_see(request)
-        shown = [_model_object(name, model) for name, model in table.listed.items() if may_see(model)]
-        return web.json_response({"object": "list", "data": shown})
-
-    async def _get_model(self, request: web.Request) -> web.Response:
-        table, name = self._complete_table(), request.match_info["id"]
-        model = table.resolve(name)
-        if model is None:
-            raise ModelNotFound(table.explain_unknown(name, self._may_see(request)), param="model")
-        self._gate.check(model, request.headers.get("Authorization", ""))
-        return web.json_response(_model_object(name, model))
-
-    async def _not_routed(self, request: web.Request) -> web.Response:
-        may_see = self._may_see(request)
-        models = [model for model in self._complete_table().models.values() if model.service_url and may_see(model)]
-        shown = ", ".join(f"{model.service_url} ({model.key})" for model in models[:MAX_SERVICES_SHOWN])
-        more = f" and {len(models) - MAX_SERVICES_SHOWN} more" if len(models) > MAX_SERVICES_SHOWN else ""
-        raise BadRequest(
-            f"{request.path[:100]} belongs to one server with --data-dir and is not routed by the gateway; ask the "
-            f"model's own Service{f': {shown}{more}' if models else ''}.",
-            status=404,
-            code="path_not_routed",
-        )
-
-    def _may_see(self, request: web.Request) -> Callable[[Model], bool]:
-        authorization = request.headers.get("Authorization", "")
-        return lambda model: self._gate.may_use(model, authorization)
-
-    def _complete_table(self) -> RoutingTable:
-        if not self.router.table.is_complete:
-            raise Unavailable("The gateway is still reading which models there are.", code="starting", retry_after_s=1)
-        return self.router.table
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -248,9 +187,10 @@ async def running_gateway(config: GatewayConfig, make_source: MakeSource, rng: r
         parts = _make_parts(config, source, router, metrics, session, poll_session)
         gateway = Gateway(parts)
         poller = LoadPoller(router, poll_session, rng)
+        limits = _connection_limits(config)
         # handler_cancellation: a client that leaves cancels its handler, which closes the upstream at once.
-        public = web.AppRunner(gateway.public_app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-        internal = web.AppRunner(gateway.internal_app(), access_log=None, shutdown_timeout=1.0)
+        public = Runner(gateway.public_app(), limits, metrics, handler_cancellation=True, shutdown_timeout=1.0)
+        internal = Runner(gateway.internal_app(), limits, metrics, shutdown_timeout=1.0)
         loops = {
             "source": source.run,
             "waker": parts.waker.run,
@@ -300,16 +240,20 @@ def _make_parts(
     audit, tracing = AuditLog(config.audit_log, metrics), open_tracing(config.otlp_traces_endpoint)
     log = RequestLog(metrics, audit, tracing)
     bounds = Bounds(
-        max_request_bytes=config.max_request_bytes,
+        body=BodyLimits(
+            max_bytes=config.max_request_bytes, silence_s=config.body_silence_s, whole_s=config.body_timeout_s
+        ),
         max_buffered_bytes=config.max_buffered_bytes,
+        stall_timeout_s=config.stall_timeout_s,
         first_byte_timeout_s=config.first_byte_timeout_s,
         request_timeout_s=config.request_timeout_s,
     )
+    proxy = Proxy(router, CallReader(router, gate, quotas), log, metrics, session, bounds=bounds)
     return Parts(
         router=router,
-        proxy=Proxy(router, CallReader(router, gate, quotas), log, metrics, session, bounds=bounds),
+        proxy=proxy,
         waker=Waker(router, source, metrics),
-        gate=gate,
+        public=PublicApi(router, gate, proxy, max_request_bytes=config.max_request_bytes),
         key_poller=key_poller,
         quotas=quotas,
         quota_loops=quota_loops,
@@ -317,6 +261,10 @@ def _make_parts(
         tracing=tracing,
         metrics=metrics,
     )
+
+
+def _connection_limits(config: GatewayConfig) -> ConnectionLimits:
+    return ConnectionLimits(**{limit.name: getattr(config, limit.name) for limit in fields(ConnectionLimits)})
 
 
 async def _survive(what: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -337,59 +285,3 @@ async def _listen(runner: web.AppRunner, host: str, port: int, tls: ssl.SSLConte
     except OSError as error:
         raise CannotListen(host, port, error) from error
     return site
-
-
-def _model_object(name: str, model: Model) -> dict[str, object]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": int(model.created_s),
-        "owned_by": "octavo",
-        "ready": any(replica.is_routable for replica in model.replicas),
-        "deployment": model.key,
-    }
-
-
-async def _no_such_path(request: web.Request) -> web.Response:
-    if request.path in POST_ONLY:
-        raise BadRequest(
-            f"{request.path} takes POST, not {request.method}.",
-            status=405,
-            code="method_not_allowed",
-            headers={"Allow": "POST"},
-        )
-    if request.path == "/v1/models":
-        raise BadRequest(
-            f"{request.path} takes GET, not {request.method}.",
-            status=405,
-            code="method_not_allowed",
-            headers={"Allow": "GET"},
-        )
-    raise BadRequest(f"There is no {request.method} {request.path[:200]} here.", status=404, code="path_not_found")
-
-
-@web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except GatewayError as error:
-        failure = error
-    except web.HTTPException as error:
-        failure = BadRequest(error.reason, status=error.status, code="invalid_request")
-    except (ConnectionError, asyncio.CancelledError):
-        raise
-    except Exception:
-        # The last resort of a request: the client gets the one error shape, the log gets the traceback.
-        logger.exception("a request failed unexpectedly", extra={"path": request.path})
-        failure = GatewayError("The gateway failed to handle this request; its log says why.")
-    return web.Response(
-        status=failure.status, body=failure.body(), content_type="application/json", headers=failure.headers
-    )
-
-
-async def _common_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "octavo"
-    if REQUEST_ID not in response.headers:
-        response.headers[REQUEST_ID] = request_id_of(request, lambda: uuid.uuid4().hex)

@@ -30,10 +30,26 @@ class GatewayConfig:
     namespaces: tuple[str, ...] = _option((), "namespaces to watch, separated by commas; empty means all")
     max_request_bytes: int = _option(64 * 2**20, "largest request body in bytes; the default is the server's own")
     max_buffered_bytes: int = _option(256 * 2**20, "largest sum of request bodies in memory at once, in bytes")
+    max_headers: int = _option(128, "most headers of a request, then 431")
+    max_header_bytes: int = _option(8190, "largest header, and largest request line, in bytes; then 431")
+    max_connections: int = _option(4096, "most connections of clients at once; one more is a 503 and closed")
+    header_timeout_s: float = _option(30.0, "seconds within which the head of a request must have come, then 408")
+    keepalive_timeout_s: float = _option(75.0, "seconds after which a connection without requests is closed")
+    body_silence_s: float = _option(30.0, "seconds without a byte in the middle of a request's body, then 408")
+    body_timeout_s: float = _option(
+        300.0, "seconds within which a request's whole body must have come, then 408; 0 means no limit"
+    )
+    write_timeout_s: float = _option(
+        60.0, "seconds that a client may take nothing of what waits for it; then its connection is cut"
+    )
     connect_timeout_s: float = _option(5.0, "seconds for a TCP connection to a replica; then another one is tried")
     first_byte_timeout_s: float = _option(
         600.0,
         "seconds within which a replica must begin to answer, then 504; an unstreamed answer begins when it is complete; 0 means no limit",
+    )
+    stall_timeout_s: float = _option(
+        600.0,
+        "seconds that a replica may be silent in the middle of an answer; then an error event ends a stream, and another answer is cut; 0 means no limit",
     )
     request_timeout_s: float = _option(
         3600.0, "seconds that a request may take in all, holding included, then 504; 0 means no limit"

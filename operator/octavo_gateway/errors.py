@@ -1,14 +1,15 @@
 """What the gateway itself can refuse or fail at, in OpenAI's error shape.
 
 GatewayError
-├── BadRequest             400, 404, 405, 408, 413: the client can mend it
+├── BadRequest             400, 404, 405, 408, 413, 415, 417, 431: the client can mend it
 ├── Unauthorized           401: no key, or none that is known
 ├── Forbidden              403: a key for other models
 ├── QuotaExceeded          429 + Retry-After: the key has used up its tokens
 ├── ModelNotFound          404
 ├── ResponseNotFound       404: what stored it is gone, or never was
 ├── Unavailable            503 + Retry-After: nothing can serve this now
-├── UpstreamFailed         502: a replica broke before its first byte, twice
+├── UpstreamFailed         502: a replica broke before its first byte, twice, or in the middle of its answer
+│   └── UpstreamStalled    504: a replica fell silent in the middle of its answer
 └── TimedOut               504: a replica did not begin to answer, or the answer took too long
 CannotListen               a port is taken or not allowed; the process ends with it
 BadCertificate             no certificate and its key; the process ends with it, or keeps the one before
@@ -111,6 +112,11 @@ class UpstreamFailed(GatewayError):
     status = 502
     type = "server_error"
     code = "upstream_failed"
+
+
+class UpstreamStalled(UpstreamFailed):
+    status = 504
+    code = "timeout"
 
 
 class TimedOut(GatewayError):

@@ -26,7 +26,7 @@ class Metrics:
         self.hold_seconds = self._histogram("hold_seconds", "Seconds that a held request waited.")
         self.upstream_errors = self._counter(
             "upstream_errors",
-            "Attempts on a replica that failed before its first byte, or broke in the middle of an answer.",
+            "Attempts on a replica that failed before its first byte, or broke or fell silent in the middle of an answer.",
             "reason",
         )
         self.spills = self._counter(
@@ -62,6 +62,12 @@ class Metrics:
             "octavo_gateway_tls_reloads",
             "Times that a changed certificate was read, or could not be.",
             ["outcome"],
+            registry=self.registry,
+        )
+        self.cut_connections = Counter(
+            "octavo_gateway_cut_connections",
+            "Clients' connections that a limit ended: too_many_connections, header_timeout, write_timeout.",
+            ["reason"],
             registry=self.registry,
         )
         self.source_errors = Counter(

@@ -10,6 +10,7 @@ request without exactly one end. Attempts on another replica:
 | 503 (loading or draining)             | another replica, or hold |
 | 429 (queue full)                      | once elsewhere, then passed on |
 | no byte within the limit              | 504 |
+| silent, or cut, after its first byte  | an error event, or the connection is cut |
 | anything else                         | passed on |
 """
 
@@ -26,11 +27,19 @@ from aiohttp import web
 from .admission import retry_after_s
 from .call import Call, CallReader, ReadCall
 from .endpoints import Model, Replica
-from .errors import GatewayError, ModelNotFound, QuotaExceeded, TimedOut, Unavailable, UpstreamFailed
+from .errors import (
+    GatewayError,
+    ModelNotFound,
+    QuotaExceeded,
+    TimedOut,
+    Unavailable,
+    UpstreamFailed,
+    UpstreamStalled,
+)
 from .metrics import Metrics
 from .record import Record
 from .reply import EVENT_STREAM, ClientGone, Reply
-from .request_body import BodyBudget, BodyReader
+from .request_body import BodyBudget, BodyLimits, BodyReader
 from .request_log import CLIENT_CLOSED_REQUEST, RequestLog
 from .router import Router
 from .upstream import AttemptFailed, send
@@ -49,8 +58,9 @@ GIVE_UP_WITHIN_S = 5.0
 class Bounds:
     """Bounds of requests; bytes and seconds."""
 
-    max_request_bytes: int
+    body: BodyLimits
     max_buffered_bytes: int
+    stall_timeout_s: float
     first_byte_timeout_s: float
     request_timeout_s: float
 
@@ -146,7 +156,7 @@ class Proxy:
     async def _answer(
         self, request: web.Request, reply: Reply, read_call: ReadCall, record: Record
     ) -> web.StreamResponse:
-        with BodyReader(self._budget, self._bounds.max_request_bytes) as reader:
+        with BodyReader(self._budget, self._bounds.body) as reader:
             call: Call | None = None
             try:
                 call = await read_call(request, reply, reader, record)
@@ -168,8 +178,9 @@ class Proxy:
                     continue
                 try:
                     return await self._pass_on(call, response)
-                except UpstreamFailed:
-                    self._note_failure(call, replica, "broken")
+                except UpstreamFailed as failure:
+                    why = "stalled" if isinstance(failure, UpstreamStalled) else "broken"
+                    self._note_failure(call, replica, why)
                     raise
                 finally:
                     # Not release: a half-read answer must close, so that the replica aborts the request.
@@ -178,11 +189,11 @@ class Proxy:
     async def _pass_on(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
         self._log.note_answer(call.record)
         if response.status != 200:
-            return await call.reply.pass_on(response)
+            return await call.reply.pass_on(response, stall_timeout_s=self._bounds.stall_timeout_s)
         is_stream = response.content_type == EVENT_STREAM
         reader: UsageReader = StreamUsage(hide=call.hides_usage) if is_stream else BodyUsage()
         try:
-            return await call.reply.pass_on(response, reader)
+            return await call.reply.pass_on(response, reader, stall_timeout_s=self._bounds.stall_timeout_s)
         finally:
             call.record.usage = reader.usage
 

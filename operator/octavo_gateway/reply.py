@@ -17,7 +17,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from . import headers
-from .errors import GatewayError, UpstreamFailed, error_body
+from .errors import GatewayError, UpstreamFailed, UpstreamStalled, error_body
+from .upstream import StallLimit
 from .usage import UsageReader
 
 EVENT_STREAM = "text/event-stream"
@@ -48,19 +49,32 @@ class Reply:
             await self._start(200, CIMultiDict(sse))
         await self._write(HEARTBEAT)
 
-    async def pass_on(self, upstream: aiohttp.ClientResponse, reader: UsageReader | None = None) -> web.StreamResponse:
-        """Send an upstream's answer, each piece as it comes; what a reader takes out of it is not sent."""
-        if self._response is not None and not _is_good_stream(upstream):
-            return await self._pass_on_as_event(upstream)
-        if self._response is None:
-            await self._start(upstream.status, headers.to_client(upstream.headers))
-        self.code = upstream.status
+    async def pass_on(
+        self, upstream: aiohttp.ClientResponse, reader: UsageReader | None = None, *, stall_timeout_s: float = 0.0
+    ) -> web.StreamResponse:
+        """Send an upstream's answer, each piece as it comes; what a reader takes out of it is not sent.
+
+        Raises UpstreamFailed where it breaks off, or is silent for `stall_timeout_s` (0 is no limit).
+        """
+        stall = StallLimit(stall_timeout_s)
         try:
-            async for piece in upstream.content.iter_any():
-                shown = reader.feed(piece) if reader is not None else piece
-                if shown:
-                    await self._write(shown)
+            async with stall:
+                if self._response is not None and not _is_good_stream(upstream):
+                    return await self._pass_on_as_event(upstream)
+                if self._response is None:
+                    await self._start(upstream.status, headers.to_client(upstream.headers))
+                self.code = upstream.status
+                async for piece in upstream.content.iter_any():
+                    stall.hear()
+                    shown = reader.feed(piece) if reader is not None else piece
+                    if shown:
+                        await self._write(shown)
+                    stall.wait()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if stall.is_over:
+                raise UpstreamStalled(
+                    f"The replica was silent for {stall_timeout_s:g} s in the middle of its answer; ask again."
+                ) from error
             raise UpstreamFailed("The replica broke off in the middle of its answer; ask again.") from error
         rest = reader.end() if reader is not None else b""
         if rest:
@@ -70,9 +84,7 @@ class Reply:
     async def fail(self, error: GatewayError) -> web.StreamResponse:
         self.code = error.status
         if self._response is None:
-            response = web.Response(
-                status=error.status, body=error.body(), content_type="application/json", headers=error.headers
-            )
+            response = error_response(error)
             self._decorate(response)
             return response
         if not self.is_event_stream:
@@ -91,7 +103,7 @@ class Reply:
         self.code = upstream.status
         try:
             body = json.loads(await upstream.content.read(MAX_ERROR_BYTES))
-        except (ValueError, aiohttp.ClientError, TimeoutError):
+        except (ValueError, aiohttp.ClientError):
             body = None
         if not isinstance(body, dict):
             return await self._end_with_event(
@@ -136,6 +148,16 @@ class Reply:
         response.headers[headers.REQUEST_ID] = self.request_id
         if self._close:
             response.force_close()
+
+
+def error_response(error: GatewayError) -> web.Response:
+    """An error where nothing has been sent yet."""
+    response = web.Response(
+        status=error.status, body=error.body(), content_type="application/json", headers=error.headers
+    )
+    if "Connection" in error.headers:
+        response.force_close()
+    return response
 
 
 def _is_good_stream(upstream: aiohttp.ClientResponse) -> bool:

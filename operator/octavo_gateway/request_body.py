@@ -20,8 +20,8 @@ AFFINITY_CHARS = 2048
 """Characters of each part of a conversation's beginning that enter its hash."""
 AFFINITY_TOKENS = 512
 """The same of a prompt that comes as token ids."""
-READ_TIMEOUT_S = 30.0
-"""A body of which nothing comes for so long is given up: what came of it takes from the budget of all."""
+CODINGS = frozenset({"", "identity", "gzip", "deflate"})
+"""Of ``Content-Encoding``; these are inflated while a body is read, so that its limits count what comes out."""
 MAX_COUNT = 10**9
 """A larger number of tokens or answers is the server's to refuse."""
 MAX_VALUES = 4_000_000
@@ -79,12 +79,23 @@ class BodyBudget:
         self.used_bytes -= size
 
 
-class BodyReader:
-    """Reads one request's body within its own limit and the gateway's budget; a context that gives the budget back."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimits:
+    """Of one request's body."""
 
-    def __init__(self, budget: BodyBudget, max_bytes: int) -> None:
+    max_bytes: int
+    silence_s: float
+    """Seconds without a byte: what came of a body takes from the budget of all."""
+    whole_s: float
+    """Seconds in all; 0 is no limit."""
+
+
+class BodyReader:
+    """Reads one request's body within its own limits and the gateway's budget; a context that gives the budget back."""
+
+    def __init__(self, budget: BodyBudget, limits: BodyLimits) -> None:
         self._budget = budget
-        self._max_bytes = max_bytes
+        self._limits = limits
         self._taken = 0
 
     def __enter__(self) -> BodyReader:
@@ -94,37 +105,68 @@ class BodyReader:
         self._budget.give_back(self._taken)
 
     async def read(self, request: web.Request) -> InboundBody:
+        if request.headers.get("Content-Encoding", "").strip().lower() not in CODINGS:
+            raise unsupported_coding()
         self._check_size(request.content_length or 0)
+        try:
+            async with asyncio.timeout(self._limits.whole_s or None):
+                raw = await self._read_whole(request)
+        except TimeoutError:
+            raise _too_slow(f"The request body did not come within {self._limits.whole_s:g} s") from None
+        except web.RequestPayloadError as error:
+            raise BadRequest(
+                f"The request body is not what its headers say: {' '.join(str(error).split())[:200]}",
+                code="invalid_body",
+                headers={"Connection": "close"},
+            ) from None
+        return parse_body(raw)
+
+    async def _read_whole(self, request: web.Request) -> bytes:
         chunks = bytearray()
         while chunk := await self._next_chunk(request):
             self._check_size(len(chunks) + len(chunk))
             self._budget.take(len(chunk))
             self._taken += len(chunk)
             chunks += chunk
-        return parse_body(bytes(chunks))
+        return bytes(chunks)
 
     async def _next_chunk(self, request: web.Request) -> bytes:
         """Empty at the end."""
+        limit = asyncio.timeout(self._limits.silence_s)
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with limit:
                 return await request.content.readany()
         except TimeoutError:
-            raise BadRequest(
-                f"Nothing of the request body came for {READ_TIMEOUT_S:g} s; send it again.",
-                status=408,
-                code="request_timeout",
-                headers={"Connection": "close"},
-            ) from None
+            if not limit.expired():
+                raise
+            raise _too_slow(f"Nothing of the request body came for {self._limits.silence_s:g} s") from None
 
     def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise BadRequest(
-                f"The request body has at least {size} bytes, the limit is {self._max_bytes}; send less.",
-                status=413,
-                code="request_too_large",
-                # What is still to come is not read, so the connection cannot serve another request.
-                headers={"Connection": "close"},
-            )
+        if size > self._limits.max_bytes:
+            raise too_large(size, self._limits.max_bytes)
+
+
+def too_large(size: int, max_bytes: int) -> BadRequest:
+    return BadRequest(
+        f"The request body has at least {size} bytes, the limit is {max_bytes}; send less.",
+        status=413,
+        code="request_too_large",
+        # What is still to come is not read, so the connection cannot serve another request.
+        headers={"Connection": "close"},
+    )
+
+
+def unsupported_coding() -> BadRequest:
+    return BadRequest(
+        "The request's Content-Encoding is not supported; send the body as it is, or by gzip or deflate.",
+        status=415,
+        code="unsupported_encoding",
+        headers={"Accept-Encoding": "gzip, deflate", "Connection": "close"},
+    )
+
+
+def _too_slow(what: str) -> BadRequest:
+    return BadRequest(f"{what}; send it again.", status=408, code="request_timeout", headers={"Connection": "close"})
 
 
 def parse_body(raw: bytes) -> InboundBody:
@@ -136,9 +178,10 @@ def parse_body(raw: bytes) -> InboundBody:
             code="request_too_large",
         )
     try:
-        fields = json.loads(raw)
+        # Left to itself it would take UTF-16 and 32 too, which no server does.
+        fields = json.loads(raw.decode())
     except (ValueError, RecursionError):
-        raise BadRequest("The request body is not valid JSON.", code="invalid_json") from None
+        raise BadRequest("The request body is not valid JSON in UTF-8.", code="invalid_json") from None
     if not isinstance(fields, dict):
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
     model = fields.get("model")

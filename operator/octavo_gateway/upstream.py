@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass
+from types import TracebackType
 
 import aiohttp
 from aiohttp import AddrInfoType
@@ -64,6 +65,57 @@ async def send(
         raise AttemptFailed("connect", was_sent=False) from error
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
         raise AttemptFailed("timeout" if limit.expired() else "disconnected", was_sent=True) from error
+
+
+class StallLimit:
+    """Ends the block that it surrounds with a TimeoutError when a replica was silent for too long.
+
+    One timer looks from time to time; one for each piece of an answer would cost more than passing it on.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        """Seconds; 0 is no limit."""
+        self._limit_s = limit_s
+        self._silent_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timeout = asyncio.timeout(None)
+
+    @property
+    def is_over(self) -> bool:
+        return self._timeout.expired()
+
+    def wait(self) -> None:
+        """It is the replica's turn again."""
+        self._silent_since = asyncio.get_running_loop().time()
+
+    def hear(self) -> None:
+        """It said something; until `wait`, time passes for somebody else."""
+        self._silent_since = None
+
+    async def __aenter__(self) -> StallLimit:
+        await self._timeout.__aenter__()
+        self.wait()
+        if self._limit_s:
+            self._look_in(self._limit_s)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _look_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        left = self._limit_s if self._silent_since is None else self._silent_since + self._limit_s - now
+        if left > 0:
+            self._look_in(left)
+        else:
+            self._timeout.reschedule(now)
 
 
 def _socket(address: AddrInfoType) -> socket.socket:

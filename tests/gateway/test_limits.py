@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Callable
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -145,3 +146,81 @@ async def test_a_client_that_does_not_read_is_cut_when_its_time_is_over(monkeypa
         client.close()
 
     assert len(cut) == 1
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_replica_that_falls_silent_in_a_stream_is_an_error_event(
+    held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate: asyncio.Queue[bytes | None] = asyncio.Queue()
+    await gate.put(b"data: 1\n\n")
+    if held:
+        monkeypatch.setattr("octavo_gateway.admission.HEARTBEAT_EVERY_S", 0.05)
+    async with (
+        an_upstream(streaming(gate)) as upstream,
+        a_gateway(a_model("m", *([] if held else [upstream.replica()])), stall_timeout_s=0.3) as bench,
+    ):
+        asking = asyncio.create_task(bench.ask(stream=True))
+        if held:
+            await asyncio.sleep(0.2)
+            bench.set_models(a_model("m", upstream.replica()))
+        answer = await asking
+        async with asyncio.timeout(5):
+            await upstream.cancelled.wait()
+        errors = await bench.metric('octavo_gateway_upstream_errors_total{model="default/m",reason="stalled"}')
+        counted = await bench.metric('octavo_gateway_requests_total{code="504",model="default/m"}')
+
+    assert answer.events[0] == "1"
+    assert "silent for 0.3 s" in json.loads(answer.events[1])["error"]["message"]
+    assert answer.events[2] == "[DONE]"
+    assert (errors, counted) == (1, 1)
+
+
+async def test_a_replica_that_falls_silent_in_another_answer_is_cut_so_that_it_does_not_look_whole() -> None:
+    async def half(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"{")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with (
+        an_upstream(half) as upstream,
+        a_gateway(a_model("m", upstream.replica()), stall_timeout_s=0.2) as bench,
+    ):
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await bench.ask()
+
+
+async def test_pieces_of_a_stream_that_come_in_time_begin_the_limit_anew() -> None:
+    gate: asyncio.Queue[bytes | None] = asyncio.Queue()
+    async with (
+        an_upstream(streaming(gate)) as upstream,
+        a_gateway(a_model("m", upstream.replica()), stall_timeout_s=0.4) as bench,
+    ):
+        asking = asyncio.create_task(bench.ask(stream=True))
+        for _ in range(4):
+            await asyncio.sleep(0.25)
+            await gate.put(b"data: 1\n\n")
+        await gate.put(None)
+        answer = await asking
+
+    assert answer.events == ["1"] * 4
+
+
+async def test_the_time_that_a_slow_client_takes_is_not_the_replicas_silence() -> None:
+    async def much(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: " + b"x" * 10_000_000 + b"\n\n")
+        return response
+
+    async with (
+        an_upstream(much) as upstream,
+        a_gateway(a_model("m", upstream.replica()), stall_timeout_s=0.3) as bench,
+        bench.client.post(bench.url + CHAT, json={"model": "m", "stream": True}) as response,
+    ):
+        await asyncio.sleep(1)
+        body = await response.read()
+
+    assert len(body) == 10_000_008

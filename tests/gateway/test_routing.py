@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from octavo_gateway import call, request_body
+from octavo_gateway import call
 from octavo_gateway.endpoints import RoutingTable
 from octavo_testing.gateway import CHAT, a_gateway, a_model, an_upstream, answering, streaming, until
 
@@ -193,15 +193,14 @@ async def test_a_body_over_the_limit_is_refused_without_being_read(is_announced:
     assert upstream.requests == 0
 
 
-async def test_a_body_that_stops_coming_is_given_up_and_frees_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_body, "READ_TIMEOUT_S", 0.1)
+async def test_a_body_that_stops_coming_is_given_up_and_frees_its_budget() -> None:
     stuck = asyncio.Event()
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b'{"model": "m", "pad": "'
         await stuck.wait()
 
-    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica()), body_silence_s=0.1) as bench:
         async with asyncio.timeout(5):
             answer = await bench.send("POST", CHAT, data=pieces())
         assert bench.gateway.proxy.buffered_bytes == 0

@@ -145,6 +145,29 @@ class Answer:
         return [line[6:] for line in self.body.decode().splitlines() if line.startswith("data: ")]
 
 
+def a_request(
+    body: bytes = b'{"model": "m"}',
+    *headers: str,
+    path: str = CHAT,
+    method: str = "POST",
+    version: str = "HTTP/1.1",
+    announced: bool = True,
+) -> bytes:
+    """A request as it goes over the wire; the connection ends with its answer unless a header says otherwise."""
+    lines = [f"{method} {path} {version}", "Host: x", *headers]
+    if not any(header.startswith("Connection:") for header in headers):
+        lines.append("Connection: close")
+    if announced:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def read_answer(raw: bytes) -> tuple[int, Any]:
+    """Status and JSON of the first answer in what came over the wire."""
+    head, _, rest = raw.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.JSONDecoder().raw_decode(rest.decode())[0]
+
+
 @dataclass
 class WakingSource(StaticSource):
     """A static source that can be woken; refuses as long as ``refusal`` is set."""
@@ -185,6 +208,20 @@ class Bench:
     async def send(self, method: str, path: str, **options: Any) -> Answer:
         async with self.client.request(method, self.url + path, **options) as response:
             return Answer(response.status, response.headers, await response.read())
+
+    async def talk(self, *pieces: bytes, ends: bool = False, within_s: float = 5.0) -> bytes:
+        """Send bytes as they are over a connection of their own; all that comes back until the gateway closes it."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.gateway.port)
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            if ends:
+                writer.write_eof()
+            async with asyncio.timeout(within_s):
+                return await reader.read()
+        finally:
+            writer.close()
 
     async def internal(self, path: str) -> tuple[int, str]:
         async with self.client.get(f"http://127.0.0.1:{self.gateway.internal_port}{path}") as response:
