@@ -80,8 +80,8 @@ class CallReader:
         outbound = UpstreamRequest(path_qs=request.rel_url.raw_path_qs, headers=sent, body=sent_body)
         call = Call(record=record, body=body, outbound=outbound, reply=reply, hides_usage=hides_usage)
         await self._reserve(model, body, record)
-        if body.previous_response_id is not None:
-            call.pinned = self._place_of(body.previous_response_id, body, model).replica
+        if body.stored_id is not None:
+            call.pinned = self._place_of(body.stored_id, body, model).replica
         elif body.affinity is not None:
             call.affinity = f"{model.prefix_name(body.model)}/{body.affinity}"
         return call
@@ -115,12 +115,11 @@ class CallReader:
                 record.reservation, prompt_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens
             )
 
-    def _place_of(self, response_id: str, body: InboundBody, model: Model) -> Place:
-        place = find_place(response_id, self._router.table)
+    def _place_of(self, stored_id: str, body: InboundBody, model: Model) -> Place:
+        place = find_place(stored_id, self._router.table)
         if place.model.key != model.key:
             raise ResponseNotFound(
-                f"The response '{response_id}' is not one of the model '{body.model}'; "
-                f"'{place.model.shown_name}' gave it."
+                f"'{stored_id}' is not of a response of the model '{body.model}'; '{place.model.shown_name}' gave it."
             )
         return place
 

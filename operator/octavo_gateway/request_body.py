@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from .errors import BadRequest, Unavailable
+from .stored_responses import one_place
 
 AFFINITY_CHARS = 2048
 """Characters of each part of a conversation's beginning that enter its hash."""
@@ -37,8 +38,8 @@ class InboundBody:
     stream: bool
     affinity: str | None
     """A digest of the conversation's beginning and the cache salt: equal for all turns of one conversation."""
-    previous_response_id: str | None = None
-    """What ``/v1/responses`` goes on from."""
+    stored_id: str | None = None
+    """A stored response or item that ``/v1/responses`` goes on from; all others that it names lie beside it."""
     asks_for_usage: bool = False
     """A stream that shall end with its usage."""
     has_stream_options: bool = False
@@ -189,19 +190,35 @@ def parse_body(raw: bytes) -> InboundBody:
         raise BadRequest("The field 'model' is missing; GET /v1/models lists what there is.", param="model")
     if not isinstance(model, str) or not model:
         raise BadRequest("The field 'model' must be a non-empty string.", param="model")
-    previous, options = fields.get("previous_response_id"), fields.get("stream_options")
+    options = fields.get("stream_options")
     return InboundBody(
         raw=raw,
         model=model,
         stream=fields.get("stream") is True,
         affinity=_affinity(fields),
-        previous_response_id=previous if isinstance(previous, str) and previous else None,
+        stored_id=one_place(_stored_ids(fields)),
         # Options that are no object are the server's to refuse, so nothing is added to them.
         asks_for_usage=not isinstance(options, dict | None) or (options or {}).get("include_usage") is True,
         has_stream_options="stream_options" in fields,
         max_tokens=_max_tokens(fields),
         num_answers=_count(fields.get("n")) or 1,
     )
+
+
+def _stored_ids(fields: Mapping[str, Any]) -> Iterator[str]:
+    """What a request for a response refers to instead of saying it."""
+    previous, items = fields.get("previous_response_id"), fields.get("input")
+    if isinstance(previous, str) and previous:
+        yield previous
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and isinstance(item.get("id"), str) and _is_reference(item):
+            yield item["id"]
+
+
+def _is_reference(item: Mapping[str, Any]) -> bool:
+    """The type may be left out, as OpenAI has it."""
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "role" not in item)
 
 
 def _max_tokens(fields: Mapping[str, Any]) -> int | None:

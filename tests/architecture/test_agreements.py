@@ -193,9 +193,12 @@ def test_a_gateway_finds_the_replica_by_the_id_that_a_server_gave() -> None:
     replica = Replica(url="http://10.0.0.1:8000", pod="qwen-6c9-x", ready=True)
     model = Model(key="team/qwen", served_names=("qwen",), replicas=(replica,))
 
-    given = f"resp_0123456789abcdef01234567_{routing_digests('team/qwen/qwen-6c9-x')}"
+    tag = routing_digests("team/qwen/qwen-6c9-x")
 
-    assert find_place(given, table_of([model])) == Place(model=model, replica=replica)
+    for kind in ("resp", "msg", "rs", "fc"):
+        assert find_place(f"{kind}_0123456789abcdef01234567_{tag}", table_of([model])) == Place(
+            model=model, replica=replica
+        )
 
 
 @pytest.mark.parametrize(

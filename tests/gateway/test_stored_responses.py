@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from aiohttp import web
 
@@ -98,6 +100,76 @@ async def test_a_response_whose_pod_is_gone_is_a_404_and_another_models_too() ->
     assert (foreign.status, foreign.error["code"]) == (404, "response_not_found")
     assert "'m' gave it" in foreign.error["message"]
     assert upstream.requests + other.requests == 0
+
+
+def an_item(pod: str, *, key: str = "default/m") -> str:
+    return an_id(pod, key=key).replace("resp_", "msg_")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [{"type": "item_reference", "id": an_item("m-2")}, {"id": an_item("m-2")}, {"type": None, "id": an_item("m-2")}],
+)
+async def test_a_reference_to_an_item_goes_where_the_item_lies(reference: dict[str, str]) -> None:
+    words = {"role": "user", "content": "and?"}
+    async with (
+        an_upstream() as one,
+        an_upstream() as two,
+        a_gateway(a_model("m", one.replica("m-1"), two.replica("m-2", admitted=False))) as bench,
+    ):
+        answers = [
+            await bench.send("POST", "/v1/responses", json={"model": "m", "input": [words, reference, number]})
+            for number in range(6)
+        ]
+        both = await bench.send(
+            "POST",
+            "/v1/responses",
+            json={"model": "m", "input": [reference], "previous_response_id": an_id("m-2")},
+        )
+
+    assert {answer.status for answer in (*answers, both)} == {200}
+    assert (one.requests, two.requests) == (0, 7)
+
+
+async def test_an_item_that_is_no_reference_leads_nowhere_in_particular() -> None:
+    """A client may send an answer's items back as they came, ids and all, to any replica."""
+    item = {"type": "message", "role": "assistant", "id": an_item("m-9"), "content": "hi"}
+    untyped = {"role": "assistant", "id": an_item("m-9"), "content": "hi"}
+    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica("m-1"))) as bench:
+        answer = await bench.send("POST", "/v1/responses", json={"model": "m", "input": [item, untyped]})
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "words"),
+    [
+        ({"input": [{"id": an_item("m-9")}]}, 404, "response_not_found", "No item .* is gone"),
+        ({"input": [{"id": "msg_1"}]}, 404, "response_not_found", "No item 'msg_1'.*routing tag"),
+        ({"input": [{"id": an_item("n-1", key="default/n")}]}, 404, "response_not_found", "'n' gave it"),
+        ({"input": [{"id": an_item("m-1")}, {"id": an_item("m-2")}]}, 400, "items_apart", "not lie on one replica"),
+        (
+            {"input": [{"id": an_item("m-2")}], "previous_response_id": an_id("m-1")},
+            400,
+            "items_apart",
+            "send the items themselves",
+        ),
+        ({"input": [{"id": "msg_1"}, {"id": "msg_2"}]}, 400, "items_apart", "'msg_1' and 'msg_2'"),
+    ],
+)
+async def test_a_reference_that_cannot_be_followed_says_why(
+    fields: dict[str, object], status: int, code: str, words: str
+) -> None:
+    async with an_upstream() as upstream:
+        models = (
+            a_model("m", upstream.replica("m-1"), upstream.replica("m-2")),
+            a_model("n", upstream.replica("n-1")),
+        )
+        async with a_gateway(*models) as bench:
+            answer = await bench.send("POST", "/v1/responses", json={"model": "m", **fields})
+
+    assert (answer.status, answer.error["code"], upstream.requests) == (status, code, 0)
+    assert re.search(words, answer.error["message"])
 
 
 async def test_what_the_one_replica_says_is_passed_on_and_nobody_else_is_asked() -> None:

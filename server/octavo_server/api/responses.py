@@ -67,7 +67,7 @@ async def create_response(http: web.Request) -> web.StreamResponse:
     short = asked.prepared.form.has_short_ids
     writer = ResponseWriter(
         _new_response(state, asked.asked),
-        new_id=state.new_id,
+        new_id=state.new_stored_id,
         call_id=lambda: state.new_id()[:9] if short else f"call_{state.new_id()}",
         has_logprobs=asked.request.params.logprobs is not None,
     )
@@ -144,7 +144,7 @@ def _prepare(
 
 def _new_response(state: ServerState, asked: ResponsesRequest) -> dict[str, Any]:
     return {
-        "id": state.new_response_id(),
+        "id": f"resp_{state.new_stored_id()}",
         "object": "response",
         "created_at": int(time.time()),
         "error": None,
@@ -193,7 +193,7 @@ def _with_id(item: Any, state: ServerState) -> dict[str, Any]:
     if item["type"] == "message" and isinstance(content, str):
         kind = "output_text" if item.get("role") == "assistant" else "input_text"
         item = {**item, "content": [{"type": kind, "text": content}]}
-    return {"id": f"msg_{state.new_id()}", "status": "completed", **item}
+    return {"id": f"msg_{state.new_stored_id()}", "status": "completed", **item}
 
 
 def _begin_background(state: ServerState, asked: _Asked, run: ResponseRun, stream: RequestStream) -> dict[str, Any]:

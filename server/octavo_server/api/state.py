@@ -69,9 +69,9 @@ class ServerState:
             clock=time.monotonic,
         )
 
-    def new_response_id(self) -> str:
-        """For a response that may be asked for again; ends in the routing tag, where there is one."""
-        return f"resp_{self.new_id()}{self._id_end}"
+    def new_stored_id(self) -> str:
+        """For what may be asked for again or referred to; ends in the routing tag, where there is one."""
+        return f"{self.new_id()}{self._id_end}"
 
     def ready_engine(self) -> ServedModel:
         """The loaded model.

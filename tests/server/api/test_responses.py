@@ -350,7 +350,7 @@ async def test_the_store_is_bounded(tmp_path_factory: pytest.TempPathFactory) ->
     assert statuses == [404, 404, 200, 200]
 
 
-async def test_ids_of_responses_end_in_the_routing_tag_and_those_of_items_do_not(
+async def test_ids_of_responses_and_of_their_items_end_in_the_routing_tag(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "scripted-qwen"
@@ -358,9 +358,11 @@ async def test_ids_of_responses_end_in_the_routing_tag_and_those_of_items_do_not
     async with scripted_server(tokenizer, routing_tag="team/qwen/qwen-0") as scripted:
         made = await ask(scripted.server)
         found = await scripted.server.get(f"{RESPONSES}/{made['id']}")
+        asked = await scripted.server.get(f"{RESPONSES}/{made['id']}/input_items")
 
+    assert re.fullmatch(r"msg_[0-9a-f]{24}_[0-9a-f]{20}", asked.json["data"][0]["id"])
     assert re.fullmatch(r"resp_[0-9a-f]{24}_[0-9a-f]{20}", made["id"])
-    assert "_" not in made["output"][0]["id"].removeprefix("msg_")
+    assert re.fullmatch(r"msg_[0-9a-f]{24}_[0-9a-f]{20}", made["output"][0]["id"])
     assert found.status == 200
 
 
