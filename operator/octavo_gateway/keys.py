@@ -1,7 +1,7 @@
 """Who may use a model: API keys from Secrets, kept only as digests.
 
-Pure. A digest is keyed with a secret that this process made for itself, so that the time of a look-up tells of the
-digest and nothing of a key. An entry of a Secret is one key; its name is the key's name.
+Pure. Nothing compares a key with another: a token is digested once, under a secret that this process made for itself, and
+its digest looked up. The time of that tells of the digest, which nobody can foresee, and nothing of a key or their number. An entry of a Secret is one key; its name is the key's name.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Keyring:
 
     def find(self, token: str, secrets: Iterable[str]) -> Key | None:
         digest = self._digest(token.encode("utf-8", "surrogateescape"))
-        found = (self._digests.get(secret, {}).get(digest) for secret in secrets)
-        return next((key for key in found if key is not None), None)
+        # All of them, wherever it is found: the time is of their number alone.
+        found = [self._digests.get(secret, {}).get(digest) for secret in secrets]
+        return next(filter(None, found), None)
 
     def knows(self, token: str) -> bool:
         """Whether it is a key for any model."""

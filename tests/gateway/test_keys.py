@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo_gateway import keys
 from octavo_gateway.endpoints import Access, Model
 from octavo_gateway.errors import GatewayError
-from octavo_gateway.keys import Gate, Keyring, bearer_token
+from octavo_gateway.keys import Gate, Key, Keyring, bearer_token
 from octavo_gateway.stored_responses import digest
 from octavo_testing.gateway import CHAT, a_gateway, a_model, an_upstream, until
 
@@ -110,6 +116,84 @@ def test_an_empty_entry_is_no_key() -> None:
 
 def test_keys_are_kept_as_digests_alone() -> None:
     assert b"sk-alice" not in repr(vars(a_keyring())).encode()
+
+
+def steps_of(act: Callable[[], object]) -> int:
+    """Lines of the module of keys that run, those of its generators too."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename != keys.__file__:
+            return None
+        steps += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+def test_finding_a_key_takes_the_same_steps_whichever_it_is_how_many_there_are_and_if_there_is_none() -> None:
+    many = {
+        f"ns/s{secret}": {f"k{number}": f"sk-{secret}-{number}".encode() for number in range(200)}
+        for secret in range(3)
+    }
+    few = {secret: dict(list(entries.items())[:1]) for secret, entries in many.items()}
+    first, last, near, far = "sk-0-0", "sk-2-199", "sk-0-00", "x"
+
+    steps = {
+        steps_of(partial(a_keyring(secrets).find, token, many))
+        for secrets in (many, few)
+        for token in (first, last, near, far)
+    }
+
+    assert len(steps) == 1
+    assert steps.pop() > 0
+
+
+def test_every_secret_is_looked_into_wherever_the_key_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a token is digested once for all of them."""
+    looked: list[bytes] = []
+    digested: list[bytes] = []
+
+    class Watched(dict[bytes, Key]):
+        def get(self, digest: bytes, default: Any = None) -> Any:
+            looked.append(digest)
+            return super().get(digest, default)
+
+    ring = a_keyring({f"ns/{name}": {"key": f"sk-{name}".encode()} for name in "abc"})
+    ring._digests = {secret: Watched(digests) for secret, digests in ring._digests.items()}
+    digest = hmac.digest
+
+    def watched_digest(secret: bytes, value: bytes, kind: Any) -> bytes:
+        digested.append(value)
+        return digest(secret, value, kind)
+
+    monkeypatch.setattr(hmac, "digest", watched_digest)
+    secrets = ["ns/a", "ns/b", "ns/c"]
+
+    found = [ring.find(token, secrets) for token in ("sk-a", "sk-c", "sk-none")]
+
+    assert [key and key.secret for key in found] == ["ns/a", "ns/c", None]
+    assert digested == [b"sk-a", b"sk-c", b"sk-none"]
+    assert looked == [digest(b"pepper", token, "sha256") for token in digested for _ in secrets]
+
+
+def test_a_digest_is_worth_nothing_without_the_secret_of_its_process() -> None:
+    """So that nobody can choose tokens whose digests share a beginning with that of a key."""
+    rings = [Keyring(pepper) for pepper in (b"one", b"two")]
+    for ring in rings:
+        ring.put("ns/a", {"key": b"sk"})
+
+    digests = [next(iter(ring._digests["ns/a"])) for ring in rings]
+
+    assert len({*digests, hashlib.sha256(b"sk").digest()}) == 3
+    assert [len(digest) for digest in digests] == [32, 32]
 
 
 @given(st.text(), st.binary(max_size=40))
