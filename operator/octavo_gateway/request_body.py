@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from aiohttp import web
@@ -19,6 +20,9 @@ from .stored_responses import one_place
 
 AFFINITY_CHARS = 2048
 """Characters of each part of a conversation's beginning that enter its hash."""
+EDGE_CHARS = 128
+"""Of each end of a text that is no words, such as an image."""
+MAX_PIECES = 64
 AFFINITY_TOKENS = 512
 """The same of a prompt that comes as token ids."""
 CODINGS = frozenset({"", "identity", "gzip", "deflate"})
@@ -271,8 +275,26 @@ def _text_of(content: Any) -> str:
     """The same for a text and for a list of one part with it: clients write both."""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    return json.dumps(content, ensure_ascii=False)
+    if isinstance(content, list):
+        return "".join(islice(chain.from_iterable(map(_part, content)), MAX_PIECES))
+    return "".join(islice(_pieces(content), MAX_PIECES))
+
+
+def _part(part: Any) -> Iterator[str]:
+    is_text = isinstance(part, dict) and isinstance(part.get("text"), str)
+    return iter((part["text"],)) if is_text else _pieces(part)
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """What an image or a file is known by without reading all of it: both ends and the length of each of its texts."""
+    if isinstance(value, dict):
+        for name in sorted(value):
+            yield name
+            yield from _pieces(value[name])
+    elif isinstance(value, list):
+        for each in value:
+            yield from _pieces(each)
+    elif isinstance(value, str):
+        yield value if len(value) <= 2 * EDGE_CHARS else f"{len(value)} {value[:EDGE_CHARS]}{value[-EDGE_CHARS:]}"
+    else:
+        yield repr(value)

@@ -164,6 +164,56 @@ def test_a_busy_home_within_the_bound_keeps_its_conversation() -> None:
     assert set(chosen(balancer, model, times=20, affinity="hot")) == {home}
 
 
+@given(st.lists(st.floats(0, 4), min_size=5, max_size=5), st.integers(0, 50))
+def test_all_gateways_agree_where_a_conversation_spills_over_to(pressures: list[float], talk: int) -> None:
+    """As far as they have read the same; who was asked first, and what for, changes nothing."""
+    loads = dict(zip("abcde", pressures, strict=True))
+    gateways = [a_balancer(**loads), a_balancer(**dict(reversed(loads.items())))]
+    chosen(gateways[0], a_model_of(*"abcde"), times=7)
+
+    picks = {gateway.choose(a_model_of(*"abcde"), now=0.0, affinity=f"talk {talk}") for gateway in gateways}
+
+    assert len(picks) == 1
+
+
+def test_a_conversation_that_spilled_over_comes_home_when_its_home_has_room_again() -> None:
+    model = a_model_of(*"abcd")
+    (home,) = chosen(a_balancer(), model, affinity="hot")
+    busy = a_balancer(**{name: 4.0 if name == home else 0.1 for name in "abcd"})
+    (refuge,) = chosen(busy, model, times=20, affinity="hot")
+
+    busy.report_load(f"http://{home}:8000", Load(pressure=0.2, running=4, waiting=0))
+
+    assert refuge != home
+    assert set(chosen(busy, model, times=20, affinity="hot")) == {home}
+
+
+def test_one_busy_replica_sends_only_its_own_conversations_elsewhere_and_each_to_one_place() -> None:
+    model = a_model_of(*"abcd")
+    calm, busy = a_balancer(), a_balancer(a=4.0, b=0.1, c=0.1, d=0.1)
+
+    for number in range(200):
+        (before,) = chosen(calm, model, affinity=f"talk {number}")
+        (after,) = chosen(busy, model, times=5, affinity=f"talk {number}")
+        assert (before == "a") == (after != before)
+
+
+@pytest.mark.parametrize("pressures", [{}, {"a": 4.0, "b": 0.1, "c": 0.1, "d": 0.1, "e": 0.1}], ids=["calm", "busy"])
+def test_where_a_replica_comes_or_goes_only_its_share_of_conversations_moves(pressures: dict[str, float]) -> None:
+    balancer = a_balancer(**pressures)
+    few, many = a_model_of(*"abcd"), a_model_of(*"abcde")
+    moved = 0
+
+    for number in range(600):
+        (with_few,) = chosen(balancer, few, affinity=f"talk {number}")
+        (with_many,) = chosen(balancer, many, affinity=f"talk {number}")
+        assert with_many in ("e", with_few)
+        moved += with_many != with_few
+
+    share = 600 / (4 if pressures else 5)
+    assert 0.7 * share < moved < 1.3 * share
+
+
 def sicken(balancer: Balancer, *names: str, now: float = 0.0) -> None:
     for name in names:
         for _ in range(EJECT_AFTER):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import fields
 from typing import Any
 
@@ -31,6 +32,61 @@ def test_all_turns_of_a_conversation_have_one_affinity() -> None:
     later = [*first, *chat(("assistant", "hi"), ("user", "and now?"))]
 
     assert affinity(messages=first) == affinity(messages=later) is not None
+
+
+def an_image(data: str = "iVBOR" + "A" * 5000 + "=") -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}", "detail": "low"}}
+
+
+WORDS = {"type": "text", "text": "What is this?"}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("content", [[an_image()], [WORDS, an_image()], [an_image(), an_image("x"), WORDS]])
+def test_all_turns_of_a_conversation_that_begins_with_images_and_uses_tools_have_one_affinity(content: Any) -> None:
+    first = [{"role": "system", "content": "be brief"}, {"role": "user", "content": content}]
+    called = [*first, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    answered = [*called, {"role": "tool", "tool_call_id": "call_1", "content": [an_image("y")]}]
+    later = [*answered, {"role": "assistant", "content": "A cat."}, {"role": "user", "content": [an_image("z")]}]
+
+    found = {affinity(messages=turn, tools=TOOLS) for turn in (first, called, answered, later)}
+
+    assert len(found) == 1
+    assert None not in found
+
+
+def test_all_turns_of_responses_that_begin_with_an_image_have_one_affinity() -> None:
+    image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 5000}
+    first = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}, image]}]
+    later = [*first, {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}]
+    later += [{"type": "function_call_output", "call_id": "c", "output": "a cat"}, *chat(("user", "and?"))]
+
+    assert affinity(input=first, tools=TOOLS) == affinity(input=later, tools=TOOLS) is not None
+
+
+@pytest.mark.parametrize(
+    "other", ["iVBOR" + "A" * 5000 + "B", "iVBOS" + "A" * 5000 + "=", "iVBOR" + "A" * 5001 + "=", ""]
+)
+def test_images_that_differ_in_either_end_or_in_length_spread(other: str) -> None:
+    """Photographs of one camera begin alike."""
+    content = [an_image(), WORDS], [an_image(other), WORDS]
+
+    first, second = (affinity(messages=[{"role": "user", "content": each}]) for each in content)
+
+    assert first != second
+
+
+def test_the_affinity_of_a_large_image_is_found_without_copying_it() -> None:
+    fields = {"messages": [{"role": "user", "content": [an_image("A" * 20_000_000), *[WORDS] * 100_000]}]}
+    tracemalloc.start()
+    try:
+        request_body._affinity(fields)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 100_000
 
 
 @pytest.mark.parametrize(

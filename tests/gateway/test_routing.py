@@ -84,6 +84,52 @@ async def test_turns_of_a_chat_stay_together_under_each_of_the_models_names_and_
     assert len(set(homes)) > 1
 
 
+async def test_under_load_all_turns_spill_over_to_one_replica_at_every_gateway_and_come_home_after_it() -> None:
+    """And a replica that goes takes only its own conversations with it; images and tools in the first message too."""
+    async with contextlib.AsyncExitStack() as stack:
+        upstreams = [await stack.enter_async_context(an_upstream()) for _ in range(3)]
+        replicas = [upstream.replica(f"m-{number}") for number, upstream in enumerate(upstreams)]
+        gateways = [await stack.enter_async_context(a_gateway(a_model("m", *replicas))) for _ in range(2)]
+        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9000}}
+        chats = [
+            [{"role": "user", "content": [image, {"type": "text", "text": f"picture {number}?"}]}]
+            for number in range(9)
+        ]
+        later = [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "and?"}]
+
+        async def homes() -> list[int]:
+            found = []
+            for chat in chats:
+                before = [upstream.requests for upstream in upstreams]
+                await gateways[0].ask(messages=chat, tools=[])
+                await gateways[1].ask(messages=[*chat, *later], tools=[])
+                took = [upstream.requests - count for upstream, count in zip(upstreams, before, strict=True)]
+                assert sorted(took) == [0, 0, 2]
+                found.append(took.index(2))
+            return found
+
+        async def press(number: int, pressure: float) -> None:
+            upstreams[number].load = {"pressure": pressure, "running": 8, "waiting": 0}
+            url = upstreams[number].url
+            for bench in gateways:
+                await until(lambda bench=bench: bench.gateway.router.balancer.score(url) == pressure)  # type: ignore[misc]
+
+        calm = await homes()
+        busy_one = calm[0]
+        await press(busy_one, 5.0)
+        busy = await homes()
+        await press(busy_one, 0.0)
+        after = await homes()
+        for bench in gateways:
+            bench.set_models(a_model("m", *(each for each in replicas if each != replicas[busy_one])))
+        gone = await homes()
+
+    assert after == calm
+    assert len(set(calm)) > 1
+    for was, pressed, left in zip(calm, busy, gone, strict=True):
+        assert (pressed == was, left == was) == (was != busy_one,) * 2
+
+
 async def test_hop_by_hop_headers_end_and_the_others_pass() -> None:
     sent = {"Connection": "keep-alive, X-Private", "X-Private": "1", "TE": "trailers", "Authorization": "Bearer k"}
     reply = answering("x", headers={"X-Octavo-Ignored": "a, b", "Keep-Alive": "timeout=5"})
