@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -129,8 +128,7 @@ class CallReader:
         if model is not None:
             return model
         self._check_complete()
-        may_see = partial(self._gate.may_use, authorization=authorization)
-        raise ModelNotFound(table.explain_unknown(name, may_see), param="model")
+        raise ModelNotFound(table.explain_unknown(name, self._gate.viewer(authorization)), param="model")
 
     def _check_complete(self) -> None:
         if not self._router.table.is_complete:

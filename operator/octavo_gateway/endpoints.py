@@ -7,6 +7,7 @@ A served name belongs to the oldest resource that claims it; ``NAMESPACE/NAME`` 
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +19,8 @@ from .quota import Limits
 NO_LIMITS = Limits()
 MAX_SUGGESTIONS = 5
 MAX_KNOWN_SHOWN = 20
+MAX_COMPARED = 20
+"""Names that a wrong one is compared with letter by letter, at a tenth of a millisecond each while all others wait."""
 
 
 class Strategy(Enum):
@@ -160,6 +163,10 @@ class RoutingTable:
     def has_open_models(self) -> bool:
         return any(not model.access.keys_from for model in self.models.values())
 
+    @cached_property
+    def _trigrams(self) -> Mapping[str, frozenset[str]]:
+        return {name: _trigrams_of(name) for name in self.listed}
+
     def resolve(self, name: str) -> Model | None:
         return self.models.get(self.owners.get(name, name))
 
@@ -169,7 +176,8 @@ class RoutingTable:
         known = [each for each, model in self.listed.items() if may_see(model)]
         if not known:
             return f"The model '{shown}' does not exist: this gateway has no models {'yet' if not self.models else 'for you'}."
-        close = difflib.get_close_matches(name[:100], known, n=MAX_SUGGESTIONS, cutoff=0.5)
+        alike = heapq.nlargest(MAX_COMPARED, known, key=_likeness_to(name[:100], self._trigrams))
+        close = difflib.get_close_matches(name[:100], alike, n=MAX_SUGGESTIONS, cutoff=0.5)
         if close:
             return f"The model '{shown}' does not exist. Did you mean {_quoted(close)}?"
         more = f" and {len(known) - MAX_KNOWN_SHOWN} more (GET /v1/models)" if len(known) > MAX_KNOWN_SHOWN else ""
@@ -178,6 +186,17 @@ class RoutingTable:
 
 def table_of(models: Iterable[Model], *, is_complete: bool = True) -> RoutingTable:
     return RoutingTable(MappingProxyType({model.key: model for model in models}), is_complete)
+
+
+def _likeness_to(asked: str, trigrams: Mapping[str, frozenset[str]]) -> Callable[[str], int]:
+    """How much of a name is in another, as cheaply as thousands of names need it."""
+    wanted = _trigrams_of(asked)
+    return lambda name: len(wanted & trigrams[name])
+
+
+def _trigrams_of(name: str) -> frozenset[str]:
+    lower = f" {name.lower()} "
+    return frozenset(lower[at : at + 3] for at in range(len(lower) - 2))
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from .endpoints import Model, RoutingTable
@@ -63,6 +63,10 @@ class Keyring:
         found = [self._digests.get(secret, {}).get(digest) for secret in secrets]
         return next(filter(None, found), None)
 
+    def secrets_with(self, token: str) -> frozenset[str]:
+        digest = self._digest(token.encode("utf-8", "surrogateescape"))
+        return frozenset(secret for secret, digests in self._digests.items() if digest in digests)
+
     def knows(self, token: str) -> bool:
         """Whether it is a key for any model."""
         return self.find(token, self._digests) is not None
@@ -103,11 +107,11 @@ class Gate:
         if not token or (is_certain and not self._keyring.knows(token)):
             raise _unauthorized(token)
 
-    def may_use(self, model: Model, authorization: str) -> bool:
-        if not model.key_secrets:
-            return True
+    def viewer(self, authorization: str) -> Callable[[Model], bool]:
+        """Whether a model is open to whoever sent this; the key is looked up once, however many models there are."""
         token = bearer_token(authorization)
-        return bool(token) and self._keyring.find(token, model.key_secrets) is not None
+        secrets = self._keyring.secrets_with(token) if token else frozenset()
+        return lambda model: not model.access.keys_from or not secrets.isdisjoint(model.key_secrets)
 
 
 def bearer_token(authorization: str) -> str:

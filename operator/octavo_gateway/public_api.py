@@ -109,8 +109,7 @@ class PublicApi:
         )
 
     def _may_see(self, request: web.Request) -> Callable[[Model], bool]:
-        authorization = request.headers.get("Authorization", "")
-        return lambda model: self._gate.may_use(model, authorization)
+        return self._gate.viewer(request.headers.get("Authorization", ""))
 
     def _complete_table(self) -> RoutingTable:
         if not self._router.table.is_complete:

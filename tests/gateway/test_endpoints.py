@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+
+import pytest
+
 from octavo_gateway.endpoints import table_of
 from octavo_testing.gateway import a_model, a_replica
 
@@ -44,6 +48,27 @@ def test_unknown_name_suggests_what_is_close() -> None:
     table = table_of([a_model("qwen2.5-7b"), a_model("llama")])
 
     assert table.explain_unknown("qwen2.5-8b").endswith("Did you mean 'qwen2.5-7b'?")
+
+
+def test_of_thousands_of_names_a_wrong_one_is_compared_with_few_and_still_finds_what_is_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each comparison takes a tenth of a millisecond, in which no request of anybody goes on."""
+    compared: list[int] = []
+    closest = difflib.get_close_matches
+
+    def watched(word: str, known: list[str], *, n: int, cutoff: float) -> list[str]:
+        compared.append(len(known))
+        return closest(word, known, n, cutoff)
+
+    monkeypatch.setattr(difflib, "get_close_matches", watched)
+    names = [f"org{number % 13}/qwen{number}-7b-instruct" for number in range(3000)]
+    table = table_of([a_model(f"m{number}", served_names=(name,)) for number, name in enumerate(names)])
+
+    said = [table.explain_unknown(name) for name in ("org6/qwen2021-7b-instruc", "qwen2021-7b-instruct")]
+
+    assert ["Did you mean" in each and "'org6/qwen2021-7b-instruct'" in each for each in said] == [True, True]
+    assert compared == [20, 20]
 
 
 def test_unknown_name_far_from_all_lists_what_there_is_within_bounds() -> None:

@@ -242,6 +242,31 @@ async def test_the_key_opens_its_model_and_goes_no_further_than_the_gateway() ->
     assert [headers.get("Authorization") for headers in upstream.headers] == [None, "Bearer whatever"]
 
 
+def test_what_a_key_may_see_is_looked_up_once_for_any_number_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(a_keyring())
+    models = [guarded("a"), guarded("b", keys=("team-b",)), guarded("ab", keys=("team-a", "team-b")), a_model("open")]
+    digested = 0
+    digest = hmac.digest
+
+    def counted(*given: Any) -> bytes:
+        nonlocal digested
+        digested += 1
+        return digest(*given)
+
+    monkeypatch.setattr(hmac, "digest", counted)
+
+    viewers = {token: gate.viewer(f"Bearer {token}") for token in ("sk-alice", "sk-carol", "sk-none", "")}
+    shown = {token: [model.shown_name for model in models if sees(model)] for token, sees in viewers.items()}
+
+    assert shown == {
+        "sk-alice": ["a", "ab", "open"],
+        "sk-carol": ["b", "ab", "open"],
+        "sk-none": ["open"],
+        "": ["open"],
+    }
+    assert digested == 3
+
+
 async def test_the_list_shows_what_the_key_may_use() -> None:
     models = guarded("a"), guarded("b", keys=("team-b",)), a_model("open")
     async with a_gateway(*models, secrets=SECRETS) as bench:
