@@ -114,12 +114,12 @@ class KernelBackend(Protocol):
         """
 
     def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
-        """logits: [num_rows, vocab] float32, not written -> [num_rows] int64.
+        """logits: [num_rows, vocab] float32, not written -> [num_rows] int64: token ids, NOT_FINITE or NOTHING_LEFT.
 
         Where temperature > 0: argmax over the kept tokens of logits / temperature + Gumbel(seed, position, token id),
         the noise of a token being -log(-log(u)), u = ((word >> 9) + 0.5) / 2^23 from word 0 of Philox with key
         (seed low, seed high) and counter (position low, position high, token id, 0). So a result depends on its row
-        alone. A row whose logits hold a NaN gets some id of the vocabulary.
+        alone.
         """
 
     def copy_blocks(self, cache: KVCache, source: torch.Tensor, destination: torch.Tensor) -> None:

@@ -14,6 +14,12 @@ NULL_BLOCK = 0
 PAD_SLOT = -1
 """A slot mapping entry that is written nowhere."""
 
+NOT_FINITE = -1
+"""Instead of a token: a logit of the row is NaN or plus infinity."""
+
+NOTHING_LEFT = -2
+"""Instead of a token: all logits of the row are minus infinity."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBatch:

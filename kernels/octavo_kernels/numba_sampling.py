@@ -20,6 +20,7 @@ from octavo_kernels.checks import check_sample
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_small_pieces
 from octavo_kernels.numba_vector import FLOAT, FLOATS, LANES, LONG, Emitter, vector_function
+from octavo_kernels.sample_ref import marked
 
 _BLOCK = 64
 """Tokens that share a largest value."""
@@ -77,7 +78,8 @@ def sample(logits: torch.Tensor, params: SamplingBatch, pool: ThreadPool, memory
             memory.reserve(vocab),
             out.numpy(),
         )
-    return out
+    # The compiled maximum passes over a NaN.
+    return marked(out, logits.amax(dim=-1)) if num_rows else out
 
 
 def _divide(e: Emitter, *arguments: Any) -> None:

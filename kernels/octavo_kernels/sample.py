@@ -19,9 +19,10 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.batches import SamplingBatch
+from octavo_kernels.batches import NOT_FINITE, NOTHING_LEFT, SamplingBatch
 from octavo_kernels.checks import check_sample
 from octavo_kernels.launch import ceil_div, next_power_of_2
+from octavo_kernels.sample_ref import marked
 
 _BLOCK = 4096
 
@@ -100,6 +101,8 @@ def gumbel_argmax_kernel(
     stride_logits,
     vocab,
     num_tiles,
+    IS_BROKEN: tl.constexpr,
+    IS_EMPTY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_row = (tl.program_id(0) // num_tiles).to(tl.int64)
@@ -107,23 +110,26 @@ def gumbel_argmax_kernel(
     o_token = i_tile * BLOCK + tl.arange(0, BLOCK)
     temperature = tl.load(p_temperature + i_row)
     p_row = p_logits + i_row * stride_logits
-    # b_noisy: [BLOCK] fp32
-    if temperature == 0.0:
-        b_noisy = _scaled(p_row, i_tile * BLOCK, vocab, 1.0, BLOCK)
-    else:
-        b_scaled = _scaled(p_row, i_tile * BLOCK, vocab, temperature, BLOCK)
+    # b_logits, b_noisy: [BLOCK] fp32
+    b_logits = _scaled(p_row, i_tile * BLOCK, vocab, 1.0, BLOCK)
+    b_noisy = b_logits
+    if temperature != 0.0:
+        b_scaled = tl.div_rn(b_logits, temperature + tl.zeros([BLOCK], tl.float32)) + 0.0
         b_key = _key(b_scaled)
         threshold = tl.load(p_threshold + i_row)
         is_kept = (b_key > threshold) | ((b_key == threshold) & (o_token <= tl.load(p_last_equal + i_row)))
-        # exp is never below 0, which is min-p's "off"
-        is_kept = is_kept & (tl.exp(b_scaled - tl.load(p_best + i_row)) >= tl.load(p_min_p + i_row))
+        # exp is never below 0, which is min-p's "off"; nor is NaN, where a tiny temperature makes the best infinite
+        is_kept = is_kept & ((tl.exp(b_scaled - tl.load(p_best + i_row)) < tl.load(p_min_p + i_row)) == 0)
         b_noise = _gumbel(tl.load(p_seed + i_row), tl.load(p_position + i_row), o_token)
         b_noisy = tl.where(is_kept, b_scaled + b_noise, float("-inf"))
     value = tl.max(b_noisy, axis=0)
     # ties go to the lowest id
-    token = tl.min(tl.where(b_noisy == value, o_token, 2**31 - 1), axis=0)
-    tl.store(p_value + tl.program_id(0), value)
-    tl.store(p_token + tl.program_id(0), tl.minimum(token, vocab - 1).to(tl.int64))
+    token = tl.minimum(tl.min(tl.where(b_noisy == value, o_token, 2**31 - 1), axis=0), vocab - 1)
+    token = tl.where(value == float("-inf"), IS_EMPTY, token)
+    is_broken = tl.max((b_logits < float("inf")).to(tl.int32) ^ 1, axis=0) > 0
+    # a NaN is the largest of the tiles' values, as torch finds it
+    tl.store(p_value + tl.program_id(0), tl.where(is_broken, float("nan"), value))
+    tl.store(p_token + tl.program_id(0), tl.where(is_broken, IS_BROKEN, token).to(tl.int64))
 
 
 @triton.jit
@@ -209,7 +215,8 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
     check_sample(logits, params)
     num_rows, vocab = logits.shape
     if params.all_greedy or num_rows == 0:
-        return logits.argmax(dim=-1)
+        largest, tokens = logits.max(dim=-1)
+        return marked(tokens, largest)
     block = min(_BLOCK, next_power_of_2(vocab))
     num_tiles = ceil_div(vocab, block)
     threshold = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
@@ -245,6 +252,8 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         stride_logits=logits.stride(0),
         vocab=vocab,
         num_tiles=num_tiles,
+        IS_BROKEN=NOT_FINITE,
+        IS_EMPTY=NOTHING_LEFT,
         BLOCK=block,
         num_warps=8,
     )

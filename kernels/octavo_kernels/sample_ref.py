@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo_kernels.batches import SamplingBatch
+from octavo_kernels.batches import NOT_FINITE, NOTHING_LEFT, SamplingBatch
 from octavo_kernels.checks import check_sample
 
 WORD = 0xFFFFFFFF
@@ -24,7 +24,13 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
     """logits: [num_rows, vocab] float32, not written -> [num_rows] int64. See `KernelBackend.sample`."""
     check_sample(logits, params)
     tokens = [_sample_row(logits[row], params, row) for row in range(logits.shape[0])]
-    return torch.tensor(tokens, dtype=torch.int64, device=logits.device)
+    return marked(torch.tensor(tokens, dtype=torch.int64, device=logits.device), logits.amax(dim=-1))
+
+
+def marked(tokens: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """tokens: [num_rows] int64; largest: [num_rows], each row's largest logit, NaN where it holds one -> like tokens."""
+    tokens = torch.where(largest < torch.inf, tokens, NOT_FINITE)
+    return torch.where(largest == -torch.inf, NOTHING_LEFT, tokens)
 
 
 def _sample_row(logits: torch.Tensor, params: SamplingBatch, row: int) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.checks import check_sample
-from octavo_kernels.sample_ref import MULTIPLIERS, ROUNDS, WEYL, WORD, gumbel_from_word
+from octavo_kernels.sample_ref import MULTIPLIERS, ROUNDS, WEYL, WORD, gumbel_from_word, marked
 
 _NOISE_SPAN = 19.5
 """Nats; gumbel_noise lies in [-2.82, 16.64]."""
@@ -24,11 +24,11 @@ _LIKELY = 1024
 def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
     """logits: [num_rows, vocab] float32, not written -> [num_rows] int64. See `KernelBackend.sample`."""
     check_sample(logits, params)
-    tokens = logits.argmax(dim=-1)
+    largest, tokens = logits.max(dim=-1)
     if not params.all_greedy:
         for row in params.temperature.nonzero().flatten().tolist():
             tokens[row] = _sample_row(logits[row], tokens[row], params, row)
-    return tokens
+    return marked(tokens, largest)
 
 
 def _sample_row(logits: torch.Tensor, greedy: torch.Tensor, params: SamplingBatch, row: int) -> torch.Tensor:

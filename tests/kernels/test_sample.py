@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo_kernels import numba_sampling, sample, sample_ref, torch_sampling
-from octavo_kernels.batches import SamplingBatch
+from octavo_kernels.batches import NOT_FINITE, NOTHING_LEFT, SamplingBatch
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_testing.kernels import a_sampling_batch
 
@@ -203,20 +203,29 @@ def test_masked_tokens_are_never_drawn(implementation: object, device: str) -> N
 
 
 # the interpreter computes with numpy, which warns
-@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("broken", [torch.nan, -torch.inf, torch.inf])
-def test_a_row_without_a_distribution_gives_some_token_and_harms_no_other_row(
-    implementation: object, broken: float, device: str
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize(
+    ("broken", "expected"), [(torch.nan, NOT_FINITE), (torch.inf, NOT_FINITE), (-torch.inf, NOTHING_LEFT)]
+)
+def test_a_row_without_a_distribution_is_told_and_harms_no_other_row(
+    implementation: object, broken: float, expected: int, greedy: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = some_logits(2, 50)
-    expected = drawn(implementation, logits[1:], a_sampling_batch(1, position=[1]), device)
+    """Also where only one logit, in one of several tiles, is broken; minus infinity is one that may not be chosen."""
+    monkeypatch.setattr(sample, "_BLOCK", 16)
+    logits = some_logits(3, 50)
+    temperature = 0.0 if greedy else 1.0
+    sound = drawn(implementation, logits[2:], a_sampling_batch(1, position=[2], temperature=temperature), device)
     logits[0] = broken
+    logits[1, 40] = broken
 
-    tokens = drawn(implementation, logits, a_sampling_batch(2, top_k=[5, 0], top_p=[0.9, 1.0]), device)
+    params = a_sampling_batch(3, top_k=[5, 0, 0], top_p=[0.9, 1.0, 1.0], temperature=temperature)
+    tokens = drawn(implementation, logits, params, device)
 
-    assert 0 <= tokens[0] < 50
-    assert tokens[1:] == expected
+    assert tokens[0] == expected
+    assert tokens[1] == expected if broken != -torch.inf else 0 <= tokens[1] < 50
+    assert tokens[2:] == sound
 
 
 @IMPLEMENTATIONS

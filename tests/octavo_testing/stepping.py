@@ -10,10 +10,12 @@ import torch
 
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.model_runner import DecoderRunner
-from octavo_server.engine.outputs import PromptLogprob, SampledToken, SequenceId
+from octavo_server.engine.outputs import PromptLogprob, SampledToken, ScheduledSequence, SequenceId
 from octavo_server.engine.request import POOLING, Request, SamplingParams
+from octavo_server.engine.sampler import Sampler
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.sequence import Sequence
+from octavo_server.engine.transfers import Download
 from octavo_server.models.loader import LoadedModel
 from octavo_testing.checkpoints import oracle_logprobs
 
@@ -34,6 +36,12 @@ class Generated:
     @property
     def prompt_ids(self) -> list[int]:
         return list(self.sequence.request.prompt_token_ids)
+
+
+def chosen(sampler: Sampler, logits: torch.Tensor, items: Items[ScheduledSequence]) -> list[SampledToken | str | None]:
+    """What each row becomes."""
+    choice = sampler.sample(logits, items)
+    return choice.read(Download(choice.tensors).wait())
 
 
 class Stepper:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo_kernels.batches import AttentionBatch
+from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
     from octavo_server.engine.outputs import BlockId, ScheduledSequence, SchedulerOutput, SequenceId
@@ -78,19 +79,19 @@ class BatchBuilder:
         samples, sample_rows = _last_rows(output, last_rows, [item.samples for item in output.scheduled])
         pooled, pooled_rows = _last_rows(output, last_rows, [item.pools for item in output.scheduled])
         targets, target_rows = _prompt_targets(output, first_rows)
-        rows = sample_rows + pooled_rows + target_rows
+        rows, device = sample_rows + pooled_rows + target_rows, self._device
         return ForwardBatch(
-            token_ids=self._tensor(token_ids, np.int64),
-            positions=self._tensor(positions, np.int64),
+            token_ids=upload(token_ids, np.int64, device),
+            positions=upload(positions, np.int64, device),
             attention=AttentionBatch(
-                query_start_loc=self._tensor(first_rows, np.int32),
-                seq_lens=self._tensor(ends, np.int32),
-                block_tables=self._tensor(self._fill_block_tables(output, ends), np.int32),
-                slot_mapping=self._tensor(slots, np.int64),
+                query_start_loc=upload(first_rows, np.int32, device),
+                seq_lens=upload(ends, np.int32, device),
+                block_tables=upload(self._fill_block_tables(output, ends), np.int32, device),
+                slot_mapping=upload(slots, np.int64, device),
                 max_query_len=max(item.num_tokens for item in output.scheduled),
                 max_seq_len=max(ends),
             ),
-            logit_rows=None if len(sample_rows) == len(rows) == len(token_ids) else self._tensor(rows, np.int64),
+            logit_rows=None if len(sample_rows) == len(rows) == len(token_ids) else upload(rows, np.int64, device),
             samples=samples,
             pooled=pooled,
             prompt_targets=targets,
@@ -124,9 +125,6 @@ class BatchBuilder:
                 found[owner] = message.format(token_id, self._vocab_size)
                 token_ids[row] = 0
         return found
-
-    def _tensor(self, values: list[int] | NDArray[np.int32], kind: type[np.int64 | np.int32]) -> torch.Tensor:
-        return torch.from_numpy(np.array(values, kind)).to(self._device)
 
 
 def _slots(block_ids: list[BlockId], start: int, end: int, size: int) -> list[int]:

@@ -6,6 +6,7 @@ Order, as in vLLM: what may be chosen at all (grammar, allowed_token_ids), logit
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from octavo_server.engine.outputs import GRAMMAR_ENDED, NOTHING_LEFT
+from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,15 +36,19 @@ class LogitEdits:
         # By identity: to compare a hundred thousand ids at each step would take longer than to apply them.
         self._forbidden: OrderedDict[int, tuple[tuple[int, ...], NDArray[np.bool_]]] = OrderedDict()
 
-    def apply(self, logits: torch.Tensor, items: Items[ScheduledSequence]) -> dict[int, str]:
-        """Edits rows in place; says in which of them nothing can be chosen, and why.
+    def apply(self, logits: torch.Tensor, items: Items[ScheduledSequence], rows: Collection[int]) -> dict[int, str]:
+        """Edits `rows` in place, all those that `touches`; says in which of them nothing can be chosen, and why.
 
-        logits: [len(items), vocab] float32.
+        Of the others it is the draw that finds it out, on the device. logits: [len(items), vocab] float32.
         """
-        failed = _restrict_to_grammars(logits, items)
-        for row, item in enumerate(items):
-            if row not in failed and not self._edit(logits[row], item.sequence):
-                failed[row] = NOTHING_LEFT
+        failed: dict[int, str] = {}
+        for row in rows:
+            sequence = items[row].sequence
+            problem = _restrict_to_grammar(logits[row], sequence.grammar) if sequence.grammar is not None else None
+            if problem is not None:
+                failed[row] = problem
+            else:
+                self._edit(logits[row], sequence)
         return failed
 
     def touches(self, sequence: Sequence) -> bool:
@@ -67,25 +73,22 @@ class LogitEdits:
         for token_id, bias in params.logit_bias.items():
             logits[token_id] += bias
 
-    def _edit(self, logits: torch.Tensor, sequence: Sequence) -> bool:
-        """logits: [vocab] float32. False where nothing is left."""
+    def _edit(self, logits: torch.Tensor, sequence: Sequence) -> None:
+        """logits: [vocab] float32, changed in place."""
         params, request = sequence.request.params, sequence.request
         if params.allowed_token_ids is not None:
             _forbid(logits, self._not_among(params.allowed_token_ids, logits.shape[0]))
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=logits.device)
-            bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
+            ids = upload(list(params.logit_bias), np.int64, logits.device)
+            bias = upload(list(params.logit_bias.values()), np.float32, logits.device)
             logits.index_add_(0, ids, bias)
         if sequence.num_output_tokens < params.min_tokens:
             self._forbid_the_end(logits, params, sequence.grammar)
         if request.bad_token_ids:
             banned = _banned(request.bad_token_ids, sequence.output_token_ids)
-            logits[banned] = -torch.inf
+            logits.index_fill_(0, upload(banned, np.int64, logits.device), -torch.inf)
         if sequence.token_counts is not None:
             _penalize(logits, params, sequence.token_counts)
-        # A grammar alone always leaves something.
-        is_restricted = params.allowed_token_ids is not None or request.bad_token_ids
-        return not is_restricted or float(logits.max()) > -torch.inf
 
     def _not_among(self, allowed: tuple[int, ...], vocab_size: int) -> NDArray[np.bool_]:
         """-> [vocab] bool."""
@@ -101,29 +104,24 @@ class LogitEdits:
         return found[1]
 
     def _forbid_the_end(self, logits: torch.Tensor, params: SamplingParams, grammar: GrammarState | None) -> None:
-        ends = [token for token in (*self._eos_token_ids, *params.stop_token_ids) if token < logits.shape[0]]
+        known = [token for token in (*self._eos_token_ids, *params.stop_token_ids) if token < logits.shape[0]]
+        ends = upload(known, np.int64, logits.device)
         before = logits[ends]
-        logits[ends] = -torch.inf
+        logits.index_fill_(0, ends, -torch.inf)
         # A grammar that is fulfilled and cannot go on ends the output, however short.
-        if grammar is not None and float(logits.max()) == -torch.inf:
-            logits[ends] = before
+        if grammar is not None:
+            logits[ends] = torch.where(logits.amax() == -torch.inf, before, -torch.inf)
 
 
-def _restrict_to_grammars(logits: torch.Tensor, items: Items[ScheduledSequence]) -> dict[int, str]:
-    """Leaves each row with a grammar the tokens that this allows; says which grammars cannot go on."""
-    failed: dict[int, str] = {}
-    for row, item in enumerate(items):
-        grammar = item.sequence.grammar
-        if grammar is None:
-            continue
-        mask = grammar.allowed_tokens()
-        if mask is None:
-            failed[row] = f"{GRAMMAR_ENDED}{grammar.error}"
-        elif not any(mask):
-            failed[row] = NOTHING_LEFT
-        else:
-            _forbid(logits[row], _forbidden(mask, logits.shape[1]))
-    return failed
+def _restrict_to_grammar(logits: torch.Tensor, grammar: GrammarState) -> str | None:
+    """Leaves the row, [vocab] float32, the tokens that its grammar allows; says why where there are none."""
+    mask = grammar.allowed_tokens()
+    if mask is None:
+        return f"{GRAMMAR_ENDED}{grammar.error}"
+    if not any(mask):
+        return NOTHING_LEFT
+    _forbid(logits, _forbidden(mask, logits.shape[0]))
+    return None
 
 
 def _forbid(logits: torch.Tensor, forbidden: NDArray[np.bool_]) -> None:
@@ -132,7 +130,7 @@ def _forbid(logits: torch.Tensor, forbidden: NDArray[np.bool_]) -> None:
         # Waking torch's threads for a row takes several times as long as the row.
         np.copyto(logits.numpy(), -np.inf, where=forbidden)
     else:
-        logits.masked_fill_(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
+        logits.masked_fill_(upload(forbidden, np.bool_, logits.device), -torch.inf)
 
 
 def _forbidden(mask: bytes, vocab_size: int) -> NDArray[np.bool_]:
@@ -151,11 +149,11 @@ def _banned(bad: tuple[tuple[int, ...], ...], output: list[int]) -> list[int]:
 
 def _penalize(logits: torch.Tensor, params: SamplingParams, counts: TokenCounts) -> None:
     """logits: [vocab] float32, changed in place."""
-    seen = torch.from_numpy(np.array(counts.token_ids)).to(logits.device)
+    seen = upload(counts.token_ids, np.int64, logits.device)
     if params.repetition_penalty != 1.0:
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if params.presence_penalty or params.frequency_penalty:
-        times = torch.from_numpy(np.array(counts.counts)).to(logits.device)
+        times = upload(counts.counts, np.int64, logits.device)
         logits[seen] -= params.presence_penalty * (times > 0) + params.frequency_penalty * times

@@ -7,16 +7,21 @@ result does not depend on the batch.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from octavo_kernels.batches import SamplingBatch
+from octavo_kernels.batches import NOT_FINITE, NOTHING_LEFT, SamplingBatch
 from octavo_kernels.sample_ref import kept_tokens
+from octavo_server.engine import outputs
+from octavo_server.engine.gathered_logprobs import Entry, GatheredLogprobs, gather_logprobs
 from octavo_server.engine.logit_edits import LogitEdits
-from octavo_server.engine.outputs import SampledToken, TokenLogprob
+from octavo_server.engine.outputs import SampledToken
+from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
     from octavo_kernels.backend import KernelBackend
@@ -25,8 +30,43 @@ if TYPE_CHECKING:
     from octavo_server.engine.request import SamplingParams
 
 
-CPU_ROWS = 8
-"""Of float32 logits, 1.5 MB with a vocabulary of 50,000."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A token a row, still on the device, and what is told of it."""
+
+    tokens: torch.Tensor
+    """[num_rows] int64: ids, or what stands there instead of one (NOT_FINITE, NOTHING_LEFT)."""
+    told_rows: tuple[int, ...] = ()
+    """Rows whose log-probabilities are asked for."""
+    logprobs: GatheredLogprobs | None = None
+    """Of those; None where there are none."""
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Rows in which nothing can be chosen, whatever stands in `tokens`, and why."""
+    edited: frozenset[int] = frozenset()
+    """Rows whose logits a request has changed."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What `read` needs on the host."""
+        return (self.tokens, *(self.logprobs.tensors if self.logprobs is not None else ()))
+
+    def read(self, tensors: Items[torch.Tensor]) -> list[SampledToken | str | None]:
+        """A token a row, or why the request leaves none, or None where a logit is not finite. tensors: on the host."""
+        found = self.logprobs.read(tensors[1:]) if self.logprobs is not None else []
+        told = dict(zip(self.told_rows, found, strict=True))
+        return [self._read_row(row, token_id, told) for row, token_id in enumerate(tensors[0].tolist())]
+
+    def _read_row(self, row: int, token_id: int, told: dict[int, Entry]) -> SampledToken | str | None:
+        if token_id == NOT_FINITE:
+            return None
+        if row in self.refused:
+            return self.refused[row]
+        if token_id == NOTHING_LEFT:
+            return outputs.NOTHING_LEFT if row in self.edited else None
+        if row not in told:
+            return SampledToken(token_id=token_id)
+        chosen, top = told[row]
+        return SampledToken(token_id=token_id, logprob=chosen, top_logprobs=top)
 
 
 class Sampler:
@@ -47,31 +87,36 @@ class Sampler:
             for params in (item.sequence.request.params,)
         )
 
-    def sample(self, logits: torch.Tensor, items: Items[ScheduledSequence]) -> list[SampledToken | str]:
-        """A token a row, or why there is none.
+    def sample(self, logits: torch.Tensor, items: Items[ScheduledSequence], unservable: Collection[int] = ()) -> Choice:
+        """Chooses a token a row; waits for nothing.
 
-        logits: [len(items), vocab] float32, changed in place where a request edits them.
+        logits: [len(items), vocab] float32, changed in place where a request edits them. Rows in `unservable` are drawn
+        from as they are; nobody will look at what they give.
         """
         params = [item.sequence.request.params for item in items]
         wanted = [row for row, row_params in enumerate(params) if row_params.logprobs is not None]
         # Kept apart before edits change them.
-        raw = logits[wanted] if wanted and self._mode == "raw" else logits[:0]
-        failed = self._edits.apply(logits, items)
-        if failed:
-            logits[list(failed)] = 0.0
-        token_ids = self._backend.sample(logits, _sampling_batch(items, logits.device)).tolist()
-        if self._mode == "processed" and wanted:
+        raw = self._rows(logits, wanted) if wanted and self._mode == "raw" else logits[:0]
+        edited = frozenset(
+            row for row, item in enumerate(items) if row not in unservable and self._edits.touches(item.sequence)
+        )
+        refused = self._edits.apply(logits, items, edited)
+        tokens = self._backend.sample(logits, _sampling_batch(items, logits.device))
+        if not wanted:
+            return Choice(tokens=tokens, refused=refused, edited=edited)
+        if self._mode == "processed":
             raw = torch.stack([processed(logits[row], params[row]) for row in wanted])
-        counts = [params[row].logprobs or 0 for row in wanted]
-        found = gather_logprobs(raw, [token_ids[row] for row in wanted], counts) if wanted else []
-        reported = dict(zip(wanted, found, strict=True))
-        nothing: tuple[TokenLogprob | None, tuple[TokenLogprob, ...]] = (None, ())
-        tokens: list[SampledToken | str] = []
-        for row, token_id in enumerate(token_ids):
-            chosen, top = reported.get(row, nothing)
-            token = SampledToken(token_id=token_id, logprob=chosen, top_logprobs=top)
-            tokens.append(failed.get(row, token))
-        return tokens
+        return Choice(
+            tokens=tokens,
+            told_rows=tuple(wanted),
+            logprobs=gather_logprobs(raw, self._rows(tokens, wanted), [params[row].logprobs or 0 for row in wanted]),
+            refused=refused,
+            edited=edited,
+        )
+
+    def _rows(self, values: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """-> new tensor of those rows of `values`."""
+        return values.index_select(0, upload(rows, np.int64, values.device))
 
     def prompt_logits(self, logits: torch.Tensor, params: Items[SamplingParams]) -> torch.Tensor:
         """What the log-probabilities of prompt tokens are of; the edits that are about outputs do not hold for them.
@@ -97,39 +142,6 @@ def processed(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     return scaled.masked_fill_(~kept, -torch.inf)
 
 
-def gather_logprobs(
-    logits: torch.Tensor, token_ids: list[int], counts: list[int]
-) -> list[tuple[TokenLogprob, tuple[TokenLogprob, ...]]]:
-    """For each row the named token's log-probability and rank, and the `counts[row]` most likely tokens, sorted.
-
-    logits: [num_rows, vocab] float32.
-    """
-    ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device).unsqueeze(1)
-    chosen = logits.gather(1, ids)
-    # On a CPU a few rows at a time, which stay in its caches from one pass over them to the next.
-    at_once = CPU_ROWS if logits.device.type == "cpu" else len(token_ids)
-    parts = list(zip(torch.split(logits, at_once), torch.split(chosen, at_once), strict=True))
-    # normaliser: [num_rows, 1] float32; subtracting it late spares a second [num_rows, vocab]
-    normaliser = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows, _ in parts])
-    ranks = torch.cat([(rows > own).sum(dim=-1, dtype=torch.int32) for rows, own in parts]).add_(1).tolist()
-    logprobs = (chosen - normaliser).squeeze(1).tolist()
-    width = min(max(counts), logits.shape[1])
-    top_values, top_ids = logits.topk(width, dim=-1) if width else (logits[:, :0], ids[:, :0])
-    tops = zip((top_values - normaliser).tolist(), top_ids.tolist(), strict=True)
-    return [
-        (
-            TokenLogprob(token_id=token_id, logprob=logprob, rank=rank),
-            tuple(
-                TokenLogprob(token_id=top_id, logprob=value, rank=place)
-                for place, (value, top_id) in enumerate(zip(values[:count], names[:count], strict=True), start=1)
-            ),
-        )
-        for token_id, logprob, rank, count, (values, names) in zip(
-            token_ids, logprobs, ranks, counts, tops, strict=True
-        )
-    ]
-
-
 def unservable(params: SamplingParams, vocab_size: int) -> str | None:
     """Why the sampler cannot apply `params` to this vocabulary, None where it can."""
     for token_id in params.logit_bias:
@@ -141,16 +153,13 @@ def unservable(params: SamplingParams, vocab_size: int) -> str | None:
 def _sampling_batch(items: Items[ScheduledSequence], device: torch.device) -> SamplingBatch:
     params = [item.sequence.request.params for item in items]
 
-    def tensor(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
     return SamplingBatch(
-        temperature=tensor([p.temperature for p in params], torch.float32),
-        top_k=tensor([max(p.top_k, 0) for p in params], torch.int32),
-        top_p=tensor([p.top_p for p in params], torch.float32),
-        min_p=tensor([p.min_p for p in params], torch.float32),
-        seed=tensor([_signed(item.sequence.seed) for item in items], torch.int64),
-        position=tensor([item.start + item.num_tokens for item in items], torch.int64),
+        temperature=upload([p.temperature for p in params], np.float32, device),
+        top_k=upload([max(p.top_k, 0) for p in params], np.int32, device),
+        top_p=upload([p.top_p for p in params], np.float32, device),
+        min_p=upload([p.min_p for p in params], np.float32, device),
+        seed=upload([_signed(item.sequence.seed) for item in items], np.int64, device),
+        position=upload([item.start + item.num_tokens for item in items], np.int64, device),
         all_greedy=all(p.temperature == 0.0 for p in params),
     )
 

@@ -14,6 +14,7 @@ from octavo_server.engine.outputs import NOTHING_LEFT, SampledToken, ScheduledSe
 from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.sampler import Sampler
 from octavo_server.engine.sequence import Sequence
+from octavo_testing.stepping import chosen
 
 EOS = 7
 VOCABULARY = 8
@@ -58,7 +59,7 @@ def choose(*items: ScheduledSequence, logits: list[float] | None = None) -> list
     """What each row becomes; a higher id is likelier where no logits are given."""
     row = torch.arange(float(VOCABULARY)) if logits is None else torch.tensor(logits)
     sampler = Sampler(select_backend("cpu"), (EOS,))
-    found = sampler.sample(row.repeat(len(items), 1), items)
+    found = chosen(sampler, row.repeat(len(items), 1), items)
     return [item.token_id if isinstance(item, SampledToken) else item for item in found]
 
 
@@ -81,14 +82,14 @@ def test_what_many_requests_allow_is_not_mixed_up_and_not_kept_for_ever() -> Non
         for _ in range(2):
             logits = torch.zeros(1, VOCABULARY)
 
-            assert edits.apply(logits, [item]) == {}
+            assert edits.apply(logits, [item], [0]) == {}
 
             assert {*torch.nonzero(logits[0] == 0).flatten().tolist()} == {turn % EOS, turn // EOS % EOS}
     assert len(edits._forbidden) == MAX_REMEMBERED
 
 
 @pytest.mark.parametrize(
-    ("output", "bad", "chosen"),
+    ("output", "bad", "expected"),
     [
         ([], ((7,),), 6),
         ([], ((7,), (6,)), 5),
@@ -101,9 +102,9 @@ def test_what_many_requests_allow_is_not_mixed_up_and_not_kept_for_ever() -> Non
     ids=["one", "two", "prefix", "other-prefix", "prefix-in-the-prompt", "part-of-the-prefix", "long-prefix"],
 )
 def test_a_bad_word_loses_its_last_token_where_the_output_ends_with_the_others(
-    output: list[int], bad: tuple[tuple[int, ...], ...], chosen: int
+    output: list[int], bad: tuple[tuple[int, ...], ...], expected: int
 ) -> None:
-    assert choose(an_item(output, bad=bad)) == [chosen]
+    assert choose(an_item(output, bad=bad)) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_fulfilled_grammar_ends_the_output_however_short() -> None:
 def test_log_probabilities_are_raw_whatever_may_be_chosen() -> None:
     sampler = Sampler(select_backend("cpu"), (EOS,))
 
-    [token] = sampler.sample(torch.arange(8.0).unsqueeze(0), [an_item(allowed_token_ids=(1, 5), logprobs=8)])
+    [token] = chosen(sampler, torch.arange(8.0).unsqueeze(0), [an_item(allowed_token_ids=(1, 5), logprobs=8)])
 
     expected = torch.arange(8.0).log_softmax(0).flip(0).tolist()
     assert isinstance(token, SampledToken)
@@ -160,7 +161,7 @@ def test_processed_log_probabilities_are_those_of_the_draw(
 ) -> None:
     sampler = Sampler(select_backend("cpu"), (EOS,), "processed")
 
-    [token] = sampler.sample(torch.arange(8.0).unsqueeze(0), [an_item(logprobs=8, **params)])
+    [token] = chosen(sampler, torch.arange(8.0).unsqueeze(0), [an_item(logprobs=8, **params)])
 
     expected = torch.full((8,), -INF)
     expected[list(kept)] = torch.arange(8.0)[list(kept)] / temperature

@@ -10,10 +10,12 @@ import torch
 
 from octavo_kernels.backend import select_backend
 from octavo_kernels.batches import SamplingBatch
-from octavo_server.engine.outputs import ScheduledSequence, SequenceId
+from octavo_server.engine.gathered_logprobs import gather_logprobs
+from octavo_server.engine.outputs import SampledToken, ScheduledSequence, SequenceId
 from octavo_server.engine.request import Request, SamplingParams
-from octavo_server.engine.sampler import Sampler, gather_logprobs
+from octavo_server.engine.sampler import Sampler
 from octavo_server.engine.sequence import Sequence
+from octavo_testing.stepping import chosen
 
 EOS = 7
 
@@ -125,10 +127,13 @@ def test_reported_logprobs_are_of_the_raw_logits() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0, 0.0]])
     expected = logits[0].log_softmax(dim=-1)
 
-    (token,) = Sampler(select_backend("cpu"), ()).sample(
-        logits.clone(), [an_item(logit_bias={3: 100.0}, temperature=0.7, logprobs=2, seed=3)]
+    (token,) = chosen(
+        Sampler(select_backend("cpu"), ()),
+        logits.clone(),
+        [an_item(logit_bias={3: 100.0}, temperature=0.7, logprobs=2, seed=3)],
     )
 
+    assert isinstance(token, SampledToken)
     assert token.token_id == 3
     assert token.logprob is not None
     assert (token.logprob.token_id, token.logprob.rank) == (3, 4)
@@ -140,8 +145,9 @@ def test_reported_logprobs_are_of_the_raw_logits() -> None:
 def test_only_rows_that_ask_get_logprobs_and_as_many_as_they_ask() -> None:
     items = [an_item(), an_item(logprobs=0), an_item(logprobs=3), an_item(logprobs=50)]
 
-    tokens = Sampler(select_backend("cpu"), ()).sample(torch.arange(8.0).repeat(4, 1), items)
+    found = chosen(Sampler(select_backend("cpu"), ()), torch.arange(8.0).repeat(4, 1), items)
 
+    tokens = [token for token in found if isinstance(token, SampledToken)]
     assert [token.logprob is not None for token in tokens] == [False, True, True, True]
     assert [len(token.top_logprobs) for token in tokens] == [0, 0, 3, 8]
 
@@ -150,12 +156,14 @@ def test_gathered_logprobs_are_those_of_log_softmax() -> None:
     logits = torch.randn(5, 33, generator=torch.Generator().manual_seed(0)) * 9
     ids = [3, 32, 0, 7, 7]
 
-    found = gather_logprobs(logits, ids, [4] * 5)
+    gathered = gather_logprobs(logits, torch.tensor(ids), [4] * 5)
+
+    found = gathered.read(gathered.tensors)
 
     expected = logits.log_softmax(dim=-1)
     assert len(found) == 5
-    for row, (chosen, top) in enumerate(found):
-        assert chosen.logprob == pytest.approx(float(expected[row, ids[row]]), abs=1e-5)
-        assert chosen.rank == int((expected[row] > expected[row, ids[row]]).sum()) + 1
+    for row, (own, top) in enumerate(found):
+        assert own.logprob == pytest.approx(float(expected[row, ids[row]]), abs=1e-5)
+        assert own.rank == int((expected[row] > expected[row, ids[row]]).sum()) + 1
         assert [item.token_id for item in top] == expected[row].topk(4).indices.tolist()
         assert [item.rank for item in top] == [1, 2, 3, 4]

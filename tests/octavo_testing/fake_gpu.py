@@ -1,0 +1,102 @@
+"""A GPU that computes nothing: tensors have shapes, dtypes and its device's name, and waiting for it is an error.
+
+Torch's fake tensors refuse whatever needs a value on the host (item, nonzero, a mask as an index) and whatever mixes
+devices; `NoWaiting` refuses the copies that wait. Triton's kernels are not launched; all that launches them runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from octavo_kernels.triton_backend import TritonBackend
+from octavo_server.engine import transfers
+from octavo_server.models.config import parse_model_config
+from octavo_server.models.decoder import Decoder
+from octavo_server.models.decoder_weights import load_decoder_weights
+from octavo_server.models.dummy_weights import DummyWeights
+
+GPU = torch.device("cuda", 0)
+
+
+class WaitedError(AssertionError):
+    """The host would have waited for the device."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses copies from the device, and copies to it that the host waits for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            source = args[1] if func.overloadpacket is torch.ops.aten.copy_ else args[0]
+            if source.device != found.device:
+                _check_copy(source.device, found.device, func, args, kwargs or {})
+        return found
+
+
+def _check_copy(source: torch.device, target: torch.device, func: Any, args: Any, kwargs: Any) -> None:
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if source.type != "cpu" or not given.get("non_blocking"):
+        raise WaitedError(f"a copy from {source} to {target} for which the host waits")
+
+
+class FakeHostCopy:
+    """A copy to the host that has been asked for and never comes."""
+
+    def __init__(self, words: torch.Tensor) -> None:
+        assert words.device.type == GPU.type
+        assert words.dtype == torch.int32
+
+    def wait(self) -> torch.Tensor:
+        raise WaitedError("the step's result")
+
+
+def _to_device(array: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.empty(array.shape, dtype=array.dtype, device=device)
+
+
+@contextmanager
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While it lasts, every tensor is a fake one."""
+    monkeypatch.setattr(transfers, "to_device", _to_device)
+    monkeypatch.setattr(transfers, "HostCopy", FakeHostCopy)
+    if not torch.cuda.is_available():
+        # Some operations want a driver before they are asked for a fake tensor.
+        monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    for kind in (InterpretedFunction, JITFunction):
+        monkeypatch.setattr(kind, "run", lambda *_args, **_kwargs: None)
+    with FakeTensorMode(), torch.inference_mode():
+        yield
+
+
+def a_fake_decoder(raw: dict[str, Any]) -> Decoder:
+    """Of random weights; raw: the content of a config.json."""
+    config = parse_model_config(raw, {}, source="test")
+    backend = TritonBackend(torch.device("cpu"))
+    # Weights are read by threads, and fake tensors are made by the thread that asked for them alone.
+    with unset_fake_temporarily():
+        weights = load_decoder_weights(config, DummyWeights(config), backend, torch.bfloat16, lambda *_: None, None)
+    backend._device = GPU
+    return Decoder(config, _on_gpu(weights), backend)
+
+
+def _on_gpu(value: Any) -> Any:
+    """The same tree of dataclasses and tuples with each tensor on the GPU that is none."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device=GPU)
+    if isinstance(value, tuple):
+        return tuple(_on_gpu(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: _on_gpu(getattr(value, item.name)) for item in fields(value) if item.init})
+    return value
