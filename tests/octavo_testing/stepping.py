@@ -55,9 +55,12 @@ class Stepper:
         block_size: int = 16,
         max_num_batched_tokens: int = 2048,
         enable_prefix_caching: bool = False,
+        is_resident: bool = False,
     ) -> None:
         self.loaded = loaded
         self.runner = DecoderRunner(loaded.decoder, loaded.kv_cache_spec(num_blocks, block_size))
+        if is_resident:
+            self.runner.keep_resident(64)
         self.kv = KVCacheManager(
             num_blocks=num_blocks, block_size=block_size, enable_prefix_caching=enable_prefix_caching
         )

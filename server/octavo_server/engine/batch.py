@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo_kernels.batches import AttentionBatch
+from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
@@ -47,6 +47,30 @@ class ForwardBatch:
     prompt_targets: tuple[PromptTarget, ...]
     invalid: dict[SequenceId, str]
     """Sequences with a token id that the model does not have; they are computed as token 0 and must end."""
+    sampling: SamplingBatch | None = None
+    """Of `samples`, where the device keeps their parameters."""
+    sampled_slots: torch.Tensor | None = None
+    """[len(samples)] int64, where the device keeps their last tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitRows:
+    """Which rows of a step need logits, and for whom."""
+
+    samples: tuple[ScheduledSequence, ...]
+    sampled: list[int]
+    """Places of `samples` among what is scheduled."""
+    pooled: tuple[ScheduledSequence, ...]
+    targets: tuple[PromptTarget, ...]
+    rows: list[int]
+    """Of all of them, in this order."""
+
+
+class StepBuilder(Protocol):
+    """Makes tensors of a step's decision."""
+
+    def build(self, output: SchedulerOutput) -> ForwardBatch:
+        """The tensors of `output`, which schedules at least one token."""
 
 
 class BatchBuilder:
@@ -74,12 +98,9 @@ class BatchBuilder:
             slots += _slots(item.sequence.block_ids, item.start, end, self._block_size)
             first_rows.append(len(token_ids))
         ends = [item.start + item.num_tokens for item in output.scheduled]
-        invalid = self._replace_invalid(output, token_ids, first_rows)
-        last_rows = [row - 1 for row in first_rows[1:]]
-        samples, sample_rows = _last_rows(output, last_rows, [item.samples for item in output.scheduled])
-        pooled, pooled_rows = _last_rows(output, last_rows, [item.pools for item in output.scheduled])
-        targets, target_rows = _prompt_targets(output, first_rows)
-        rows, device = sample_rows + pooled_rows + target_rows, self._device
+        invalid = replace_invalid(output, token_ids, first_rows, self._vocab_size)
+        rows, device = logit_rows(output, first_rows), self._device
+        is_plain = len(rows.samples) == len(rows.rows) == len(token_ids)
         return ForwardBatch(
             token_ids=upload(token_ids, np.int64, device),
             positions=upload(positions, np.int64, device),
@@ -91,10 +112,10 @@ class BatchBuilder:
                 max_query_len=max(item.num_tokens for item in output.scheduled),
                 max_seq_len=max(ends),
             ),
-            logit_rows=None if len(sample_rows) == len(rows) == len(token_ids) else upload(rows, np.int64, device),
-            samples=samples,
-            pooled=pooled,
-            prompt_targets=targets,
+            logit_rows=None if is_plain else upload(rows.rows, np.int64, device),
+            samples=rows.samples,
+            pooled=rows.pooled,
+            prompt_targets=rows.targets,
             invalid=invalid,
         )
 
@@ -111,20 +132,36 @@ class BatchBuilder:
             tables[row, :count] = item.sequence.block_ids[:count]
         return tables
 
-    def _replace_invalid(
-        self, output: SchedulerOutput, token_ids: list[int], first_rows: list[int]
-    ) -> dict[SequenceId, str]:
-        """Token 0 for each id that the model does not have -> the sequences that had one."""
-        if min(token_ids) >= 0 and max(token_ids) < self._vocab_size:
-            return {}
-        message = "token id {} is not in the vocabulary of {} tokens"
-        found = {}
-        for row, token_id in enumerate(token_ids):
-            if not 0 <= token_id < self._vocab_size:
-                owner = output.scheduled[bisect_right(first_rows, row) - 1].sequence.sequence_id
-                found[owner] = message.format(token_id, self._vocab_size)
-                token_ids[row] = 0
-        return found
+
+def replace_invalid(
+    output: SchedulerOutput, token_ids: list[int], first_rows: list[int], vocab_size: int
+) -> dict[SequenceId, str]:
+    """Token 0 for each id that the model does not have -> the sequences that had one."""
+    if min(token_ids) >= 0 and max(token_ids) < vocab_size:
+        return {}
+    message = "token id {} is not in the vocabulary of {} tokens"
+    found = {}
+    for row, token_id in enumerate(token_ids):
+        if not 0 <= token_id < vocab_size:
+            owner = output.scheduled[bisect_right(first_rows, row) - 1].sequence.sequence_id
+            found[owner] = message.format(token_id, vocab_size)
+            token_ids[row] = 0
+    return found
+
+
+def logit_rows(output: SchedulerOutput, first_rows: list[int]) -> LogitRows:
+    """first_rows: of each scheduled sequence, and the end."""
+    scheduled = output.scheduled
+    sampled = [place for place, item in enumerate(scheduled) if item.samples]
+    pooled = [place for place, item in enumerate(scheduled) if item.pools]
+    targets, target_rows = _prompt_targets(output, first_rows)
+    return LogitRows(
+        samples=tuple(scheduled[place] for place in sampled),
+        sampled=sampled,
+        pooled=tuple(scheduled[place] for place in pooled),
+        targets=targets,
+        rows=[first_rows[place + 1] - 1 for place in sampled + pooled] + target_rows,
+    )
 
 
 def _slots(block_ids: list[BlockId], start: int, end: int, size: int) -> list[int]:
@@ -136,16 +173,6 @@ def _slots(block_ids: list[BlockId], start: int, end: int, size: int) -> list[in
         slots += range(first, first + stop - start)
         start = stop
     return slots
-
-
-def _last_rows(
-    output: SchedulerOutput, last_rows: list[int], wanted: list[bool]
-) -> tuple[tuple[ScheduledSequence, ...], list[int]]:
-    """The wanted sequences and the rows of their last tokens."""
-    chosen = [
-        (item, row) for item, row, is_wanted in zip(output.scheduled, last_rows, wanted, strict=True) if is_wanted
-    ]
-    return tuple(item for item, _ in chosen), [row for _, row in chosen]
 
 
 def _prompt_targets(output: SchedulerOutput, first_rows: list[int]) -> tuple[tuple[PromptTarget, ...], list[int]]:

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from octavo_kernels.batches import PAD_SLOT, AttentionBatch, SamplingBatch
-from octavo_server.engine.batch import BatchBuilder, ForwardBatch
+from octavo_server.engine.batch import BatchBuilder, ForwardBatch, StepBuilder
 from octavo_server.engine.gathered_logprobs import gather_logprobs
 from octavo_server.engine.launched_step import LaunchedStep, PromptScores
 from octavo_server.engine.outputs import RunnerOutput
+from octavo_server.engine.request_slots import RequestSlots
+from octavo_server.engine.resident_batch import ResidentBatchBuilder
 from octavo_server.engine.sampler import Choice, Sampler, unservable
 from octavo_server.engine.transfers import upload
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from octavo_server.config import LogprobsMode
     from octavo_server.engine.outputs import SchedulerOutput, SequenceId
     from octavo_server.models.decoder import Decoder
+
+MAX_SEQS = 1024
+"""Sequences of a step on a GPU, unless `keep_resident` says otherwise."""
 
 _LOGITS_CHUNK_ELEMENTS = 2**24
 """Prompt rows times vocabulary of one chunk of logits: 64 MiB of float32."""
@@ -39,8 +44,26 @@ class DecoderRunner:
         self.kv_cache = decoder.backend.allocate_kv_cache(kv_spec)
         self._vocab_size = decoder.config.vocab_size
         self._device = decoder.backend.device
-        self._builder = BatchBuilder(kv_spec.block_size, self._vocab_size, self._device)
+        self._slots: RequestSlots | None = None
+        self._builder: StepBuilder = BatchBuilder(kv_spec.block_size, self._vocab_size, self._device)
+        if self._device.type != "cpu":
+            self.keep_resident(MAX_SEQS)
         self._sampler = Sampler(decoder.backend, decoder.config.eos_token_ids, logprobs_mode)
+
+    def keep_resident(self, max_num_seqs: int) -> None:
+        """Has the device keep what it can of up to so many sequences; before the first step.
+
+        A GPU does so by itself. On a CPU it is slower, and is what an overlapped step needs.
+        """
+        spec = self.kv_cache.spec
+        longest = min(self.decoder.config.max_positions, spec.num_blocks * spec.block_size)
+        self._slots = RequestSlots(
+            num_slots=max_num_seqs,
+            max_blocks=-(-longest // spec.block_size),
+            block_size=spec.block_size,
+            device=self._device,
+        )
+        self._builder = ResidentBatchBuilder(self._slots, self._vocab_size, self._device)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """Runs one step. Raises only when the whole step failed."""
@@ -49,9 +72,16 @@ class DecoderRunner:
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> LaunchedStep:
         """Starts a step of at least one token, and waits for nothing."""
-        batch = self._builder.build(output)
+        try:
+            return self._launch(self._builder.build(output))
+        except BaseException:
+            if self._slots is not None:
+                self._slots.forget()
+            raise
+
+    def _launch(self, batch: ForwardBatch) -> LaunchedStep:
         if (tokens := self._likeliest(batch)) is not None:
-            return LaunchedStep(batch, failed=batch.invalid, choice=Choice(tokens=tokens))
+            return LaunchedStep(batch, failed=batch.invalid, choice=self._kept(batch, Choice(tokens=tokens)))
         hidden = self.decoder.forward(
             batch.token_ids, batch.positions, batch.attention, self.kv_cache, batch.logit_rows
         )
@@ -60,10 +90,16 @@ class DecoderRunner:
         return LaunchedStep(
             batch,
             failed=failed,
-            choice=self._choose(hidden, batch, failed) if num_samples else None,
+            choice=self._kept(batch, self._choose(hidden, batch, failed)) if num_samples else None,
             scores=self._score_prompts(hidden, batch),
             states=hidden[num_samples : num_samples + num_pooled].float() if num_pooled else None,
         )
+
+    def _kept(self, batch: ForwardBatch, choice: Choice) -> Choice:
+        """The choice, once its tokens stand where the next step may take them from."""
+        if self._slots is not None and batch.sampled_slots is not None:
+            self._slots.keep_tokens(batch.sampled_slots, choice.tokens)
+        return choice
 
     def _likeliest(self, batch: ForwardBatch) -> torch.Tensor | None:
         """The step where all that is asked for are likeliest tokens, and the decoder finds them itself; else None."""
@@ -90,7 +126,7 @@ class DecoderRunner:
         # logits: [num_samples, vocab] float32
         logits = self.decoder.logits(hidden, slice(0, len(items)))
         unserved = {row for row, item in enumerate(items) if item.sequence.sequence_id in failed} if failed else ()
-        return self._sampler.sample(logits, items, unserved)
+        return self._sampler.sample(logits, items, unserved, batch.sampling)
 
     def _score_prompts(self, hidden: torch.Tensor, batch: ForwardBatch) -> list[PromptScores]:
         found: list[PromptScores] = []

@@ -21,6 +21,7 @@ from octavo_server.engine import outputs
 from octavo_server.engine.gathered_logprobs import Entry, GatheredLogprobs, gather_logprobs
 from octavo_server.engine.logit_edits import LogitEdits
 from octavo_server.engine.outputs import SampledToken
+from octavo_server.engine.request_slots import signed
 from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
@@ -87,11 +88,18 @@ class Sampler:
             for params in (item.sequence.request.params,)
         )
 
-    def sample(self, logits: torch.Tensor, items: Items[ScheduledSequence], unservable: Collection[int] = ()) -> Choice:
+    def sample(
+        self,
+        logits: torch.Tensor,
+        items: Items[ScheduledSequence],
+        unservable: Collection[int] = (),
+        sampling: SamplingBatch | None = None,
+    ) -> Choice:
         """Chooses a token a row; waits for nothing.
 
         logits: [len(items), vocab] float32, changed in place where a request edits them. Rows in `unservable` are drawn
-        from as they are; nobody will look at what they give.
+        from as they are; nobody will look at what they give. sampling: the parameters of the rows, where the device has
+        them.
         """
         params = [item.sequence.request.params for item in items]
         wanted = [row for row, row_params in enumerate(params) if row_params.logprobs is not None]
@@ -101,7 +109,7 @@ class Sampler:
             row for row, item in enumerate(items) if row not in unservable and self._edits.touches(item.sequence)
         )
         refused = self._edits.apply(logits, items, edited)
-        tokens = self._backend.sample(logits, _sampling_batch(items, logits.device))
+        tokens = self._backend.sample(logits, sampling or sampling_batch(items, logits.device))
         if not wanted:
             return Choice(tokens=tokens, refused=refused, edited=edited)
         if self._mode == "processed":
@@ -150,20 +158,15 @@ def unservable(params: SamplingParams, vocab_size: int) -> str | None:
     return None
 
 
-def _sampling_batch(items: Items[ScheduledSequence], device: torch.device) -> SamplingBatch:
+def sampling_batch(items: Items[ScheduledSequence], device: torch.device) -> SamplingBatch:
+    """Parameters of the rows of `items`."""
     params = [item.sequence.request.params for item in items]
-
     return SamplingBatch(
         temperature=upload([p.temperature for p in params], np.float32, device),
         top_k=upload([max(p.top_k, 0) for p in params], np.int32, device),
         top_p=upload([p.top_p for p in params], np.float32, device),
         min_p=upload([p.min_p for p in params], np.float32, device),
-        seed=upload([_signed(item.sequence.seed) for item in items], np.int64, device),
+        seed=upload([signed(item.sequence.seed) for item in items], np.int64, device),
         position=upload([item.start + item.num_tokens for item in items], np.int64, device),
         all_greedy=all(p.temperature == 0.0 for p in params),
     )
-
-
-def _signed(seed: int) -> int:
-    """The low 64 bits of any integer, as int64 has them."""
-    return int(np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF).astype(np.int64))

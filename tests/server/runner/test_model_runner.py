@@ -213,6 +213,53 @@ def test_warm_up_writes_nothing(loaded: LoadedModel, oracle: Any) -> None:
     assert worst_logprob_error(result, oracle) < LOGPROB_TOLERANCE
 
 
+MIXTURE: list[dict[str, Any]] = [
+    {"logprobs": 3},
+    {"temperature": 0.8, "top_p": 0.9, "seed": 3},
+    {"temperature": 1.5, "top_k": 20, "logprobs": 1, "seed": 4},
+    {"presence_penalty": 2.0, "prompt_logprobs": 2},
+    {"min_tokens": 5, "logit_bias": {7: 3.0}},
+]
+
+
+@pytest.mark.parametrize("num_blocks", [200, 14], ids=["room", "preempted"])
+def test_what_the_device_keeps_gives_what_lists_give(loaded: LoadedModel, num_blocks: int) -> None:
+    """To the last bit, in chunks, with prefix hits and, of few blocks, through preemption."""
+    found = []
+    for is_resident in (False, True):
+        stepper = Stepper(
+            loaded,
+            is_resident=is_resident,
+            num_blocks=num_blocks,
+            max_num_batched_tokens=40,
+            enable_prefix_caching=True,
+        )
+        sequences = [
+            stepper.add(prompt, max_tokens=20 + 3 * n, **params)
+            for n, (prompt, params) in enumerate(zip(prompts(5), MIXTURE, strict=True))
+        ]
+        results = stepper.run([*sequences, stepper.add(prompts(5)[4] + [3], max_tokens=9)])
+        found.append([(result.tokens, result.prompt_logprobs) for result in results])
+        assert (stepper.scheduler.stats().preemptions > 0) == (num_blocks == 14)
+
+    assert found[0] == found[1]
+
+
+def test_a_step_that_raises_leaves_nothing_in_the_slots(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Stepper(loaded).generate(prompts(3), max_tokens=6)
+    stepper = Stepper(loaded, is_resident=True)
+    sequences = [stepper.add(prompt, max_tokens=6) for prompt in prompts(3)]
+    stepper.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(loaded.decoder, "forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stepper.step()
+
+    results = stepper.run(sequences)
+
+    assert [result.token_ids for result in results] == [result.token_ids for result in expected]
+
+
 def test_an_empty_step_gives_nothing(loaded: LoadedModel) -> None:
     runner = DecoderRunner(loaded.decoder, loaded.kv_cache_spec(4, 16))
 

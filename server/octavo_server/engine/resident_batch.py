@@ -1,0 +1,140 @@
+"""As batch.py, for a device that keeps what it can: the host hands over slots, places and new tokens, in one copy.
+
+Positions, slot mapping, block tables and sampling parameters are made on the device. A token that has not come to the host
+yet is -1, and the one that its slot keeps is taken. On a CPU the lists of batch.py are faster, where one of these
+operations takes as long as a few sequences.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from octavo_kernels.batches import NULL_BLOCK, PAD_SLOT, AttentionBatch
+from octavo_server.engine.batch import ForwardBatch, logit_rows, replace_invalid
+from octavo_server.engine.transfers import upload
+
+if TYPE_CHECKING:
+    from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput
+    from octavo_server.engine.request_slots import RequestSlots
+
+NOT_KNOWN = -1
+"""A token that is still on the device."""
+
+
+class ResidentBatchBuilder:
+    """Fills the slots of what is scheduled and makes the step's tensors of them."""
+
+    def __init__(self, slots: RequestSlots, vocab_size: int, device: torch.device) -> None:
+        self.slots = slots
+        self._vocab_size = vocab_size
+        self._device = device
+
+    def build(self, output: SchedulerOutput) -> ForwardBatch:
+        """As `BatchBuilder.build`."""
+        token_ids: list[int] = []
+        unknown: list[int] = []
+        first_rows = [0]
+        for item in output.scheduled:
+            token_ids += known_tokens(item)
+            first_rows.append(first_rows[-1] + item.num_tokens)
+            if len(token_ids) < first_rows[-1]:
+                unknown.append(len(token_ids))
+                token_ids.append(0)
+        invalid = replace_invalid(output, token_ids, first_rows, self._vocab_size)
+        for row in unknown:
+            token_ids[row] = NOT_KNOWN
+        rows = logit_rows(output, first_rows)
+        is_plain = len(rows.samples) == len(rows.rows) == len(token_ids)
+        indices = self.slots.place(output.scheduled)
+        starts = [item.start for item in output.scheduled]
+        counts = [item.num_tokens for item in output.scheduled]
+        sizes = [len(indices), len(starts), len(counts), len(token_ids), 0 if is_plain else len(rows.rows)]
+        words = upload(
+            [*indices, *starts, *counts, *token_ids, *([] if is_plain else rows.rows)], np.int64, self._device
+        )
+        slots, first, num, ids, wanted = torch.split(words, sizes)
+        max_seq_len = max(start + count for start, count in zip(starts, counts, strict=True))
+        ids, positions, attention = prepare(
+            self.slots,
+            slots,
+            first,
+            None if max(counts) == 1 else num,
+            ids,
+            max_query_len=max(counts),
+            max_seq_len=max_seq_len,
+        )
+        sampling, sampled_slots = None, None
+        if rows.samples:
+            # Sampled rows stand first, and each is the last of its sequence.
+            last = slice(None) if is_plain else wanted[: len(rows.samples)]
+            sampled_slots = slots if is_plain else slots[upload(rows.sampled, np.int64, self._device)]
+            all_greedy = all(item.sequence.request.params.temperature == 0.0 for item in rows.samples)
+            sampling = self.slots.sampling(sampled_slots, positions[last] + 1, all_greedy=all_greedy)
+        return ForwardBatch(
+            token_ids=ids,
+            positions=positions,
+            attention=attention,
+            logit_rows=None if is_plain else wanted,
+            samples=rows.samples,
+            pooled=rows.pooled,
+            prompt_targets=rows.targets,
+            invalid=invalid,
+            sampling=sampling,
+            sampled_slots=sampled_slots,
+        )
+
+
+def known_tokens(item: ScheduledSequence) -> list[int]:
+    """Those to compute that the host has; all, or all but the last."""
+    return item.sequence.token_ids[item.start : item.start + item.num_tokens]
+
+
+def prepare(
+    tables: RequestSlots,
+    slots: torch.Tensor,
+    starts: torch.Tensor,
+    counts: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    *,
+    max_query_len: int,
+    max_seq_len: int,
+) -> tuple[torch.Tensor, torch.Tensor, AttentionBatch]:
+    """Token ids, positions and attention of a step, on the device from what is there.
+
+    Args:
+        tables: of the slots.
+        slots: [num_seqs] int64.
+        starts: [num_seqs] int64, the position of each sequence's first token of this step.
+        counts: [num_seqs] int64, how many of its tokens are computed; None: one each.
+        token_ids: [num_tokens] int64, NOT_KNOWN where the slot's last token is meant.
+        max_query_len: the most of `counts`.
+        max_seq_len: tokens of the longest sequence at most.
+    """
+    size, num_seqs, num_tokens = tables.block_size, slots.shape[0], token_ids.shape[0]
+    first_rows = torch.arange(num_seqs + 1, dtype=torch.int64, device=slots.device)
+    if counts is None:
+        owners, positions, seq_lens = first_rows[:-1], starts, starts + 1
+    else:
+        torch.cumsum(counts, 0, out=first_rows[1:])
+        rows = torch.arange(num_tokens, dtype=torch.int64, device=slots.device)
+        owners = torch.searchsorted(first_rows[1:], rows, right=True)
+        positions, seq_lens = (starts - first_rows[:-1])[owners] + rows, starts + counts
+    # block_tables: [num_seqs, blocks of the longest] int32; behind a sequence's end lie those of who had the slot before
+    block_tables = tables.block_tables[:, : -(-max_seq_len // size)].index_select(0, slots)
+    first_positions = torch.arange(0, block_tables.shape[1] * size, size, device=slots.device)
+    block_tables.masked_fill_(first_positions >= seq_lens.unsqueeze(1), NULL_BLOCK)
+    blocks = block_tables[owners, positions // size].long()
+    attention = AttentionBatch(
+        query_start_loc=first_rows.int(),
+        seq_lens=seq_lens.int(),
+        block_tables=block_tables,
+        # What fills a step up has null blocks alone, and is written nowhere.
+        slot_mapping=torch.where(blocks == NULL_BLOCK, PAD_SLOT, blocks * size + positions % size),
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    token_ids = torch.where(token_ids == NOT_KNOWN, tables.tokens[slots[owners]], token_ids)
+    return token_ids, positions, attention
