@@ -11,9 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from octavo_server.errors import ConfigError, StartupError
+from octavo_server.graph_sizes import graph_sizes
 
 LOGIT_COPIES = 3
 """Float32 copies of the logits of all rows at once: the product, what log-probabilities are told of, what is drawn from."""
+GRAPH_BYTES = 8 * 2**20
+"""Of one recorded step, some hundreds of launches, in the driver: an estimate, which differs by GPU and driver."""
 CPU_KV_LIMIT_BYTES = 4 * 2**30
 CPU_KV_SHARE = 0.4
 """Of the memory beside the weights; the rest is for activations, the tokenizer, the server and its neighbours."""
@@ -167,6 +170,25 @@ def activation_bytes(
     return max(
         max(in_attention + context * widths.kv, in_mlp) * itemsize + mask * itemsize, 2 * mask * itemsize, logits
     )
+
+
+def graph_bytes(widths: StepWidths, *, max_num_seqs: int, num_blocks: int, itemsize: int) -> int:
+    """What recorded decode steps keep on a GPU beside all else, so that nothing of theirs ever moves.
+
+    Activations of the largest, which all share, logits and tokens, the table of blocks with a step's copy of it, and what
+    the driver keeps of each.
+
+    Args:
+        widths: of one token.
+        max_num_seqs: of the largest step.
+        num_blocks: of the longest sequence.
+        itemsize: bytes of an element.
+    """
+    activations = activation_bytes(
+        widths, backend="triton", num_tokens=max_num_seqs, num_rows=max_num_seqs, context=0, itemsize=itemsize
+    )
+    tables = 2 * (max_num_seqs + 1) * num_blocks * 4
+    return activations + max_num_seqs * widths.vocab * 4 + tables + len(graph_sizes(max_num_seqs)) * GRAPH_BYTES
 
 
 def _compiled_token_bytes(widths: StepWidths) -> int:

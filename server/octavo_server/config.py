@@ -226,8 +226,9 @@ class EngineConfig:
     """Type of the KV cache. auto, the one choice of this version: the type of the activations."""
 
     enforce_eager: bool = setting(False)
-    """Compute without CUDA graphs. This version records none, so every run is eager and the flag changes nothing; it is
-    taken so that command lines written for vLLM work."""
+    """Launch every decode step operation by operation instead of as a CUDA graph that was recorded when the engine
+    started: a faster start, some memory more for the cache, and slower decoding. Graphs are of one GPU; a CPU, and a model
+    on several GPUs, compute without."""
 
     tensor_parallel_size: int = setting(1, minimum=1, parse=human_int)
     """Processes that share one model, each with a part of heads, of the MLP and of the vocabulary, 1 or more: one a GPU, or,

@@ -55,18 +55,19 @@ class Stepper:
         block_size: int = 16,
         max_num_batched_tokens: int = 2048,
         enable_prefix_caching: bool = False,
+        max_num_seqs: int = 64,
         is_resident: bool = False,
     ) -> None:
         self.loaded = loaded
         self.runner = DecoderRunner(loaded.decoder, loaded.kv_cache_spec(num_blocks, block_size))
         if is_resident:
-            self.runner.keep_resident(64)
+            self.runner.keep_resident(max_num_seqs)
         self.kv = KVCacheManager(
             num_blocks=num_blocks, block_size=block_size, enable_prefix_caching=enable_prefix_caching
         )
         config = SchedulerConfig(
             max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=64,
+            max_num_seqs=max_num_seqs,
             max_model_len=loaded.config.max_positions,
             long_prefill_token_threshold=max_num_batched_tokens,
             eos_token_ids=frozenset(loaded.config.eos_token_ids),

@@ -22,7 +22,7 @@ from octavo_server.errors import ConfigError, StartupError
 from octavo_server.machine import read_text, resident_bytes
 from octavo_server.plan.gpus import share_of
 from octavo_server.plan.layout import choose_layout, rotary_bytes
-from octavo_server.plan.memory import Measured, MemoryPlan, plan_memory
+from octavo_server.plan.memory import Measured, MemoryPlan, plan_memory, records_graphs
 from octavo_server.plan.model_shape import served_shape
 from octavo_server.plan.table import size, table
 from octavo_server.plan.this_machine import gpu_overhead_bytes, this_device
@@ -266,14 +266,19 @@ def _make_engine(
     *,
     keeps_records: bool,
 ) -> Engine:
+    from octavo_server.engine.cuda_graphs import CudaGraphRecorder
     from octavo_server.engine.model_runner import DecoderRunner
 
     runner = DecoderRunner(model.decoder, model.kv_cache_spec(plan.num_blocks, config.block_size), config.logprobs_mode)
     is_cpu = model.backend.device.type == "cpu"
+    if not is_cpu:
+        runner.keep_resident(limits.max_num_seqs, plan.max_model_len)
     runner.warm_up(
         CPU_WARM_UP_TOKENS if is_cpu else limits.max_num_batched_tokens,
         CPU_WARM_UP_SEQS if is_cpu else limits.max_num_seqs,
     )
+    if records_graphs(config, kind="cpu" if is_cpu else "gpu", ways=config.tensor_parallel_size):
+        runner.record_graphs(CudaGraphRecorder(), limits.max_num_seqs)
     scheduler = Scheduler(
         SchedulerConfig(
             max_num_batched_tokens=limits.max_num_batched_tokens,

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from octavo_server.engine.batch import ForwardBatch, PromptTarget
+    from octavo_server.engine.batch import PromptTarget
     from octavo_server.engine.gathered_logprobs import GatheredLogprobs
+    from octavo_server.engine.outputs import ScheduledSequence
     from octavo_server.engine.sampler import Choice
 
 NON_FINITE = "the model computed a logit that is not a number or infinite; the request cannot go on"
@@ -35,19 +36,21 @@ class PromptScores:
 
 
 class LaunchedStep:
-    """Of a `ForwardBatch`. `result` waits for the device, and nothing else does."""
+    """`result` waits for the device, and nothing else does."""
 
     def __init__(
         self,
-        batch: ForwardBatch,
+        samples: Sequence[ScheduledSequence],
         *,
         failed: dict[SequenceId, str],
         choice: Choice | None = None,
         scores: Sequence[PromptScores] = (),
+        pooled: Sequence[ScheduledSequence] = (),
         states: torch.Tensor | None = None,
     ) -> None:
-        """`failed`: sequences that end whatever the device says. `states`: [len(batch.pooled), hidden] float32."""
-        self._batch = batch
+        """`failed`: sequences that end whatever the device says. `states`: [len(pooled), hidden] float32."""
+        self._samples = samples
+        self._pooled = pooled
         self._failed = failed
         self._choice = choice
         self._scores = scores
@@ -87,7 +90,7 @@ class LaunchedStep:
         refused: dict[SequenceId, str],
     ) -> dict[SequenceId, SampledToken]:
         sampled: dict[SequenceId, SampledToken] = {}
-        for item, token in zip(self._batch.samples, tokens, strict=True):
+        for item, token in zip(self._samples, tokens, strict=True):
             sequence_id = item.sequence.sequence_id
             if sequence_id in failed:
                 continue
@@ -101,11 +104,11 @@ class LaunchedStep:
 
     def _states(self, states: torch.Tensor, failed: dict[SequenceId, str]) -> dict[SequenceId, bytes]:
         """states: [len(pooled), hidden] float32 on the host -> the bytes of each row."""
-        for item, is_finite in zip(self._batch.pooled, states.sum(dim=-1).isfinite().tolist(), strict=True):
+        for item, is_finite in zip(self._pooled, states.sum(dim=-1).isfinite().tolist(), strict=True):
             if not is_finite:
                 failed.setdefault(item.sequence.sequence_id, NON_FINITE_STATE)
         values = states.numpy().astype("<f4", copy=False)
-        return {item.sequence.sequence_id: values[row].tobytes() for row, item in enumerate(self._batch.pooled)}
+        return {item.sequence.sequence_id: values[row].tobytes() for row, item in enumerate(self._pooled)}
 
 
 def _read_scores(

@@ -13,20 +13,22 @@ import torch
 
 from octavo_kernels.batches import PAD_SLOT, AttentionBatch, SamplingBatch
 from octavo_server.engine.batch import BatchBuilder, ForwardBatch, StepBuilder
+from octavo_server.engine.decode_graphs import DecodeGraphs
 from octavo_server.engine.gathered_logprobs import gather_logprobs
 from octavo_server.engine.launched_step import LaunchedStep, PromptScores
 from octavo_server.engine.outputs import RunnerOutput
 from octavo_server.engine.request_slots import RequestSlots
-from octavo_server.engine.resident_batch import ResidentBatchBuilder
+from octavo_server.engine.resident_batch import PlacedStep, ResidentBatchBuilder
 from octavo_server.engine.sampler import Choice, Sampler, unservable
 from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from octavo_kernels.handles import KVCacheSpec
     from octavo_server.config import LogprobsMode
-    from octavo_server.engine.outputs import SchedulerOutput, SequenceId
+    from octavo_server.engine.decode_graphs import Recorder
+    from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput, SequenceId
     from octavo_server.models.decoder import Decoder
 
 MAX_SEQS = 1024
@@ -45,25 +47,43 @@ class DecoderRunner:
         self._vocab_size = decoder.config.vocab_size
         self._device = decoder.backend.device
         self._slots: RequestSlots | None = None
+        self._resident: ResidentBatchBuilder | None = None
+        self._graphs: DecodeGraphs | None = None
         self._builder: StepBuilder = BatchBuilder(kv_spec.block_size, self._vocab_size, self._device)
         if self._device.type != "cpu":
             self.keep_resident(MAX_SEQS)
         self._sampler = Sampler(decoder.backend, decoder.config.eos_token_ids, logprobs_mode)
 
-    def keep_resident(self, max_num_seqs: int) -> None:
+    def keep_resident(self, max_num_seqs: int, max_model_len: int | None = None) -> None:
         """Has the device keep what it can of up to so many sequences; before the first step.
 
-        A GPU does so by itself. On a CPU it is slower, and is what an overlapped step needs.
+        A GPU does so by itself, for MAX_SEQS. On a CPU it is slower, and is what overlapped steps and graphs need.
+        `max_model_len`: tokens of a sequence; None: as many as the model and the cache allow.
         """
         spec = self.kv_cache.spec
         longest = min(self.decoder.config.max_positions, spec.num_blocks * spec.block_size)
         self._slots = RequestSlots(
             num_slots=max_num_seqs,
-            max_blocks=-(-longest // spec.block_size),
+            max_blocks=-(-min(longest, max_model_len or longest) // spec.block_size),
             block_size=spec.block_size,
             device=self._device,
         )
-        self._builder = ResidentBatchBuilder(self._slots, self._vocab_size, self._device)
+        self._resident = ResidentBatchBuilder(self._slots, self._vocab_size, self._device)
+        self._builder, self._graphs = self._resident, None
+
+    @torch.inference_mode()
+    def record_graphs(self, recorder: Recorder, max_num_seqs: int) -> None:
+        """Records decode steps of up to so many sequences; after `keep_resident`, before the first step."""
+        assert self._slots is not None, "keep_resident comes first"
+        graphs = DecodeGraphs(
+            self.decoder,
+            self.kv_cache,
+            self._slots,
+            max_num_seqs=max_num_seqs,
+            max_model_len=self._slots.block_tables.shape[1] * self._slots.block_size,
+        )
+        graphs.record(recorder)
+        self._graphs = graphs
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """Runs one step. Raises only when the whole step failed."""
@@ -73,25 +93,44 @@ class DecoderRunner:
     def launch(self, output: SchedulerOutput) -> LaunchedStep:
         """Starts a step of at least one token, and waits for nothing."""
         try:
-            return self._launch(self._builder.build(output))
+            if self._graphs is None or self._resident is None:
+                return self._launch(self._builder.build(output))
+            step = self._resident.place(output)
+            if step.is_plain and self._graphs.takes(len(step.slots)):
+                return self._replay(step, self._graphs)
+            return self._launch(self._resident.batch(step))
         except BaseException:
             if self._slots is not None:
                 self._slots.forget()
             raise
 
+    def _replay(self, step: PlacedStep, graphs: DecodeGraphs) -> LaunchedStep:
+        items, slots = step.rows.samples, self._slots
+        tokens, logits = graphs.run(step.slots, step.starts, step.token_ids)
+        failed = {**self._unservable(items), **step.invalid}
+        choice = Choice(tokens=tokens)
+        if not self._sampler.is_plain(items):
+            assert slots is not None
+            indices, positions = upload([step.slots, step.starts], np.int64, self._device)
+            sampling = slots.sampling(indices, positions + 1, all_greedy=step.all_greedy)
+            choice = self._sampler.sample(logits, items, _places(items, failed), sampling)
+            slots.keep_tokens(indices, choice.tokens)
+        return LaunchedStep(items, failed=failed, choice=choice)
+
     def _launch(self, batch: ForwardBatch) -> LaunchedStep:
         if (tokens := self._likeliest(batch)) is not None:
-            return LaunchedStep(batch, failed=batch.invalid, choice=self._kept(batch, Choice(tokens=tokens)))
+            return LaunchedStep(batch.samples, failed=batch.invalid, choice=self._kept(batch, Choice(tokens=tokens)))
         hidden = self.decoder.forward(
             batch.token_ids, batch.positions, batch.attention, self.kv_cache, batch.logit_rows
         )
-        failed = {**self._unservable(batch), **batch.invalid}
+        failed = {**self._unservable(batch.samples), **batch.invalid}
         num_samples, num_pooled = len(batch.samples), len(batch.pooled)
         return LaunchedStep(
-            batch,
+            batch.samples,
             failed=failed,
             choice=self._kept(batch, self._choose(hidden, batch, failed)) if num_samples else None,
             scores=self._score_prompts(hidden, batch),
+            pooled=batch.pooled,
             states=hidden[num_samples : num_samples + num_pooled].float() if num_pooled else None,
         )
 
@@ -114,10 +153,9 @@ class DecoderRunner:
             batch.token_ids, batch.positions, batch.attention, self.kv_cache, batch.logit_rows
         )
 
-    def _unservable(self, batch: ForwardBatch) -> dict[SequenceId, str]:
+    def _unservable(self, items: Sequence[ScheduledSequence]) -> dict[SequenceId, str]:
         found = {
-            item.sequence.sequence_id: unservable(item.sequence.request.params, self._vocab_size)
-            for item in batch.samples
+            item.sequence.sequence_id: unservable(item.sequence.request.params, self._vocab_size) for item in items
         }
         return {sequence_id: reason for sequence_id, reason in found.items() if reason is not None}
 
@@ -125,8 +163,7 @@ class DecoderRunner:
         items = batch.samples
         # logits: [num_samples, vocab] float32
         logits = self.decoder.logits(hidden, slice(0, len(items)))
-        unserved = {row for row, item in enumerate(items) if item.sequence.sequence_id in failed} if failed else ()
-        return self._sampler.sample(logits, items, unserved, batch.sampling)
+        return self._sampler.sample(logits, items, _places(items, failed), batch.sampling)
 
     def _score_prompts(self, hidden: torch.Tensor, batch: ForwardBatch) -> list[PromptScores]:
         found: list[PromptScores] = []
@@ -195,3 +232,7 @@ class DecoderRunner:
             position=column(0, torch.int64),
             all_greedy=temperature == 0.0,
         )
+
+
+def _places(items: Sequence[ScheduledSequence], chosen: Collection[SequenceId]) -> set[int]:
+    return {place for place, item in enumerate(items) if item.sequence.sequence_id in chosen} if chosen else set()

@@ -7,21 +7,48 @@ operations takes as long as a few sequences.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from octavo_kernels.batches import NULL_BLOCK, PAD_SLOT, AttentionBatch
-from octavo_server.engine.batch import ForwardBatch, logit_rows, replace_invalid
+from octavo_server.engine.batch import ForwardBatch, LogitRows, logit_rows, replace_invalid
 from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
-    from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput
+    from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput, SequenceId
     from octavo_server.engine.request_slots import RequestSlots
 
 NOT_KNOWN = -1
 """A token that is still on the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedStep:
+    """A step's decision in numbers; what else a sequence has lies in its slot."""
+
+    slots: list[int]
+    """Of each sequence, as the next two."""
+    starts: list[int]
+    """Positions of their first tokens of this step."""
+    counts: list[int]
+    """How many of their tokens are computed."""
+    token_ids: list[int]
+    """Of all of them, NOT_KNOWN where one has not come to the host yet."""
+    rows: LogitRows
+    invalid: dict[SequenceId, str]
+    """As in ForwardBatch."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each sequence computes one token, and samples the next."""
+        return len(self.rows.samples) == len(self.rows.rows) == len(self.token_ids)
+
+    @property
+    def all_greedy(self) -> bool:
+        return all(item.sequence.request.params.temperature == 0.0 for item in self.rows.samples)
 
 
 class ResidentBatchBuilder:
@@ -34,6 +61,10 @@ class ResidentBatchBuilder:
 
     def build(self, output: SchedulerOutput) -> ForwardBatch:
         """As `BatchBuilder.build`."""
+        return self.batch(self.place(output))
+
+    def place(self, output: SchedulerOutput) -> PlacedStep:
+        """The step as the host knows it, with all that its slots need on the way to them."""
         token_ids: list[int] = []
         unknown: list[int] = []
         first_rows = [0]
@@ -46,44 +77,45 @@ class ResidentBatchBuilder:
         invalid = replace_invalid(output, token_ids, first_rows, self._vocab_size)
         for row in unknown:
             token_ids[row] = NOT_KNOWN
-        rows = logit_rows(output, first_rows)
-        is_plain = len(rows.samples) == len(rows.rows) == len(token_ids)
-        indices = self.slots.place(output.scheduled)
-        starts = [item.start for item in output.scheduled]
-        counts = [item.num_tokens for item in output.scheduled]
-        sizes = [len(indices), len(starts), len(counts), len(token_ids), 0 if is_plain else len(rows.rows)]
-        words = upload(
-            [*indices, *starts, *counts, *token_ids, *([] if is_plain else rows.rows)], np.int64, self._device
+        return PlacedStep(
+            slots=self.slots.place(output.scheduled),
+            starts=[item.start for item in output.scheduled],
+            counts=[item.num_tokens for item in output.scheduled],
+            token_ids=token_ids,
+            rows=logit_rows(output, first_rows),
+            invalid=invalid,
         )
-        slots, first, num, ids, wanted = torch.split(words, sizes)
-        max_seq_len = max(start + count for start, count in zip(starts, counts, strict=True))
+
+    def batch(self, step: PlacedStep) -> ForwardBatch:
+        """Its tensors."""
+        rows, counts = step.rows, step.counts
+        wanted = [] if step.is_plain else rows.rows
+        parts = (step.slots, step.starts, counts, step.token_ids, wanted, [] if step.is_plain else rows.sampled)
+        words = upload([number for part in parts for number in part], np.int64, self._device)
+        slots, starts, num, ids, wanted_rows, sampled = torch.split(words, [len(part) for part in parts])
         ids, positions, attention = prepare(
             self.slots,
             slots,
-            first,
+            starts,
             None if max(counts) == 1 else num,
             ids,
             max_query_len=max(counts),
-            max_seq_len=max_seq_len,
+            max_seq_len=max(start + count for start, count in zip(step.starts, counts, strict=True)),
         )
-        sampling, sampled_slots = None, None
-        if rows.samples:
-            # Sampled rows stand first, and each is the last of its sequence.
-            last = slice(None) if is_plain else wanted[: len(rows.samples)]
-            sampled_slots = slots if is_plain else slots[upload(rows.sampled, np.int64, self._device)]
-            all_greedy = all(item.sequence.request.params.temperature == 0.0 for item in rows.samples)
-            sampling = self.slots.sampling(sampled_slots, positions[last] + 1, all_greedy=all_greedy)
+        # Sampled rows stand first, and each is the last of its sequence.
+        last = positions if step.is_plain else positions[wanted_rows[: len(rows.samples)]]
+        sampled_slots = slots if step.is_plain else slots[sampled]
         return ForwardBatch(
             token_ids=ids,
             positions=positions,
             attention=attention,
-            logit_rows=None if is_plain else wanted,
+            logit_rows=None if step.is_plain else wanted_rows,
             samples=rows.samples,
             pooled=rows.pooled,
             prompt_targets=rows.targets,
-            invalid=invalid,
-            sampling=sampling,
-            sampled_slots=sampled_slots,
+            invalid=step.invalid,
+            sampling=self.slots.sampling(sampled_slots, last + 1, all_greedy=step.all_greedy) if rows.samples else None,
+            sampled_slots=sampled_slots if rows.samples else None,
         )
 
 

@@ -80,13 +80,15 @@ class Sampler:
         self._edits = LogitEdits(eos_token_ids)
         self._mode = logprobs_mode
 
+    def is_plain(self, items: Items[ScheduledSequence]) -> bool:
+        """Whether the rows' tokens are drawn from their logits as they are, and nothing else is asked for."""
+        return all(
+            item.sequence.request.params.logprobs is None and not self._edits.touches(item.sequence) for item in items
+        )
+
     def takes_likeliest(self, items: Items[ScheduledSequence]) -> bool:
         """Whether `sample` would give each row the likeliest token of its logits and nothing else."""
-        return all(
-            params.temperature == 0.0 and params.logprobs is None and not self._edits.touches(item.sequence)
-            for item in items
-            for params in (item.sequence.request.params,)
-        )
+        return all(item.sequence.request.params.temperature == 0.0 for item in items) and self.is_plain(items)
 
     def sample(
         self,

@@ -6,7 +6,7 @@ allocator of pinned memory gives a block out again only once the copies from or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 
 def upload(values: ArrayLike, dtype: type[np.generic], device: torch.device) -> torch.Tensor:
@@ -26,6 +26,12 @@ def upload(values: ArrayLike, dtype: type[np.generic], device: torch.device) -> 
 def to_device(array: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A copy of a tensor of the host on a device that is not a CPU."""
     return array.pin_memory().to(device, non_blocking=True)
+
+
+def upload_into(target: torch.Tensor, values: NDArray[Any]) -> None:
+    """Overwrites `target`, of the shape and type of `values`, for kernels that are launched from now on."""
+    array = torch.from_numpy(values)
+    target.copy_(array if target.device.type == "cpu" else array.pin_memory(), non_blocking=True)
 
 
 class Download:

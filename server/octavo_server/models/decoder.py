@@ -124,6 +124,10 @@ class Decoder:
         # Parts of a vocabulary that cannot be dealt out evenly are filled up.
         return logits if logits.shape[1] <= self.config.vocab_size else logits[:, : self.config.vocab_size].contiguous()
 
+    def write_logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """As `logits` of all rows, into `out` [num_rows, vocab] float32. Of one rank."""
+        out.copy_(self.backend.linear(hidden, self.weights.head)[:, : self.config.vocab_size])
+
     def check(self) -> None:
         """Raises EngineDeadError where a rank that it needs is gone."""
 

@@ -29,6 +29,7 @@ FLAGS = frozenset(
         "device",
         "max_model_len",
         "max_num_seqs",
+        "enforce_eager",
         "max_num_batched_tokens",
         "block_size",
         "num_gpu_blocks_override",

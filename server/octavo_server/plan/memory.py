@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octavo_server.capacity import KVPlan, KVShape, activation_bytes, default_cpu_kv_bytes, plan_kv_cache
+from octavo_server.capacity import KVPlan, KVShape, activation_bytes, default_cpu_kv_bytes, graph_bytes, plan_kv_cache
 from octavo_server.errors import StartupError
 from octavo_server.plan.layout import kv_shape, rotary_bytes, step_widths, weight_sizes
 
@@ -53,13 +53,15 @@ class MemoryPlan:
     overhead_bytes: int
     kv: KVPlan | None
     """None: it does not fit."""
+    graph_bytes: int = 0
+    """Of recorded decode steps; 0 where every step is launched operation by operation."""
     problem: str = ""
     """Why it does not fit, with both numbers and the remedy."""
 
     @property
     def needed_bytes(self) -> int:
         """Beside the KV cache."""
-        return self.weight_bytes + self.rotary_bytes + self.activation_bytes + self.overhead_bytes
+        return self.weight_bytes + self.rotary_bytes + self.activation_bytes + self.graph_bytes + self.overhead_bytes
 
     @property
     def kv_bytes(self) -> int:
@@ -131,10 +133,11 @@ def plan_memory(
         device_memory_bytes=device.memory_bytes,
     )
     known = measured or _computed(model, layout, device)
+    graphs = _graphs(model, layout, limits) if records_graphs(config, kind=device.kind, ways=layout.ways) else 0
     held_bytes = known.weight_bytes + known.overhead_bytes + rotary_bytes(model)
     if device.kind == "gpu":
         # Nothing on a GPU depends on the context, which follows from the cache.
-        held_bytes += _activations(model, layout, limits, context=0)
+        held_bytes += _activations(model, layout, limits, context=0) + graphs
     kv, problem = _kv_plan(kv_shape(model, layout), device, limits, config, held_bytes)
     return MemoryPlan(
         model=model,
@@ -147,7 +150,22 @@ def plan_memory(
         activation_bytes=_activations(model, layout, limits, context=0 if kv is None else kv.max_model_len),
         overhead_bytes=known.overhead_bytes,
         kv=kv,
+        graph_bytes=graphs,
         problem=problem,
+    )
+
+
+def records_graphs(config: EngineConfig, *, kind: str, ways: int) -> bool:
+    """Whether decode steps are recorded: on one GPU, unless --enforce-eager is given."""
+    return kind == "gpu" and ways == 1 and not config.enforce_eager
+
+
+def _graphs(model: ModelShape, layout: Layout, limits: ResolvedLimits) -> int:
+    return graph_bytes(
+        step_widths(model, layout),
+        max_num_seqs=limits.max_num_seqs,
+        num_blocks=-(-limits.max_model_len // layout.block_size),
+        itemsize=layout.item_bytes,
     )
 
 

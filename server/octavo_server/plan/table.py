@@ -47,6 +47,9 @@ def rows(plan: MemoryPlan) -> list[Row]:
         Row(name="rotary tables", num_bytes=plan.rotary_bytes, flags=()),
         Row(name="activations, at most", num_bytes=plan.activation_bytes, flags=steps),
     ]
+    if plan.graph_bytes:
+        flags = ("--enforce-eager", "--max-num-seqs", "--max-model-len")
+        found.append(Row(name="CUDA graphs, at most", num_bytes=plan.graph_bytes, flags=flags))
     if is_gpu:
         found.append(Row(name="driver and libraries", num_bytes=plan.overhead_bytes, flags=()))
     found.append(Row(name="KV cache", num_bytes=plan.kv_bytes, flags=("--kv-cache-memory-bytes", *cache)))
@@ -107,6 +110,7 @@ def as_json(plan: MemoryPlan) -> dict[str, Any]:
         "weight_bytes": plan.weight_bytes,
         "rotary_bytes": plan.rotary_bytes,
         "activation_bytes": plan.activation_bytes,
+        "graph_bytes": plan.graph_bytes,
         "overhead_bytes": plan.overhead_bytes,
         "kv_cache_bytes": plan.kv_bytes,
         "left_bytes": plan.free_bytes,

@@ -85,6 +85,8 @@ def test_json_has_the_tables_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--tp", "2"], "weight_bytes", True),
         (["--max-num-seqs", "64"], "activation_bytes", True),
         (["--max-num-batched-tokens", "128k"], "activation_bytes", False),
+        (["--max-num-seqs", "64"], "graph_bytes", True),
+        (["--enforce-eager"], "graph_bytes", True),
         (["--gpu-memory-utilization", "0.5"], "kv_cache_bytes", True),
         (["--kv-cache-memory-bytes", "1G"], "kv_cache_bytes", True),
         (["--num-gpu-blocks-override", "100"], "kv_cache_bytes", True),

@@ -191,3 +191,13 @@ def test_loads_name_what_fits_and_what_may_run() -> None:
     assert rest[-1].num_seqs == int(rest[-1].room) < 100
     assert plan.kv is not None
     assert rest[-1].room == plan.kv.max_concurrency
+
+
+def test_recorded_steps_take_memory_on_one_gpu_unless_every_step_is_eager() -> None:
+    """Logits, tables of blocks and activations of 1,024 sequences, and 57 graphs of 8 MiB."""
+    plan, eager = a_plan(LLAMA_8B), a_plan(LLAMA_8B, enforce_eager=True)
+
+    logits = 1024 * 128_256 * 4
+    assert 4 * logits + 57 * 8 * 2**20 < plan.graph_bytes < 1.2 * (4 * logits + 57 * 8 * 2**20)
+    assert eager.graph_bytes == 0
+    assert eager.kv_bytes - plan.kv_bytes == pytest.approx(plan.graph_bytes, abs=plan.kv_shape.block_bytes)
