@@ -184,6 +184,10 @@ class ServerMetrics:
             "octavo_engine_step_errors", "Steps that raised and were repeated without the offender."
         )
 
+        self._compilations = self._counter(
+            "octavo_kernel_compilations", "Kernels compiled after the start, while requests waited for them."
+        )
+
     def _make_histograms(self) -> None:
         histogram = self._histogram
         self._ttft = histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS)
@@ -223,6 +227,7 @@ class ServerMetrics:
         for request in records.finished:
             self._record_finished(request.times, request.ended_s)
         self._step_errors.inc(records.num_step_errors)
+        self._compilations.inc(records.num_compilations)
 
     def _record_finished(self, times: RequestTimes, now: float) -> None:
         for reason in times.finish_reasons:

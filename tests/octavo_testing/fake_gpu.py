@@ -62,22 +62,60 @@ class FakeHostCopy:
         raise WaitedError("the step's result")
 
 
+class ReadHostCopy(FakeHostCopy):
+    """One that has come, with zeros in it."""
+
+    def __init__(self, words: torch.Tensor) -> None:
+        super().__init__(words)
+        self._num_words = words.shape[0]
+
+    def wait(self) -> torch.Tensor:
+        return torch.zeros(self._num_words, dtype=torch.int32)
+
+
+class FakeJit:
+    """Launches nothing, and notes what Triton would have compiled for."""
+
+    def __init__(self) -> None:
+        self.keys: set[tuple[str, tuple[tuple[str, object], ...]]] = set()
+
+    def run(self, kernel: Any, *args: Any, **given: Any) -> None:
+        assert not args, "kernels are launched with named arguments"
+        named = sorted((name, _specialised(name, value)) for name, value in given.items() if name not in _LAUNCH)
+        self.keys.add((kernel.fn.__name__, tuple(named)))
+
+
+_LAUNCH = ("grid", "warmup")
+
+
+def _specialised(name: str, value: Any) -> str:
+    """What of an argument is part of a kernel's key: of a number whether it is 1 or a multiple of 16, of a constant all."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}, {'' if value.storage_offset() * value.itemsize % 16 == 0 else 'not '}aligned"
+    if isinstance(value, float) and not name.isupper():
+        return "float"
+    if isinstance(value, bool) or not isinstance(value, int) or name.isupper() or name.startswith("num_warps"):
+        return repr(value)
+    return "1" if value == 1 else "a multiple of 16" if value % 16 == 0 else "a number"
+
+
 def _to_device(array: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.empty(array.shape, dtype=array.dtype, device=device)
 
 
 @contextmanager
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
     """While it lasts, every tensor is a fake one."""
     monkeypatch.setattr(transfers, "to_device", _to_device)
     monkeypatch.setattr(transfers, "HostCopy", FakeHostCopy)
     if not torch.cuda.is_available():
         # Some operations want a driver before they are asked for a fake tensor.
         monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    jit = FakeJit()
     for kind in (InterpretedFunction, JITFunction):
-        monkeypatch.setattr(kind, "run", lambda *_args, **_kwargs: None)
+        monkeypatch.setattr(kind, "run", lambda kernel, *args, **given: jit.run(kernel, *args, **given))
     with FakeTensorMode(), torch.inference_mode():
-        yield
+        yield jit
 
 
 def a_fake_decoder(raw: dict[str, Any]) -> Decoder:

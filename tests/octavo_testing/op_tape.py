@@ -92,7 +92,9 @@ class DeviceLikeBackend(TorchBackend):
         batch: AttentionBatch = plan
         size, group = cache.spec.block_size, q.shape[1] // cache.spec.num_kv_heads
         width = batch.block_tables.shape[1]
-        tables = torch.nn.functional.pad(batch.block_tables, (0, self._max_blocks - width))
+        tables = torch.nn.functional.pad(batch.block_tables, (0, max(0, self._max_blocks - width)))[
+            :, : self._max_blocks
+        ]
         offsets = torch.arange(self._max_blocks * size)
         rows = torch.arange(q.shape[0])
         owners = torch.searchsorted(batch.query_start_loc[1:], rows, right=True)

@@ -266,6 +266,7 @@ def _make_engine(
     *,
     keeps_records: bool,
 ) -> Engine:
+    from octavo_kernels.compilations import CompileWatch
     from octavo_server.engine.cuda_graphs import CudaGraphRecorder
     from octavo_server.engine.model_runner import DecoderRunner
 
@@ -301,6 +302,7 @@ def _make_engine(
         keeps_records=keeps_records,
         seed=config.seed,
         check=model.decoder.check,
+        compiled=CompileWatch().take,
     )
 
 

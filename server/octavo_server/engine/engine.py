@@ -25,6 +25,7 @@ from octavo_server.metrics import EngineSnapshot, RequestTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Sequence as Items
 
     from octavo_server.engine.detokenizer import TokenTable
     from octavo_server.engine.outputs import ModelRunner, SequenceOutput
@@ -107,6 +108,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
         check: Callable[[], None] = lambda: None,
+        compiled: Callable[[], Items[str]] = tuple,
     ) -> None:
         self.limits = Limits(
             max_sequence_tokens=scheduler.max_sequence_tokens,
@@ -120,6 +122,8 @@ class Engine:
         self._clock = clock
         self.check = check
         """Raises EngineDeadError where steps have become impossible, which else the next one would tell."""
+        self._compiled = compiled
+        """Names of kernels that were compiled since the last call."""
         self._rng = random.Random(seed)
         self._groups: dict[str, _Group] = {}
         self._outputs: dict[SequenceId, _Output] = {}
@@ -338,8 +342,18 @@ class Engine:
     def _record_step(self, decision: SchedulerOutput, started: float, ended: float) -> None:
         gap_s = None if self._last_step_end_s is None else started - self._last_step_end_s
         self._last_step_end_s = self._clock() if self.has_work else None
+        self._tell_compiled()
         if self._records is not None:
             self._records.steps.append(StepRecord(num_tokens=decision.num_tokens, seconds=ended - started, gap_s=gap_s))
+
+    def _tell_compiled(self) -> None:
+        """Everything was to be compiled before the first request: what was not has held its step up."""
+        names = self._compiled()
+        if not names:
+            return
+        logger.warning("kernels were compiled while requests waited: %s", ", ".join(names))
+        if self._records is not None:
+            self._records.num_compilations += len(names)
 
 
 def _wrapped(seed: int) -> int:

@@ -18,9 +18,9 @@ from octavo_server.engine.gathered_logprobs import gather_logprobs
 from octavo_server.engine.launched_step import LaunchedStep, PromptScores
 from octavo_server.engine.outputs import RunnerOutput
 from octavo_server.engine.request_slots import RequestSlots
-from octavo_server.engine.resident_batch import PlacedStep, ResidentBatchBuilder
+from octavo_server.engine.resident_batch import PlacedStep, ResidentBatchBuilder, table_width
 from octavo_server.engine.sampler import Choice, Sampler, unservable
-from octavo_server.engine.transfers import upload
+from octavo_server.engine.transfers import Download, upload
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -184,40 +184,36 @@ class DecoderRunner:
 
     @torch.inference_mode()
     def warm_up(self, max_num_tokens: int, max_num_seqs: int) -> None:
-        """Runs a prefill and decodes of the sizes to come, so that no request waits for a first call.
+        """Runs steps of every kind to come, so that no request waits for a first call.
 
         Reads the null block and writes nowhere.
         """
-        block_size = self.kv_cache.spec.block_size
-        capacity = self.kv_cache.spec.num_blocks * block_size
-        self._warm_up_shape(num_seqs=1, query_len=min(max_num_tokens, self.decoder.config.max_positions, capacity))
-        num_seqs = 1
-        while num_seqs <= min(max_num_seqs, max_num_tokens):
-            self._warm_up_shape(num_seqs=num_seqs, query_len=1)
-            num_seqs *= 4
+        capacity = self.kv_cache.spec.num_blocks * self.kv_cache.spec.block_size
+        longest = min(max_num_tokens, self.decoder.config.max_positions, capacity)
+        for query_lens in warm_up_steps(longest, max_num_tokens, max_num_seqs):
+            self._warm_up_step(query_lens)
 
-    def _warm_up_shape(self, num_seqs: int, query_len: int) -> None:
-        num_tokens = num_seqs * query_len
-        num_blocks = -(-query_len // self.kv_cache.spec.block_size)
-        # int64 zeros serve as token ids and, repeated, as positions from 0
-        positions = torch.arange(query_len, device=self._device).repeat(num_seqs)
-        starts = torch.arange(0, num_tokens + 1, query_len, dtype=torch.int32, device=self._device)
+    def _warm_up_step(self, query_lens: list[int]) -> None:
+        device, longest, count = self._device, max(query_lens), len(query_lens)
+        starts = np.cumsum([0, *query_lens])
+        positions = upload([position for length in query_lens for position in range(length)], np.int64, device)
+        width = table_width(longest, self.kv_cache.spec.block_size)
         attention = AttentionBatch(
-            query_start_loc=starts,
-            seq_lens=torch.full((num_seqs,), query_len, dtype=torch.int32, device=self._device),
-            block_tables=torch.zeros((num_seqs, num_blocks), dtype=torch.int32, device=self._device),
-            slot_mapping=torch.full((num_tokens,), PAD_SLOT, dtype=torch.int64, device=self._device),
-            max_query_len=query_len,
-            max_seq_len=query_len,
+            query_start_loc=upload(starts, np.int32, device),
+            seq_lens=upload(query_lens, np.int32, device),
+            block_tables=torch.zeros((count, width), dtype=torch.int32, device=device),
+            slot_mapping=torch.full(positions.shape, PAD_SLOT, dtype=torch.int64, device=device),
+            max_query_len=longest,
+            max_seq_len=longest,
         )
-        last_rows = starts[1:].long() - 1
-        token_ids = torch.zeros_like(positions)
+        # zeros serve as token ids
+        token_ids, last_rows = torch.zeros_like(positions), upload(starts[1:] - 1, np.int64, device)
         hidden = self.decoder.forward(token_ids, positions, attention, self.kv_cache, last_rows)
         logits = self.decoder.logits(hidden)
         for temperature in (0.0, 1.0):
-            tokens = self.decoder.backend.sample(logits, self._warm_up_sampling(num_seqs, temperature))
-        # .sum() waits for the device, so that warm-up ends when the work has.
-        int(tokens.sum())
+            tokens = self.decoder.backend.sample(logits, self._warm_up_sampling(count, temperature))
+        # So that warm-up ends when the work has.
+        Download([tokens]).wait()
 
     def _warm_up_sampling(self, num_rows: int, temperature: float) -> SamplingBatch:
         def column(value: float, dtype: torch.dtype) -> torch.Tensor:
@@ -236,3 +232,22 @@ class DecoderRunner:
 
 def _places(items: Sequence[ScheduledSequence], chosen: Collection[SequenceId]) -> set[int]:
     return {place for place, item in enumerate(items) if item.sequence.sequence_id in chosen} if chosen else set()
+
+
+def warm_up_steps(longest: int, max_num_tokens: int, max_num_seqs: int) -> list[list[int]]:
+    """Query lengths of steps after which every kernel has been called in every way that it is compiled for.
+
+    Triton compiles a number anew that is 1, or a multiple of 16, or neither; so one sequence, two, three and sixteen, that
+    extend, decode or do both; decodes of sizes between; and of long prefills an even and an odd one.
+    """
+    steps = [[longest], [max(1, longest - 1)]]
+    for count in (1, 2, 3, 16):
+        steps += [[1] * count, [2] * count, [2] + [1] * (count - 1), [17] + [1] * (count - 1)]
+    count = 4
+    while count <= max_num_seqs:
+        steps.append([1] * count)
+        count *= 4
+    fitting = [
+        step for step in steps if len(step) <= max_num_seqs and sum(step) <= max_num_tokens and max(step) <= longest
+    ]
+    return [list(step) for step in dict.fromkeys(map(tuple, fitting))]

@@ -42,6 +42,8 @@ class EngineRecords:
     """Arrival to first token, of each request that got one."""
     finished: list[FinishedRecord] = field(default_factory=list)
     num_step_errors: int = 0
+    num_compilations: int = 0
+    """Kernels compiled after the start."""
 
     def extend(self, later: EngineRecords) -> None:
         """Takes in what was noted after this."""
@@ -52,3 +54,4 @@ class EngineRecords:
         self.first_tokens_s += later.first_tokens_s
         self.finished += later.finished
         self.num_step_errors += later.num_step_errors
+        self.num_compilations += later.num_compilations

@@ -40,13 +40,15 @@ class RequestSlots:
         self.block_size = block_size
         self.padding = num_slots
         rows = num_slots + 1
-        # [rows, max_blocks] int32
+        # [rows, a multiple of 16 that is at least max_blocks] int32
+        max_blocks = -(-max_blocks // 16) * 16
         self.block_tables = torch.full((rows, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device)
         # [rows] int64: the token that was sampled last
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        # temperature, top-p, min-p: [3, rows] float32; top-k, seed: [2, rows] int64
-        self._numbers = torch.zeros((3, rows), dtype=torch.float32, device=device)
-        self._integers = torch.zeros((2, rows), dtype=torch.int64, device=device)
+        # Each [rows], and a tensor of its own: Triton would compile kernels anew for parts of one that lie otherwise.
+        self._temperature, self._top_p, self._min_p = (torch.zeros(rows, device=device) for _ in range(3))
+        self._top_k = torch.zeros(rows, dtype=torch.int32, device=device)
+        self._seed = torch.zeros(rows, dtype=torch.int64, device=device)
         self._device = device
         self._taken: dict[SequenceId, _Slot] = {}
         self._free = list(range(num_slots - 1, -1, -1))
@@ -86,14 +88,12 @@ class RequestSlots:
 
     def sampling(self, slots: torch.Tensor, positions: torch.Tensor, *, all_greedy: bool) -> SamplingBatch:
         """slots: [n] int64; positions: [n] int64, of the tokens to sample -> the parameters of those rows."""
-        temperature, top_p, min_p = self._numbers.index_select(1, slots)
-        top_k, seed = self._integers.index_select(1, slots)
         return SamplingBatch(
-            temperature=temperature,
-            top_k=top_k.int(),
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
+            temperature=self._temperature[slots],
+            top_k=self._top_k[slots],
+            top_p=self._top_p[slots],
+            min_p=self._min_p[slots],
+            seed=self._seed[slots],
             position=positions,
             all_greedy=all_greedy,
         )
@@ -112,10 +112,15 @@ class RequestSlots:
             return
         params = [sequence.request.params for _, sequence in come]
         indices = upload([index for index, _ in come], np.int64, self._device)
-        numbers = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
-        integers = [[max(p.top_k, 0) for p in params], [signed(sequence.seed) for _, sequence in come]]
-        self._numbers.index_copy_(1, indices, upload(numbers, np.float32, self._device))
-        self._integers.index_copy_(1, indices, upload(integers, np.int64, self._device))
+        columns: list[tuple[torch.Tensor, list[float] | list[int], type[np.generic]]] = [
+            (self._temperature, [p.temperature for p in params], np.float32),
+            (self._top_k, [max(p.top_k, 0) for p in params], np.int32),
+            (self._top_p, [p.top_p for p in params], np.float32),
+            (self._min_p, [p.min_p for p in params], np.float32),
+            (self._seed, [signed(sequence.seed) for _, sequence in come], np.int64),
+        ]
+        for table, values, dtype in columns:
+            table.index_copy_(0, indices, upload(values, dtype, self._device))
 
 
 def signed(seed: int) -> int:

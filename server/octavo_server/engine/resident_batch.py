@@ -124,6 +124,11 @@ def known_tokens(item: ScheduledSequence) -> list[int]:
     return item.sequence.token_ids[item.start : item.start + item.num_tokens]
 
 
+def table_width(max_seq_len: int, block_size: int) -> int:
+    """Blocks, a multiple of 16: Triton would compile kernels anew for a stride that is 1, or no such multiple."""
+    return -(-max_seq_len // (16 * block_size)) * 16
+
+
 def prepare(
     tables: RequestSlots,
     slots: torch.Tensor,
@@ -148,14 +153,15 @@ def prepare(
     size, num_seqs, num_tokens = tables.block_size, slots.shape[0], token_ids.shape[0]
     first_rows = torch.arange(num_seqs + 1, dtype=torch.int64, device=slots.device)
     if counts is None:
-        owners, positions, seq_lens = first_rows[:-1], starts, starts + 1
+        # A copy, which begins where memory does: Triton would compile kernels anew for a part that does not.
+        owners, positions, seq_lens = first_rows[:-1], starts.clone(), starts + 1
     else:
         torch.cumsum(counts, 0, out=first_rows[1:])
         rows = torch.arange(num_tokens, dtype=torch.int64, device=slots.device)
         owners = torch.searchsorted(first_rows[1:], rows, right=True)
         positions, seq_lens = (starts - first_rows[:-1])[owners] + rows, starts + counts
     # block_tables: [num_seqs, blocks of the longest] int32; behind a sequence's end lie those of who had the slot before
-    block_tables = tables.block_tables[:, : -(-max_seq_len // size)].index_select(0, slots)
+    block_tables = tables.block_tables[:, : table_width(max_seq_len, size)].index_select(0, slots)
     first_positions = torch.arange(0, block_tables.shape[1] * size, size, device=slots.device)
     block_tables.masked_fill_(first_positions >= seq_lens.unsqueeze(1), NULL_BLOCK)
     blocks = block_tables[owners, positions // size].long()

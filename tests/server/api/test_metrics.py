@@ -33,6 +33,7 @@ CONTRACT: dict[str, tuple[str, set[str]]] = {
     "vllm:spec_decode_num_accepted_tokens": ("counter", set()),
     "octavo_rejected_requests": ("counter", {"reason"}),
     "octavo_engine_step_errors": ("counter", set()),
+    "octavo_kernel_compilations": ("counter", set()),
     "vllm:time_to_first_token_seconds": ("histogram", set()),
     "vllm:inter_token_latency_seconds": ("histogram", set()),
     "vllm:request_time_per_output_token_seconds": ("histogram", set()),

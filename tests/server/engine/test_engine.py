@@ -192,6 +192,21 @@ def test_a_request_whose_step_raises_fails_alone(parts: FakeParts) -> None:
     assert value(metrics, "octavo_engine_step_errors_total") > 0
 
 
+def test_a_kernel_that_compiles_while_requests_wait_is_counted_and_told_once(
+    parts: FakeParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = parts.loaded.engine
+    compiled = [["decode_kernel", "decode_kernel"]]
+    engine._compiled = lambda: compiled.pop() if compiled else []
+    engine.add_request(a_request("a", prompt=(9,), max_tokens=3))
+
+    run(engine)
+
+    lines = [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()]
+    assert lines == ["kernels were compiled while requests waited: decode_kernel, decode_kernel"]
+    assert value(counted(engine), "octavo_kernel_compilations_total") == 2
+
+
 def test_the_others_get_what_they_would_have_got_without_the_offender(parts: FakeParts) -> None:
     engine = parts.loaded.engine
     engine.add_request(a_request("before", prompt=(9, 10), max_tokens=6, seed=1))

@@ -11,11 +11,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from octavo_kernels.handles import KVCacheSpec
 from octavo_server.config import LogprobsMode
+from octavo_server.engine import transfers
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import BlockId, ScheduledSequence, SchedulerOutput, SequenceId
 from octavo_server.engine.request import POOLING, Request, SamplingParams
 from octavo_server.engine.sequence import Sequence
-from octavo_testing.fake_gpu import GPU, NoWaiting, WaitedError, a_fake_decoder, fake_gpu
+from octavo_testing.fake_gpu import GPU, FakeJit, NoWaiting, ReadHostCopy, WaitedError, a_fake_decoder, fake_gpu
 
 DENSE: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -109,9 +110,9 @@ STEPS: dict[str, Callable[[], list[ScheduledSequence]]] = {
 
 
 @pytest.fixture
-def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with fake_gpu(monkeypatch):
-        yield
+def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
+    with fake_gpu(monkeypatch) as jit:
+        yield jit
 
 
 def a_runner(model: str = "dense", mode: LogprobsMode = "raw") -> DecoderRunner:
@@ -133,6 +134,30 @@ def test_launching_a_step_waits_for_nothing(model: str, step: str, mode: Logprob
 
     with pytest.raises(WaitedError):
         launched.result()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_is_compiled_after_the_warm_up(
+    model: str, on_fake_gpu: FakeJit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever steps consist of: numbers of sequences and tokens, contexts, and what is asked of sampling."""
+    runner = a_runner(model)
+    with monkeypatch.context() as reading:
+        reading.setattr(transfers, "HostCopy", ReadHostCopy)
+        runner.warm_up(max_num_tokens=256, max_num_seqs=32)
+    compiled = set(on_fake_gpu.keys)
+    steps = [make() for make in STEPS.values()]
+    for count in (1, 2, 3, 5, 16, 17, 32):
+        steps += [
+            [an_item(n, known=5 + 30 * (n % 3), computed=4 + 30 * (n % 3), temperature=0.5) for n in range(count)]
+        ]
+        steps += [[an_item(n, known=6 + n, computed=n % 5, top_k=n, temperature=1.0) for n in range(count)]]
+        steps += [[an_item(40, known=9 + 7 * count, computed=0), *steps[-2][1:]]]
+
+    for step in steps:
+        runner.launch(SchedulerOutput(scheduled=tuple(step)))
+
+    assert on_fake_gpu.keys - compiled == set()
 
 
 WAITS: dict[str, Callable[[torch.Tensor], object]] = {
