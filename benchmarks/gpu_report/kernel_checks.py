@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +37,7 @@ from octavo_kernels import (
     w4a16_linear_ref,
 )
 from octavo_kernels.attention_plan import plan_paged_attention
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.fp8_weight import FP8, MIN_CAPABILITY, quantize_fp8
 from octavo_kernels.launch import is_amd
 from octavo_kernels.packed_weight import pack
@@ -126,7 +128,9 @@ def _copy_blocks(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tup
     return mine, theirs
 
 
-def _attention(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _attention(
+    dtype: torch.dtype, device: torch.device, is_tiny: bool, *, is_varied: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Decodes around extends, with and without a cached beginning."""
     shape = (
         Shape(num_heads=4, num_kv_heads=2, head_dim=16)
@@ -145,12 +149,14 @@ def _attention(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple
         ).query_tile,
         target_items=4 if is_tiny else 528,
     )
+    numbers = torch.rand(shape.num_heads, device=device)
+    variant = AttentionVariant(soft_cap=2.0, alibi_slopes=numbers, sinks=numbers) if is_varied else PLAIN
     mine, theirs = torch.full_like(case.q, torch.nan), torch.full_like(case.q, torch.nan)
     caches = case.key_cache, case.value_cache
-    decode_attention.decode_attention(case.q, *caches, plan, case.scale, mine)
-    extend_attention.extend_attention(case.q, *caches, plan, case.scale, mine)
-    decode_attention_ref.decode_attention(case.q, *caches, plan, case.scale, theirs)
-    extend_attention_ref.extend_attention(case.q, *caches, plan, case.scale, theirs)
+    decode_attention.decode_attention(case.q, *caches, plan, case.scale, mine, variant)
+    extend_attention.extend_attention(case.q, *caches, plan, case.scale, mine, variant)
+    decode_attention_ref.decode_attention(case.q, *caches, plan, case.scale, theirs, variant)
+    extend_attention_ref.extend_attention(case.q, *caches, plan, case.scale, theirs, variant)
     return mine, theirs
 
 
@@ -224,6 +230,7 @@ CASES: dict[str, Case] = {
     "store_kv": _store_kv,
     "copy_blocks": _copy_blocks,
     "attention": _attention,
+    "attention with a soft cap, ALiBi and sinks": partial(_attention, is_varied=True),
     "experts": _experts,
     "linear of few rows": _skinny_linear,
     "linear of few bits": _few_bits,

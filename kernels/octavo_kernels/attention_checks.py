@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo_kernels.attention_variant import AttentionVariant
 from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import KVCacheSpec
@@ -107,3 +108,16 @@ def check_attention(q: torch.Tensor, key_cache: torch.Tensor, num_tokens: int, n
     require_dtype("q", q, key_cache.dtype)
     require_last_contiguous("q", q)
     require_device("q", q, key_cache.device)
+
+
+def check_variant(variant: AttentionVariant, num_heads: int, device: torch.device) -> None:
+    """See `AttentionVariant`."""
+    if variant.soft_cap is not None and not variant.soft_cap > 0:
+        raise KernelError(f"soft_cap is {variant.soft_cap}, must be above 0, or None")
+    for name in ("alibi_slopes", "sinks"):
+        tensor = getattr(variant, name)
+        if tensor is not None:
+            require_shape(name, tensor, (num_heads,))
+            require_dtype(name, tensor, torch.float32)
+            require_last_contiguous(name, tensor)
+            require_device(name, tensor, device)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.errors import KernelError
 
 if TYPE_CHECKING:
@@ -78,10 +79,19 @@ class KernelBackend(Protocol):
         max(0, p - window + 1) .. p and no others, which may be freed. None: all up to its own.
         """
 
-    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+    def attention(
+        self,
+        q: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        plan: AttentionPlan,
+        scale: float,
+        variant: AttentionVariant = PLAIN,
+    ) -> torch.Tensor:
         """Causal attention of each row over its sequence's cached K/V, this step's included (store_kv came before).
 
-        A row sees as far back as the plan's window.
+        A row sees as far back as the plan's window; what else its scores may be, see `AttentionVariant`. A backend that
+        lacks a variant refuses it.
 
         q: [num_tokens, num_heads, head_dim], num_heads a multiple of num_kv_heads; head h reads kv head
         h // (num_heads // num_kv_heads). -> new [num_tokens, num_heads, head_dim], dtype of q.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 LOWEST = tl.constexpr(-1.0e30)
 """Below every score that is not itself infinite."""
 
@@ -52,6 +54,18 @@ def load_tile(
 
 
 @triton.jit
+def start_rows(p_sinks, o_head, m_sink, HAS_SINKS: tl.constexpr):
+    """The running maximum and sum of rows that have seen nothing yet, or their head's sink. Both [rows] fp32."""
+    b_max = tl.full(o_head.shape, LOWEST, tl.float32)
+    b_sum = tl.zeros(o_head.shape, tl.float32)
+    if HAS_SINKS:
+        # a sink of -inf is LOWEST, whose weight is 0 beside any score
+        b_max = tl.maximum(b_max, tl.load(p_sinks + o_head, mask=m_sink, other=float("-inf")) * LOG2_E)
+        b_sum = m_sink.to(tl.float32)
+    return b_max, b_sum
+
+
+@triton.jit
 def attend_tile(
     b_q,
     b_k,
@@ -61,19 +75,31 @@ def attend_tile(
     b_max,
     b_sum,
     scale_log2,
+    cap_log2,
+    b_bias,
     PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     IS_VECTOR: tl.constexpr,
+    IS_CAPPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):
     """Adds a tile to the running maximum, sum and weighted values of each row of q. All in fp32.
 
     IS_VECTOR: q has one row, for which the tensor cores' 16 would be a waste.
+    IS_CAPPED: scale_log2 is the scale over the cap, and cap_log2 the cap in units of log2.
+    HAS_BIAS: b_bias [rows, tile] fp32 is added to the scores, in units of log2.
     """
     # b_score: [rows, tile] fp32, in units of log2
     if IS_VECTOR:
         b_score = tl.sum(b_q.to(tl.float32)[:, None, :] * b_k.to(tl.float32)[None, :, :], axis=2) * scale_log2
     else:
         b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
+    if IS_CAPPED:
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is 1 long before exp would be infinite
+        b_power = tl.exp2(tl.minimum(b_score * (2.0 * LOG2_E), 126.0))
+        b_score = cap_log2 - 2.0 * cap_log2 / (b_power + 1.0)
+    if HAS_BIAS:
+        b_score += b_bias
     if not IS_WHOLE:
         b_score = tl.where(is_seen, b_score, float("-inf"))
     b_new_max = tl.maximum(b_max, tl.max(b_score, axis=1))

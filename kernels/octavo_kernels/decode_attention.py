@@ -3,6 +3,7 @@
     out = softmax(scale * q K^T) V over the keys of one sequence, in float32, with the running maximum and sum of
     Milakov and Gimelshein (2018) over tiles of the context; splits are joined by their log-sum-exp (Flash-Decoding,
     Dao et al., 2023). Work is dealt as a list of (sequence, run of tiles): attention_plan.py.
+    What else a score may be: attention_variant.py, each a branch at compile time.
     With a window w the keys are those of positions seq_len - w and on; tiles before are in no item.
 
 The query heads that share a key/value head are the rows of one tl.dot, padded to its 16: K and V are read once for all
@@ -21,10 +22,11 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.attention_checks import check_attention, check_caches
+from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
 from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
-from octavo_kernels.context_tile import LOWEST, attend_tile, load_tile
-from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
+from octavo_kernels.context_tile import LOG2_E, attend_tile, load_tile, start_rows
+from octavo_kernels.launch import MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 _SPLITS = 16
 """Splits that the combine pass joins at once."""
@@ -58,6 +60,9 @@ def decode_attention_kernel(
     num_kv_heads,
     window,
     scale_log2,
+    cap_log2,
+    p_alibi_slopes,
+    p_sinks,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -68,6 +73,9 @@ def decode_attention_kernel(
     PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
     IS_WINDOWED: tl.constexpr,
+    IS_CAPPED: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     i_item = (tl.program_id(0) // num_kv_heads).to(tl.int64)
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
@@ -97,8 +105,10 @@ def decode_attention_kernel(
     if IS_WIDENED:
         b_q = b_q.to(tl.float32)
 
-    b_max = tl.full([BLOCK_GROUP], LOWEST, tl.float32)
-    b_sum = tl.zeros([BLOCK_GROUP], tl.float32)
+    # the first split alone has the sink in its sum
+    b_max, b_sum = start_rows(p_sinks, o_head, o_group < tl.where(i_split == 0, GROUP, 0), HAS_SINKS)
+    if HAS_SLOPES:
+        b_slope = tl.load(p_alibi_slopes + o_head, mask=o_group < GROUP, other=0.0) * LOG2_E
     # b_acc: [BLOCK_GROUP, BLOCK_DIM] fp32
     b_acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
     p_table = p_block_tables + i_sequence * stride_table
@@ -130,8 +140,25 @@ def decode_attention_kernel(
             False,
             IS_WIDENED,
         )
+        b_bias = None
+        if HAS_SLOPES:
+            b_bias = b_slope[:, None] * (o_position - (seq_len - 1))[None, :].to(tl.float32)
         b_acc, b_max, b_sum = attend_tile(
-            b_q, b_k, b_v, m_position[None, :], b_acc, b_max, b_sum, scale_log2, PRECISION, False, GROUP == 1
+            b_q,
+            b_k,
+            b_v,
+            m_position[None, :],
+            b_acc,
+            b_max,
+            b_sum,
+            scale_log2,
+            cap_log2,
+            b_bias,
+            PRECISION,
+            False,
+            GROUP == 1,
+            IS_CAPPED,
+            HAS_SLOPES,
         )
 
     b_out = b_acc / b_sum[:, None]
@@ -189,8 +216,10 @@ def combine_splits_kernel(
     tl.store(p_row, (b_acc / b_sum).to(p_out.dtype.element_ty), mask=m_dim)
 
 
-def decode_step(group: int, block_dim: int, dtype: torch.dtype) -> int:
+def decode_step(group: int, block_dim: int, dtype: torch.dtype, *, has_bias: bool = False) -> int:
     """Context tokens a program loads at once, a divisor of CONTEXT_TILE: what fits into its registers."""
+    if group == 1 and has_bias:
+        return CONTEXT_TILE // 4
     is_wide = dtype == torch.float32 or block_dim > 128 or group == 1 or is_amd()
     return CONTEXT_TILE // 2 if is_wide else CONTEXT_TILE
 
@@ -202,6 +231,7 @@ def decode_attention(
     plan: PagedAttentionPlan,
     scale: float,
     out: torch.Tensor,
+    variant: AttentionVariant = PLAIN,
 ) -> None:
     """Writes the rows of out that belong to sequences of query length 1 and leaves all others alone.
 
@@ -209,6 +239,7 @@ def decode_attention(
     """
     check_caches(key_cache, value_cache)
     check_attention(q, key_cache, plan.num_tokens, plan.num_heads)
+    check_variant(variant, plan.num_heads, q.device)
     work, batch = plan.decode, plan.batch
     if work is None:
         return
@@ -241,17 +272,23 @@ def decode_attention(
         num_seqs=batch.seq_lens.shape[0],
         num_kv_heads=num_kv_heads,
         window=plan.window,
-        scale_log2=scale * LOG2_E,
+        scale_log2=scale / variant.soft_cap if variant.soft_cap is not None else scale * LOG2_E,
+        cap_log2=variant.soft_cap * LOG2_E if variant.soft_cap is not None else None,
+        p_alibi_slopes=variant.alibi_slopes,
+        p_sinks=variant.sinks,
         GROUP=group,
         BLOCK_GROUP=1 if group == 1 else max(next_power_of_2(group), MIN_DOT),
         HEAD_DIM=head_dim,
         BLOCK_DIM=block_dim,
         BLOCK_SIZE=block_size,
         TILE=CONTEXT_TILE,
-        STEP=decode_step(group, block_dim, q.dtype),
+        STEP=decode_step(group, block_dim, q.dtype, has_bias=variant.alibi_slopes is not None),
         PRECISION=dot_precision(q.dtype, decode_attention_kernel),
         IS_WIDENED=q.dtype == torch.bfloat16 and is_interpreted(decode_attention_kernel),
         IS_WINDOWED=plan.window is not None,
+        IS_CAPPED=variant.soft_cap is not None,
+        HAS_SLOPES=variant.alibi_slopes is not None,
+        HAS_SINKS=variant.sinks is not None,
         num_warps=4,
         num_stages=2 if is_amd() else 3,
     )

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 
 from octavo_kernels.attention_plan import PagedAttentionPlan
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.extend_attention_ref import attend_sequence
 
 
@@ -17,6 +18,7 @@ def decode_attention(
     plan: PagedAttentionPlan,
     scale: float,
     out: torch.Tensor,
+    variant: AttentionVariant = PLAIN,
 ) -> None:
     """Writes the rows of out that belong to sequences of query length 1 and leaves all others alone.
 
@@ -25,4 +27,4 @@ def decode_attention(
     starts = plan.batch.query_start_loc.tolist()
     for sequence, (start, end) in enumerate(pairwise(starts)):
         if end - start == 1:
-            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan, sequence, scale)
+            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan, sequence, scale, variant)

@@ -2,6 +2,7 @@
 
     out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j,
     of them the last w where a window w is set.
+    What else a score may be: attention_variant.py, each a branch at compile time.
     FlashAttention-2 (Dao, 2023) over a paged cache: one program holds a tile of query rows and walks the context.
 
 A row of the tile is a pair (query token, head of the group): all heads that share a key/value head read it together.
@@ -23,10 +24,11 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.attention_checks import check_attention, check_caches
+from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
 from octavo_kernels.attention_plan import PagedAttentionPlan
-from octavo_kernels.context_tile import LOWEST, attend_tile, load_tile
-from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
+from octavo_kernels.context_tile import LOG2_E, attend_tile, load_tile, start_rows
+from octavo_kernels.launch import MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 
 @triton.jit
@@ -55,6 +57,9 @@ def extend_attention_kernel(
     num_kv_heads,
     window,
     scale_log2,
+    cap_log2,
+    p_alibi_slopes,
+    p_sinks,
     GROUP: tl.constexpr,
     QUERY_TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -65,6 +70,9 @@ def extend_attention_kernel(
     PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
     IS_WINDOWED: tl.constexpr,
+    IS_CAPPED: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     i_tile = tl.program_id(0) // num_kv_heads
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
@@ -91,8 +99,11 @@ def extend_attention_kernel(
     if IS_WIDENED:
         b_q = b_q.to(tl.float32)
 
-    b_max = tl.full([ROWS], LOWEST, tl.float32)
-    b_sum = tl.zeros([ROWS], tl.float32)
+    o_row_head = i_kv_head * GROUP + o_row % GROUP
+    b_max, b_sum = start_rows(p_sinks, o_row_head, m_row, HAS_SINKS)
+    if HAS_SLOPES:
+        b_slope = tl.load(p_alibi_slopes + o_row_head, mask=m_row, other=0.0) * LOG2_E
+    o_row_position = prefix_len + o_query
     # b_acc: [ROWS, BLOCK_DIM] fp32
     b_acc = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
     p_table = p_block_tables + i_sequence * stride_table
@@ -120,13 +131,32 @@ def extend_attention_kernel(
             True,
             IS_WIDENED,
         )
-        b_acc, b_max, b_sum = attend_tile(b_q, b_k, b_v, None, b_acc, b_max, b_sum, scale_log2, PRECISION, True, False)
+        b_bias = None
+        if HAS_SLOPES:
+            b_bias = b_slope[:, None] * (o_position[None, :] - o_row_position[:, None]).to(tl.float32)
+        b_acc, b_max, b_sum = attend_tile(
+            b_q,
+            b_k,
+            b_v,
+            None,
+            b_acc,
+            b_max,
+            b_sum,
+            scale_log2,
+            cap_log2,
+            b_bias,
+            PRECISION,
+            True,
+            False,
+            IS_CAPPED,
+            HAS_SLOPES,
+        )
     # the columns cut by the window's edge, [first, inner), then those cut by the diagonal, [whole, end); a third stage of
     # loads would spill, and the run is too short for it
     for i_cut in tl.range(whole - (inner - first), end, COLUMNS, num_stages=2):
         i_column = tl.where(i_cut < whole, i_cut - (whole - inner), i_cut) if IS_WINDOWED else i_cut
         o_position = i_column + tl.arange(0, COLUMNS)
-        m_position, is_seen = _seen(o_position, prefix_len + tile_start, end, prefix_len + o_query, window, IS_WINDOWED)
+        m_position, is_seen = _seen(o_position, prefix_len + tile_start, end, o_row_position, window, IS_WINDOWED)
         b_k, b_v = load_tile(
             p_key,
             p_value,
@@ -143,8 +173,25 @@ def extend_attention_kernel(
             False,
             IS_WIDENED,
         )
+        b_bias = None
+        if HAS_SLOPES:
+            b_bias = b_slope[:, None] * (o_position[None, :] - o_row_position[:, None]).to(tl.float32)
         b_acc, b_max, b_sum = attend_tile(
-            b_q, b_k, b_v, is_seen, b_acc, b_max, b_sum, scale_log2, PRECISION, False, False
+            b_q,
+            b_k,
+            b_v,
+            is_seen,
+            b_acc,
+            b_max,
+            b_sum,
+            scale_log2,
+            cap_log2,
+            b_bias,
+            PRECISION,
+            False,
+            False,
+            IS_CAPPED,
+            HAS_SLOPES,
         )
 
     b_out = (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty)
@@ -187,15 +234,18 @@ class ExtendTiling:
     num_warps: int
 
 
-def extend_tiling(group: int, head_dim: int, dtype: torch.dtype) -> ExtendTiling:
-    """The largest tiles of each kind that stay in registers on the chips of tests/kernels/test_compile.py."""
+def extend_tiling(group: int, head_dim: int, dtype: torch.dtype, *, has_bias: bool = False) -> ExtendTiling:
+    """The largest tiles of each kind that stay in registers on the chips of tests/kernels/test_compile.py.
+
+    has_bias: each score has one of its own; it does not change query_tile, which a plan goes by.
+    """
     block_dim = next_power_of_2(head_dim)
     if dtype == torch.float32:
-        rows, columns, num_warps = (32, 32, 4) if block_dim <= 64 else (32, 16, 8)
+        rows, columns, num_warps = (32, 32, 4) if block_dim <= 64 and not has_bias else (32, 16, 8)
     elif block_dim > 128:
         rows, columns, num_warps = 64, 32, 8
-    elif block_dim > 64 and group & (group - 1):
-        # dividing rows by a group that is no power of two takes registers of its own
+    elif block_dim > 64 and (has_bias or group & (group - 1)):
+        # a bias takes registers of its own, and so does dividing rows by a group that is no power of two
         rows, columns, num_warps = 128, 32, 8
     else:
         rows, columns, num_warps = 128, 64, 8
@@ -213,6 +263,7 @@ def extend_attention(
     plan: PagedAttentionPlan,
     scale: float,
     out: torch.Tensor,
+    variant: AttentionVariant = PLAIN,
 ) -> None:
     """Writes the rows of out that belong to sequences of query length 2 or more and leaves all others alone.
 
@@ -220,12 +271,13 @@ def extend_attention(
     """
     check_caches(key_cache, value_cache)
     check_attention(q, key_cache, plan.num_tokens, plan.num_heads)
+    check_variant(variant, plan.num_heads, q.device)
     work, batch = plan.extend, plan.batch
     if work is None:
         return
     _, num_kv_heads, block_size, head_dim = key_cache.shape
     group = plan.num_heads // num_kv_heads
-    tiling = extend_tiling(group, head_dim, q.dtype)
+    tiling = extend_tiling(group, head_dim, q.dtype, has_bias=variant.alibi_slopes is not None)
     extend_attention_kernel[(work.tile_sequence.shape[0] * num_kv_heads,)](
         p_q=q,
         p_key_cache=key_cache,
@@ -250,7 +302,10 @@ def extend_attention(
         num_seqs=batch.seq_lens.shape[0],
         num_kv_heads=num_kv_heads,
         window=plan.window,
-        scale_log2=scale * LOG2_E,
+        scale_log2=scale / variant.soft_cap if variant.soft_cap is not None else scale * LOG2_E,
+        cap_log2=variant.soft_cap * LOG2_E if variant.soft_cap is not None else None,
+        p_alibi_slopes=variant.alibi_slopes,
+        p_sinks=variant.sinks,
         GROUP=group,
         QUERY_TILE=work.query_tile,
         ROWS=tiling.rows,
@@ -261,6 +316,9 @@ def extend_attention(
         PRECISION=dot_precision(q.dtype, extend_attention_kernel),
         IS_WIDENED=q.dtype == torch.bfloat16 and is_interpreted(extend_attention_kernel),
         IS_WINDOWED=plan.window is not None,
+        IS_CAPPED=variant.soft_cap is not None,
+        HAS_SLOPES=variant.alibi_slopes is not None,
+        HAS_SINKS=variant.sinks is not None,
         num_warps=tiling.num_warps,
         num_stages=2 if is_amd() else 3,
     )

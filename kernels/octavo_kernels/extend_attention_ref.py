@@ -1,7 +1,7 @@
 """Reference of `extend_attention.py`: sequences that compute many tokens, with or without a cached prefix.
 
 out = softmax(scale * q K^T + mask) V, in float32; row j of n sees the keys up to position seq_len - n + j, of them the
-last `window` where one is set.
+last `window` where one is set. What else a score may be: attention_variant.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 
 from octavo_kernels.attention_plan import PagedAttentionPlan
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 
 
 def extend_attention(
@@ -20,6 +21,7 @@ def extend_attention(
     plan: PagedAttentionPlan,
     scale: float,
     out: torch.Tensor,
+    variant: AttentionVariant = PLAIN,
 ) -> None:
     """Writes the rows of out that belong to sequences of query length 2 or more and leaves all others alone.
 
@@ -28,7 +30,7 @@ def extend_attention(
     starts = plan.batch.query_start_loc.tolist()
     for sequence, (start, end) in enumerate(pairwise(starts)):
         if end - start > 1:
-            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan, sequence, scale)
+            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan, sequence, scale, variant)
 
 
 def attend_sequence(
@@ -38,6 +40,7 @@ def attend_sequence(
     plan: PagedAttentionPlan,
     sequence: int,
     scale: float,
+    variant: AttentionVariant,
 ) -> torch.Tensor:
     """q: [query_len, num_heads, head_dim], the last tokens of one sequence -> like q."""
     seq_len, block_table = int(plan.batch.seq_lens[sequence]), plan.batch.block_tables[sequence]
@@ -49,8 +52,15 @@ def attend_sequence(
     query_positions = torch.arange(seq_len - q.shape[0], seq_len, device=q.device)
     # distance: [query_len, seq_len] int64, how far each key lies before each query
     distance = query_positions[:, None] - torch.arange(seq_len, device=q.device)
+    if variant.soft_cap is not None:
+        scores = variant.soft_cap * torch.tanh(scores / variant.soft_cap)
+    if variant.alibi_slopes is not None:
+        scores = scores - variant.alibi_slopes[:, None, None] * distance
     is_hidden = (distance < 0) | (distance >= (plan.window or seq_len))
-    weights = scores.masked_fill(is_hidden, -torch.inf).softmax(dim=-1)
+    scores = scores.masked_fill(is_hidden, -torch.inf)
+    if variant.sinks is not None:
+        scores = torch.cat((scores, variant.sinks[:, None, None].expand(-1, q.shape[0], 1)), dim=-1)
+    weights = scores.softmax(dim=-1)[..., :seq_len]
     # a key that nobody sees may have been freed, and then hold NaN, which times 0 would still be NaN
     v = v.masked_fill(is_hidden.all(dim=0)[:, None, None], 0)
     return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)

@@ -21,6 +21,7 @@ from octavo_kernels.attention_checks import (
     check_table_width,
     check_window,
 )
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import check_expert_weights, check_experts, check_linear_weight
 from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
@@ -123,7 +124,17 @@ class NumbaBackend:
         check_table_width(batch, cache.spec.block_size)
         return plan_rows(batch, num_heads, cache.spec.num_kv_heads, window)
 
-    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+    def attention(
+        self,
+        q: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        plan: AttentionPlan,
+        scale: float,
+        variant: AttentionVariant = PLAIN,
+    ) -> torch.Tensor:
+        if not variant.is_plain:
+            raise KernelError(f"the numba backend has no attention with {variant.description}; use the torch backend")
         own, rows = require_own(cache, TransposedCache), require_own(plan, RowPlan)
         check_layer(layer, own.spec.num_layers)
         require_float32("q", q)

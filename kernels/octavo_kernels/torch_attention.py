@@ -17,8 +17,10 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.handles import KVCacheSpec
+from octavo_kernels.torch_attention_variant import attend_rows, attend_sequence
 
 _SHORT_CONTEXT = 256
 """Tokens up to which padding a decode costs less than a call of its own."""
@@ -35,6 +37,8 @@ class DecodeGroup:
     """[num_rows * max_len] int64, padded with slot 0: the null block is finite, a freed block may hold NaN."""
     mask: torch.Tensor | None
     """[num_rows, 1, 1, max_len], 0 where there is a key and -inf where there is none; None if all are full."""
+    lens: tuple[int, ...]
+    """Keys of each row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +91,15 @@ def plan_attention(
     )
 
 
-def attention(q: torch.Tensor, slots: torch.Tensor, plan: TorchAttentionPlan, scale: float) -> torch.Tensor:
+def attention(
+    q: torch.Tensor, slots: torch.Tensor, plan: TorchAttentionPlan, scale: float, variant: AttentionVariant = PLAIN
+) -> torch.Tensor:
     """q: [num_tokens, num_heads, head_dim]; slots: [num_slots, 2, num_kv_heads, head_dim], K beside V -> like q."""
     out = torch.empty(q.shape, dtype=q.dtype)
     for group in plan.decodes:
-        out[group.rows] = _attend_decodes(q[group.rows], _take(slots, group.slots), group, scale)
+        out[group.rows] = _attend_decodes(q[group.rows], _take(slots, group.slots), group, scale, variant)
     for sequence in plan.extends:
-        out[sequence.rows] = _attend_extend(q[sequence.rows], _take(slots, sequence.slots), sequence, scale)
+        out[sequence.rows] = _attend_extend(q[sequence.rows], _take(slots, sequence.slots), sequence, scale, variant)
     return out
 
 
@@ -134,6 +140,7 @@ def _plan_decodes(rows: list[int], seq_lens: list[int], slots: torch.Tensor, dty
         num_rows=len(rows),
         slots=_as_slice(slots.flatten()),
         mask=mask,
+        lens=tuple(seq_lens),
     )
 
 
@@ -163,18 +170,24 @@ def _take(slots: torch.Tensor, wanted: torch.Tensor | slice) -> torch.Tensor:
     return slots[wanted] if isinstance(wanted, slice) else slots.index_select(0, wanted)
 
 
-def _attend_decodes(q: torch.Tensor, kv: torch.Tensor, group: DecodeGroup, scale: float) -> torch.Tensor:
+def _attend_decodes(
+    q: torch.Tensor, kv: torch.Tensor, group: DecodeGroup, scale: float, variant: AttentionVariant
+) -> torch.Tensor:
     """q: [num_rows, num_heads, head_dim]; kv: [num_rows * max_len, 2, num_kv_heads, head_dim] -> like q."""
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = kv.shape[2]
     # keys, values: [num_rows, num_kv_heads, max_len, head_dim], views
     keys, values = kv.view(num_rows, -1, 2, num_kv_heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     packed = q.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    if not variant.is_plain:
+        return attend_rows(packed, keys, values, group.mask, group.lens, scale, variant).reshape(q.shape)
     out = scaled_dot_product_attention(packed, keys, values, attn_mask=group.mask, scale=scale)
     return out.reshape(q.shape)
 
 
-def _attend_extend(q: torch.Tensor, kv: torch.Tensor, sequence: ExtendSequence, scale: float) -> torch.Tensor:
+def _attend_extend(
+    q: torch.Tensor, kv: torch.Tensor, sequence: ExtendSequence, scale: float, variant: AttentionVariant
+) -> torch.Tensor:
     """q: [query_len, num_heads, head_dim]; kv: [num_keys, 2, num_kv_heads, head_dim] -> like q."""
     query_len, num_heads, head_dim = q.shape
     num_keys, _, num_kv_heads, _ = kv.shape
@@ -182,6 +195,9 @@ def _attend_extend(q: torch.Tensor, kv: torch.Tensor, sequence: ExtendSequence, 
     # keys, values: [num_kv_heads, group_size, num_keys, head_dim], stride 0 over the group
     keys, values = kv.permute(1, 2, 0, 3).unsqueeze(2).expand(2, num_kv_heads, group_size, num_keys, head_dim).unbind(0)
     grouped = q.reshape(query_len, num_kv_heads, group_size, head_dim).permute(1, 2, 0, 3)
+    if not variant.is_plain:
+        varied = attend_sequence(grouped, keys, values, sequence.mask, scale, variant)
+        return varied.permute(2, 0, 1, 3).reshape(q.shape)
     is_causal = sequence.mask is None
     out = scaled_dot_product_attention(grouped, keys, values, attn_mask=sequence.mask, is_causal=is_causal, scale=scale)
     return out.permute(2, 0, 1, 3).reshape(q.shape)

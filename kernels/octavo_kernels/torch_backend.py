@@ -22,8 +22,10 @@ from octavo_kernels.attention_checks import (
     check_num_heads,
     check_store_kv,
     check_table_width,
+    check_variant,
     check_window,
 )
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import check_expert_weights, check_experts, check_linear, check_linear_weight
 from octavo_kernels.copy_blocks_ref import copy_blocks
@@ -123,12 +125,21 @@ class TorchBackend:
         check_window(window)
         return torch_attention.plan_attention(batch, cache.spec, num_heads, window)
 
-    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+    def attention(
+        self,
+        q: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        plan: AttentionPlan,
+        scale: float,
+        variant: AttentionVariant = PLAIN,
+    ) -> torch.Tensor:
         own = require_own(cache, TorchKVCache)
         own_plan = require_own(plan, torch_attention.TorchAttentionPlan)
         check_layer(layer, own.spec.num_layers)
         check_attention(q, own.keys[layer], own_plan.num_tokens, own_plan.num_heads)
-        return torch_attention.attention(q, own.slots[layer], own_plan, scale)
+        check_variant(variant, own_plan.num_heads, q.device)
+        return torch_attention.attention(q, own.slots[layer], own_plan, scale, variant)
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         return silu_and_mul(x)

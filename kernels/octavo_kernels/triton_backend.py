@@ -17,6 +17,7 @@ from octavo_kernels.attention_checks import (
     check_window,
 )
 from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
+from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import check_expert_weights, check_linear_weight
 from octavo_kernels.copy_blocks import copy_blocks
@@ -178,13 +179,21 @@ class TritonBackend:
             window=window,
         )
 
-    def attention(self, q: torch.Tensor, cache: KVCache, layer: int, plan: AttentionPlan, scale: float) -> torch.Tensor:
+    def attention(
+        self,
+        q: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        plan: AttentionPlan,
+        scale: float,
+        variant: AttentionVariant = PLAIN,
+    ) -> torch.Tensor:
         own = require_own(cache, TritonKVCache)
         own_plan = require_own(plan, PagedAttentionPlan)
         check_layer(layer, own.spec.num_layers)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        decode_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out)
-        extend_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out)
+        decode_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out, variant)
+        extend_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out, variant)
         return out
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:

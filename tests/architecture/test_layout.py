@@ -23,10 +23,15 @@ FUNCTION_LIMIT = 60
 KERNEL_FUNCTION_LIMIT = 120
 PARAMETER_LIMIT = 7
 
+_WIDE_KERNEL = "half of it is its parameters and those of its calls, which are formatted one a line"
+
 LARGE_MODULES: dict[str, str] = {}
 """Modules past the limit, each with the reason."""
 
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "kernels/octavo_kernels/decode_attention.py:decode_attention_kernel": _WIDE_KERNEL,
+    "kernels/octavo_kernels/extend_attention.py:extend_attention_kernel": _WIDE_KERNEL,
+}
 """Functions past the limit ("package/module.py:function"), each with the reason."""
 
 

@@ -6,25 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-CASES = (
-    "elementwise-8b-bf16,caches-8b-bf16,sample-128k,attention-8b-bf16,attention-8b-bf16-window,"
-    "experts-qwen3-30b-bf16-few,experts-qwen3-30b-bf16-many,skinny-8b-gate-up-bf16,skinny-8b-down-bf16,"
-    "w4a16-8b-gate-up-bf16-1,w4a16-8b-down-bf16-100,w4a16-8b-down-bf16-1000,w8a16-8b-down-bf16-1,"
-    "fp8-8b-gate-up,fp8-8b-down"
-)
-MORE_CASES = (
-    "elementwise-70b-bf16,elementwise-smollm2-f32,caches-odd-f32,sample-49k,attention-smollm2-f16,"
-    "attention-8b-f16-block-32,attention-smollm2-f32,attention-mha-96-bf16,attention-group-1-f32,attention-256-bf16,"
-    "attention-mqa-71-bf16,attention-odd-f16,attention-qwen2-7b-bf16,attention-smollm2-f32-window,attention-mha-96-bf16-window,"
-    "attention-256-bf16-window,attention-qwen2-7b-bf16-window,attention-qwen2-half-b-f16-window,"
-    "experts-mixtral-8x7b-f16-few,experts-mixtral-8x7b-f16-many,experts-odd-f32-few,experts-odd-f32-many,"
-    "skinny-smollm2-f16,skinny-smollm2-f32,skinny-odd-bf16,w4a16-smollm2-f16-20,w4a16-smollm2-f32-1,"
-    "w4a16-smollm2-f32-100,w8a16-8b-down-bf16-100,w8a16-8b-down-f16-1000"
-)
+from octavo_testing.kernel_cases import CASES, MORE_CASES
 
 SHARED_BYTES_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 """Of one block on the chip."""
@@ -64,11 +51,12 @@ WITHOUT_DOT = {
     ("attention-mha-96-bf16", "decode_attention_kernel"),
     ("attention-mha-96-bf16-window", "decode_attention_kernel"),
     ("attention-group-1-f32", "decode_attention_kernel"),
+    ("attention-bloom-bf16", "decode_attention_kernel"),
 }
 """One query head a key/value head: a row of a tensor core's 16 would be used."""
 
 
-def compiled(cases: str, cache: Path) -> list[dict[str, str | int]]:
+def compiled(cases: Iterable[str], cache: Path) -> list[dict[str, str | int]]:
     """The compiler runs in a process of its own, for this one interprets."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
@@ -77,7 +65,7 @@ def compiled(cases: str, cache: Path) -> list[dict[str, str | int]]:
         # what Triton did until 3.9 without being told, and warns about since
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    command = [sys.executable, "-m", "octavo_testing.kernel_compiler", cases, ",".join(SHARED_BYTES_LIMIT)]
+    command = [sys.executable, "-m", "octavo_testing.kernel_compiler", ",".join(cases), ",".join(SHARED_BYTES_LIMIT)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]

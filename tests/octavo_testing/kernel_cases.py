@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 
 from octavo_kernels.attention_plan import plan_paged_attention
+from octavo_kernels.attention_variant import AttentionVariant
 from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
@@ -50,7 +51,14 @@ def _caches(shape: Shape, dtype: torch.dtype) -> None:
     copy_blocks(keys, values, torch.tensor([1, 2]), torch.tensor([3, 4]))
 
 
-def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None) -> None:
+def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None, has: str = "") -> None:
+    """has: letters of what the variant has, a soft Cap, ALiBi's slopes, Sinks."""
+    ones = torch.ones(shape.num_heads)
+    variant = AttentionVariant(
+        soft_cap=50.0 if "C" in has else None,
+        alibi_slopes=ones if "A" in has else None,
+        sinks=ones if "S" in has else None,
+    )
     case = a_paged_case([1, 20], [70, 90], shape=shape, dtype=dtype)
     tiling = extend_tiling(shape.num_heads // shape.num_kv_heads, shape.head_dim, dtype)
     plan = plan_paged_attention(
@@ -63,8 +71,8 @@ def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None) -> N
         window=window,
     )
     out = torch.empty_like(case.q)
-    decode_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
-    extend_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out)
+    decode_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant)
+    extend_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant)
 
 
 def _sample(vocab: int) -> None:
@@ -123,6 +131,7 @@ CASES: dict[str, Callable[[], None]] = {
     "sample-128k": partial(_sample, 128256),
     "attention-8b-bf16": partial(_attention, _LLAMA_8B, BF16),
     "attention-8b-bf16-window": partial(_attention, _LLAMA_8B, BF16, 4096),
+    "attention-8b-bf16-variant": partial(_attention, _LLAMA_8B, BF16, None, "CAS"),
     "attention-smollm2-f16": partial(_attention, _SMOLLM2, F16),
     "experts-qwen3-30b-bf16-few": partial(_experts, _QWEN3_30B, 8, BF16),
     "experts-qwen3-30b-bf16-many": partial(_experts, _QWEN3_30B, 4096, BF16),
@@ -172,6 +181,20 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "w8a16-8b-down-f16-1000": partial(_w4a16, 4096, 14336, 1000, F16, 8),
     "experts-odd-f32-few": partial(_experts, (5, 2, 72, 100), 8, F32),
     "experts-odd-f32-many": partial(_experts, (5, 2, 72, 100), 200, F32),
+    "attention-gemma2-9b-bf16": partial(_attention, Shape(num_heads=16, num_kv_heads=8, head_dim=256), BF16, None, "C"),
+    "attention-gemma2-9b-bf16-window": partial(
+        _attention, Shape(num_heads=16, num_kv_heads=8, head_dim=256), BF16, 4096, "C"
+    ),
+    "attention-gemma2-27b-bf16-window": partial(
+        _attention, Shape(num_heads=32, num_kv_heads=16, head_dim=128), BF16, 4096, "C"
+    ),
+    "attention-gpt-oss-bf16": partial(_attention, Shape(num_heads=64, num_kv_heads=8, head_dim=64), BF16, None, "S"),
+    "attention-gpt-oss-bf16-window": partial(
+        _attention, Shape(num_heads=64, num_kv_heads=8, head_dim=64), BF16, 128, "S"
+    ),
+    "attention-bloom-bf16": partial(_attention, Shape(num_heads=112, num_kv_heads=112, head_dim=128), BF16, None, "A"),
+    "attention-falcon-bf16": partial(_attention, Shape(num_heads=71, num_kv_heads=1, head_dim=64), BF16, None, "A"),
+    "attention-smollm2-f32-variant": partial(_attention, _SMOLLM2, F32, 33, "CAS"),
     "attention-odd-f16": partial(_attention, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F16),
 }
 """The long proof compiles these too."""
