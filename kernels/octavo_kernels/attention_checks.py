@@ -6,8 +6,9 @@ import torch
 
 from octavo_kernels.attention_variant import AttentionVariant
 from octavo_kernels.batches import AttentionBatch
+from octavo_kernels.checks import check_rms_norm, check_rotary
 from octavo_kernels.errors import KernelError
-from octavo_kernels.handles import KVCacheSpec
+from octavo_kernels.handles import KVCacheSpec, QKNorm
 from octavo_kernels.require import (
     require_device,
     require_dtype,
@@ -52,6 +53,29 @@ def check_store_kv(
     require_rank("slot_mapping", slot_mapping, 1)
     require_dtype("slot_mapping", slot_mapping, torch.int64)
     require_device("slot_mapping", slot_mapping, key_cache.device)
+
+
+def check_attention_prologue(
+    qkv: torch.Tensor,
+    norm: QKNorm | None,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] of the cache's dtype; others as for its parts."""
+    check_caches(key_cache, value_cache)
+    num_kv_heads = key_cache.shape[1]
+    require_shape("qkv", qkv, (slot_mapping.shape[0], None, key_cache.shape[3]))
+    num_heads = qkv.shape[1] - 2 * num_kv_heads
+    check_num_heads(num_heads, num_kv_heads)
+    q, k, v = qkv[:, :num_heads], qkv[:, num_heads:-num_kv_heads], qkv[:, -num_kv_heads:]
+    check_rotary(q, k, cos_sin, positions)
+    check_store_kv(k, v, key_cache, value_cache, slot_mapping)
+    if norm is not None:
+        check_rms_norm(q, norm.q)
+        check_rms_norm(k, norm.k)
 
 
 def check_caches(key_cache: torch.Tensor, value_cache: torch.Tensor) -> None:
@@ -108,6 +132,22 @@ def check_attention(q: torch.Tensor, key_cache: torch.Tensor, num_tokens: int, n
     require_dtype("q", q, key_cache.dtype)
     require_last_contiguous("q", q)
     require_device("q", q, key_cache.device)
+
+
+def check_mla(q: torch.Tensor, cache: torch.Tensor, num_tokens: int, num_heads: int, out: torch.Tensor) -> None:
+    """q: [num_tokens, num_heads, latent + rope], cache: [num_blocks, block_size, latent + rope], out: [.., latent]."""
+    require_rank("cache", cache, 3)
+    require_floating("cache", cache.dtype)
+    require_shape("q", q, (num_tokens, num_heads, cache.shape[2]))
+    require_shape("out", out, (num_tokens, num_heads, None))
+    if not 0 < out.shape[2] < cache.shape[2]:
+        raise KernelError(
+            f"out has {out.shape[2]} latent dimensions, must be 1 to {cache.shape[2] - 1}: the rest is rope"
+        )
+    for name, tensor in (("q", q), ("cache", cache), ("out", out)):
+        require_dtype(name, tensor, cache.dtype)
+        require_last_contiguous(name, tensor)
+        require_device(name, tensor, cache.device)
 
 
 def check_variant(variant: AttentionVariant, num_heads: int, device: torch.device) -> None:

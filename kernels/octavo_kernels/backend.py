@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from octavo_kernels.batches import AttentionBatch, SamplingBatch
     from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
-    from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QuantizedHandle
+    from octavo_kernels.handles import (
+        AttentionPlan,
+        ExpertsHandle,
+        KVCache,
+        KVCacheSpec,
+        LinearHandle,
+        QKNorm,
+        QuantizedHandle,
+    )
     from octavo_kernels.quantized_weight import QuantizedWeight
 
 
@@ -69,6 +77,22 @@ class KernelBackend(Protocol):
         self, k: torch.Tensor, v: torch.Tensor, cache: KVCache, layer: int, slot_mapping: torch.Tensor
     ) -> None:
         """Writes k, v [num_tokens, num_kv_heads, head_dim] into their slots of `layer`; PAD_SLOT rows go nowhere."""
+
+    def attention_prologue(
+        self,
+        qkv: torch.Tensor,
+        norm: QKNorm | None,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        """All between the projection and attention: rms_norm of q and k if there is one, rotary, store_kv.
+
+        qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim], q's heads, then k's, then v's; may be overwritten.
+        -> q for `attention`: [num_tokens, num_heads, head_dim], dtype of qkv.
+        """
 
     def plan_attention(
         self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None

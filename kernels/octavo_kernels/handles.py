@@ -68,5 +68,16 @@ class ExpertsHandle(Protocol):
         """Width of one expert."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QKNorm:
+    """RMS norm of each head of q and of k before they are rotated."""
+
+    q: torch.Tensor
+    """[head_dim], any floating dtype."""
+    k: torch.Tensor
+    """Like q."""
+    eps: float
+
+
 class AttentionPlan(Protocol):
     """Opaque: made once a step by `plan_attention` for each window, reused by all layers that have it."""

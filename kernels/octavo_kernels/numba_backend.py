@@ -24,9 +24,10 @@ from octavo_kernels.attention_checks import (
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import check_expert_weights, check_experts, check_linear_weight
+from octavo_kernels.composed_prologue import composed_prologue
 from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
 from octavo_kernels.errors import KernelError
-from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QKNorm
 from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.numba_attention import RowPlan, attention_kernel, plan_rows, running_buffers, scaled_queries
 from octavo_kernels.numba_cache import TransposedCache, allocate_cache, store_kernel
@@ -114,6 +115,18 @@ class NumbaBackend:
         k, v = k.contiguous(), v.contiguous()
         cached = (own.keys, own.values, own.spec.block_size, own.spec.num_kv_heads)
         self._pool.run(store_kernel, 1, k.numpy(), v.numpy(), cached, layer, slot_mapping.numpy())
+
+    def attention_prologue(
+        self,
+        qkv: torch.Tensor,
+        norm: QKNorm | None,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        return composed_prologue(self, qkv, norm, cos_sin, positions, (cache, layer, slot_mapping))
 
     def plan_attention(
         self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None

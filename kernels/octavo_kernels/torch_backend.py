@@ -28,9 +28,10 @@ from octavo_kernels.attention_checks import (
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import check_expert_weights, check_experts, check_linear, check_linear_weight
+from octavo_kernels.composed_prologue import composed_prologue
 from octavo_kernels.copy_blocks_ref import copy_blocks
 from octavo_kernels.errors import KernelError
-from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QKNorm
 from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.require import require_own
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
@@ -115,6 +116,18 @@ class TorchBackend:
         keys, values = own.slots[layer].unbind(1)
         keys.index_put_((slot_mapping,), k)
         values.index_put_((slot_mapping,), v)
+
+    def attention_prologue(
+        self,
+        qkv: torch.Tensor,
+        norm: QKNorm | None,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        return composed_prologue(self, qkv, norm, cos_sin, positions, (cache, layer, slot_mapping))
 
     def plan_attention(
         self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None

@@ -17,6 +17,7 @@ from octavo_kernels.attention_checks import (
     check_window,
 )
 from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
+from octavo_kernels.attention_prologue import attention_prologue
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.batches import AttentionBatch, SamplingBatch
 from octavo_kernels.checks import check_expert_weights, check_linear_weight
@@ -26,7 +27,7 @@ from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fp8_weight import FP8, check_fp8_device, quantize_fp8
 from octavo_kernels.fused_moe import fused_moe
-from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QKNorm
 from octavo_kernels.launch import is_amd, is_interpreted
 from octavo_kernels.linear_tuning import TuningCache, cache_folder
 from octavo_kernels.moe_routing import route
@@ -159,6 +160,20 @@ class TritonBackend:
         own = require_own(cache, TritonKVCache)
         check_layer(layer, own.spec.num_layers)
         store_kv(k, v, own.keys[layer], own.values[layer], slot_mapping)
+
+    def attention_prologue(
+        self,
+        qkv: torch.Tensor,
+        norm: QKNorm | None,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        own = require_own(cache, TritonKVCache)
+        check_layer(layer, own.spec.num_layers)
+        return attention_prologue(qkv, norm, cos_sin, positions, own.keys[layer], own.values[layer], slot_mapping)
 
     def plan_attention(
         self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None

@@ -11,7 +11,7 @@ import torch
 from octavo_kernels.backend import CompilingBackend, KernelBackend, select_backend
 from octavo_kernels.batches import PAD_SLOT
 from octavo_kernels.errors import KernelError
-from octavo_kernels.handles import KVCacheSpec
+from octavo_kernels.handles import KVCacheSpec, QKNorm
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.torch_backend import TorchBackend
 from octavo_kernels.triton_backend import TritonBackend
@@ -62,9 +62,9 @@ def layer(backend: KernelBackend, hidden: torch.Tensor) -> tuple[torch.Tensor, t
     normed = backend.rms_norm(residual, weights(1, HIDDEN).to(device), 1e-5)
     projected = backend.linear(normed, backend.prepare_linear(weights(2, num_rows, HIDDEN).to(device)))
     heads = projected.view(-1, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM)
-    q, k, v = heads.split((NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS), dim=1)
-    backend.rotary(q, k, table, torch.arange(len(hidden), device=device))
-    backend.store_kv(k, v, cache, 1, batch.slot_mapping)
+    norm = QKNorm(q=weights(9, HEAD_DIM).to(device), k=weights(10, HEAD_DIM).to(device), eps=1e-5)
+    positions = torch.arange(len(hidden), device=device)
+    q = backend.attention_prologue(heads, norm, table, positions, cache, 1, batch.slot_mapping)
     plan = backend.plan_attention(batch, cache, NUM_HEADS)
     attended = backend.attention(q, cache, 1, plan, HEAD_DIM**-0.5).view(len(hidden), -1)
     out = backend.linear(attended, backend.prepare_linear(weights(3, HIDDEN, NUM_HEADS * HEAD_DIM).to(device)))

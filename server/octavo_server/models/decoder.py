@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from octavo_kernels.backend import CompilingBackend
 from octavo_kernels.decoder_spec import DecoderSpec
+from octavo_kernels.handles import QKNorm
 from octavo_server.distributed.communicator import SingleRank
 from octavo_server.models.shard import Shard
 
@@ -158,15 +159,14 @@ class Decoder:
     ) -> torch.Tensor:
         backend, config, num_heads, num_kv_heads = self.backend, self.config, self.num_heads, self.num_kv_heads
         num_tokens = x.shape[0]
-        # qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], model dtype; q, k, v are views of it
+        # qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], model dtype
         qkv = backend.linear(x, layer.qkv)
         heads = qkv.view(num_tokens, num_heads + 2 * num_kv_heads, config.head_dim)
-        q, k, v = heads[:, :num_heads], heads[:, num_heads:-num_kv_heads], heads[:, -num_kv_heads:]
+        norm = None
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = backend.rms_norm(q, layer.q_norm, config.rms_norm_eps)
-            k = backend.rms_norm(k, layer.k_norm, config.rms_norm_eps)
-        backend.rotary(q, k, self.weights.cos_sin, positions)
-        backend.store_kv(k, v, cache, index, attention.slot_mapping)
+            norm = QKNorm(q=layer.q_norm, k=layer.k_norm, eps=config.rms_norm_eps)
+        slots = attention.slot_mapping
+        q = backend.attention_prologue(heads, norm, self.weights.cos_sin, positions, cache, index, slots)
         context = backend.attention(q, cache, index, plan, self._scale)
         x = backend.linear(context.view(num_tokens, self._q_size), layer.output)
         self.communicator.all_reduce(x)
