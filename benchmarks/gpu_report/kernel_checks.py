@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo_kernels import (
+    attention_prologue,
+    attention_prologue_ref,
     copy_blocks,
     copy_blocks_ref,
     decode_attention,
@@ -19,6 +21,10 @@ from octavo_kernels import (
     fp8_linear_ref,
     fused_moe,
     fused_moe_ref,
+    lora,
+    lora_ref,
+    mla_decode_attention,
+    mla_decode_attention_ref,
     moe_routing,
     moe_routing_ref,
     rms_norm,
@@ -39,7 +45,9 @@ from octavo_kernels import (
 from octavo_kernels.attention_plan import plan_paged_attention
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.fp8_weight import FP8, MIN_CAPABILITY, quantize_fp8
+from octavo_kernels.handles import QKNorm
 from octavo_kernels.launch import is_amd
+from octavo_kernels.lora_weights import lora_weights
 from octavo_kernels.packed_weight import pack
 from octavo_kernels.quantized_weight import quantize
 from octavo_testing.kernels import Shape, a_paged_case, a_sampling_batch
@@ -116,6 +124,50 @@ def _store_kv(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[
     slots = torch.tensor([17, -1, 40, 16], device=device)
     store_kv.store_kv(new[0], new[1], mine[0], mine[1], slots)
     store_kv_ref.store_kv(new[0], new[1], theirs[0], theirs[1], slots)
+    return mine, theirs
+
+
+def _attention_prologue(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    dim = 16 if is_tiny else 128
+    qkv = torch.randn(4, 8, dim, device=device).to(dtype)
+    weights = torch.rand(2, dim, device=device).to(dtype)
+    norm = QKNorm(q=weights[0], k=weights[1], eps=1e-6)
+    angles = torch.rand(50, dim // 2, device=device) * 6
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
+    positions, slots = torch.tensor([0, 7, 3, 49], device=device), torch.tensor([17, -1, 40, 16], device=device)
+    mine = torch.zeros(2, 3, 2, 16, dim, dtype=dtype, device=device)
+    theirs = mine.clone()
+    q = attention_prologue.attention_prologue(qkv, norm, cos_sin, positions, mine[0], mine[1], slots)
+    wanted = attention_prologue_ref.attention_prologue(qkv, norm, cos_sin, positions, theirs[0], theirs[1], slots)
+    return torch.cat([q.flatten(), mine.flatten()]), torch.cat([wanted.flatten(), theirs.flatten()])
+
+
+def _lora(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of two adapters and of none, over two slices."""
+    features, slices, rank = (24, (20, 9), 8) if is_tiny else (4096, (4096, 1024), 32)
+    a = (torch.randn(2, 2, rank, features, device=device) * features**-0.5).to(dtype)
+    b = (torch.randn(2, sum(slices), rank, device=device) * rank**-0.5).to(dtype)
+    weights = lora_weights(a, b, torch.tensor([0.5, 2.0], device=device), slices)
+    ids = torch.tensor([1, -1, 0, 1, 0], device=device)
+    x, mine = torch.randn(5, features, device=device).to(dtype), torch.randn(5, sum(slices), device=device).to(dtype)
+    theirs = mine.clone()
+    lora.add_lora(mine, x, weights, lora.lora_rows(ids, 2))
+    lora_ref.add_lora(theirs, x, weights, ids)
+    return mine, theirs
+
+
+def _mla(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    heads, latent, rope = (4, 24, 8) if is_tiny else (128, 512, 64)
+    seq_lens = [20, 70] if is_tiny else [33, 4000, 1, 1025]
+    shape = Shape(num_heads=heads, num_kv_heads=1, head_dim=latent + rope)
+    case = a_paged_case([1] * len(seq_lens), seq_lens, shape=shape, dtype=dtype, device=str(device))
+    plan = plan_paged_attention(
+        case.batch, num_heads=heads, num_kv_heads=1, head_dim=latent, query_tile=1, target_items=132
+    )
+    mine = torch.full((len(seq_lens), heads, latent), torch.nan, dtype=dtype, device=device)
+    theirs, cache = mine.clone(), case.key_cache[:, 0]
+    mla_decode_attention.mla_decode_attention(case.q, cache, plan, case.scale, mine)
+    mla_decode_attention_ref.mla_decode_attention(case.q, cache, plan, case.scale, theirs)
     return mine, theirs
 
 
@@ -228,10 +280,13 @@ CASES: dict[str, Case] = {
     "silu_and_mul": _silu_and_mul,
     "rotary": _rotary,
     "store_kv": _store_kv,
+    "attention_prologue": _attention_prologue,
     "copy_blocks": _copy_blocks,
     "attention": _attention,
     "attention with a soft cap, ALiBi and sinks": partial(_attention, is_varied=True),
     "experts": _experts,
     "linear of few rows": _skinny_linear,
     "linear of few bits": _few_bits,
+    "lora": _lora,
+    "mla_decode_attention": _mla,
 }

@@ -9,9 +9,13 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.gpu_report.limits import copy_rate, product_rate
 from benchmarks.gpu_report.timing import milliseconds
+from octavo_kernels.attention_plan import plan_paged_attention
 from octavo_kernels.backend import KernelBackend
 from octavo_kernels.batches import AttentionBatch
-from octavo_kernels.handles import KVCacheSpec
+from octavo_kernels.handles import KVCacheSpec, QKNorm
+from octavo_kernels.lora import add_lora, lora_rows
+from octavo_kernels.lora_weights import lora_weights
+from octavo_kernels.mla_decode_attention import mla_decode_attention
 from octavo_kernels.packed_weight import pack
 from octavo_kernels.quantized_weight import quantize
 from octavo_kernels.skinny_linear import MAX_ROWS, default_tiling, skinny_linear
@@ -42,6 +46,9 @@ def run(record: PartRecord, device: torch.device) -> None:
     for rows in (1, 2) if record.is_tiny else (1, 16, 64):
         _few_bits(record, device, rows, copy)
     _rowwise(record, backend, copy)
+    _prologue(record, backend, copy)
+    _mla(record, device, copy)
+    _lora(record, device, copy)
 
 
 class Heads:
@@ -174,3 +181,54 @@ def _rowwise(record: PartRecord, backend: KernelBackend, copy: float) -> None:
     ):
         ms = milliseconds(lambda params=params: backend.sample(logits, params), device)  # type: ignore[misc] # bound now
         record.figure(name, ms, "ms", f"{count} rows of {vocab}")
+
+
+def _prologue(record: PartRecord, backend: KernelBackend, copy: float) -> None:
+    """Of Qwen3's kind, norms and all."""
+    heads, device, tokens = Heads(is_tiny=record.is_tiny), backend.device, 4 if record.is_tiny else 8192
+    cache = backend.allocate_kv_cache(
+        KVCacheSpec(
+            num_layers=1,
+            num_blocks=tokens // _BLOCK + 2,
+            block_size=_BLOCK,
+            num_kv_heads=heads.kv,
+            head_dim=heads.dim,
+            dtype=torch.bfloat16,
+        )
+    )
+    qkv = torch.randn(tokens, heads.q + 2 * heads.kv, heads.dim, device=device).bfloat16()
+    weight = torch.ones(heads.dim, device=device).bfloat16()
+    norm, rows = QKNorm(q=weight, k=weight, eps=1e-6), torch.arange(tokens, device=device)
+    cos_sin = torch.randn(tokens, heads.dim, device=device)
+    ms = milliseconds(lambda: backend.attention_prologue(qkv, norm, cos_sin, rows, cache, 0, rows), device)
+    rate = 2 * qkv.numel() * 2 / ms / 1e6
+    record.figure("attention_prologue", 100 * rate / copy, "% of copy", f"{rate:.0f} GB/s, {ms:.3f} ms")
+
+
+def _mla(record: PartRecord, device: torch.device, copy: float) -> None:
+    """DeepSeek-V3's heads and latents."""
+    heads, latent, rope, lens = (4, 24, 8, [40, 40]) if record.is_tiny else (128, 512, 64, [4096] * 64)
+    batch, num_blocks = a_batch([1] * len(lens), lens, device)
+    plan = plan_paged_attention(
+        batch, num_heads=heads, num_kv_heads=1, head_dim=latent, query_tile=1, target_items=4 if record.is_tiny else 264
+    )
+    cache = torch.zeros(num_blocks, _BLOCK, latent + rope, device=device).bfloat16()
+    q = torch.randn(len(lens), heads, latent + rope, device=device).bfloat16()
+    out = torch.empty(len(lens), heads, latent, device=device, dtype=torch.bfloat16)
+    ms = milliseconds(lambda: mla_decode_attention(q, cache, plan, 0.1, out), device)
+    read, rate = sum(lens) * (latent + rope) * 2 / ms / 1e6, 2 * sum(lens) * heads * (2 * latent + rope) / ms / 1e9
+    note = f"{read:.0f} GB/s, {rate:.0f} TFLOP/s, {ms:.3f} ms"
+    record.figure("MLA decode attention, 64 x 4k", 100 * read / copy, "% of copy", note)
+
+
+def _lora(record: PartRecord, device: torch.device, copy: float) -> None:
+    """Each row with an adapter of its own, on the joint projection of q, k and v."""
+    rows, features, slices, rank = (4, 24, (16, 8, 8), 8) if record.is_tiny else (64, 4096, (4096, 1024, 1024), 16)
+    a = torch.randn(rows, len(slices), rank, features, device=device).bfloat16()
+    b = torch.randn(rows, sum(slices), rank, device=device).bfloat16()
+    weights = lora_weights(a, b, torch.ones(rows, device=device), slices)
+    x, out = torch.randn(rows, features, device=device).bfloat16(), torch.zeros(rows, sum(slices), device=device)
+    sorted_rows, out = lora_rows(torch.arange(rows, device=device), rows), out.bfloat16()
+    ms = milliseconds(lambda: add_lora(out, x, weights, sorted_rows), device)
+    rate = (a.numel() + b.numel()) * 2 / ms / 1e6
+    record.figure("LoRA, 64 rows of 64 adapters", 100 * rate / copy, "% of copy", f"{rate:.0f} GB/s, {ms:.3f} ms")

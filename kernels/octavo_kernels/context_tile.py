@@ -102,6 +102,12 @@ def attend_tile(
         b_score += b_bias
     if not IS_WHOLE:
         b_score = tl.where(is_seen, b_score, float("-inf"))
+    return add_values(b_score, b_v, b_acc, b_max, b_sum, PRECISION, IS_VECTOR)
+
+
+@triton.jit
+def add_values(b_score, b_v, b_acc, b_max, b_sum, PRECISION: tl.constexpr, IS_VECTOR: tl.constexpr):
+    """b_score: [rows, tile] fp32, in units of log2, -inf where a row does not see; the rest as in `attend_tile`."""
     b_new_max = tl.maximum(b_max, tl.max(b_score, axis=1))
     b_weight = tl.exp2(b_score - b_new_max[:, None])
     b_shrink = tl.exp2(b_max - b_new_max)

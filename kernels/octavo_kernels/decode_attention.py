@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
-from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
+from octavo_kernels.attention_plan import CONTEXT_TILE, DecodeWork, PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.context_tile import LOG2_E, attend_tile, load_tile, start_rows
 from octavo_kernels.launch import MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
@@ -292,17 +292,23 @@ def decode_attention(
         num_warps=4,
         num_stages=2 if is_amd() else 3,
     )
-    combine_splits_kernel[(batch.seq_lens.shape[0] * plan.num_heads,)](
+    combine_splits(work, batch.query_start_loc, out)
+
+
+def combine_splits(work: DecodeWork, query_start_loc: torch.Tensor, out: torch.Tensor) -> None:
+    """Writes the rows of out: [num_tokens, num_heads, head_dim] that belong to sequences of several items."""
+    _, num_heads, head_dim = out.shape
+    combine_splits_kernel[((work.first_item.shape[0] - 1) * num_heads,)](
         p_partial_out=work.partial_out,
         p_partial_lse=work.partial_lse,
         p_out=out,
-        p_query_start_loc=batch.query_start_loc,
+        p_query_start_loc=query_start_loc,
         p_first_item=work.first_item,
         stride_out_token=out.stride(0),
         stride_out_head=out.stride(1),
-        num_heads=plan.num_heads,
+        num_heads=num_heads,
         HEAD_DIM=head_dim,
-        BLOCK_DIM=block_dim,
+        BLOCK_DIM=max(next_power_of_2(head_dim), MIN_DOT),
         SPLITS=_SPLITS,
         num_warps=4,
     )

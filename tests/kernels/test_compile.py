@@ -21,12 +21,16 @@ KERNELS = {
     "rotary_kernel",
     "silu_and_mul_kernel",
     "store_kv_kernel",
+    "attention_prologue_kernel",
     "copy_blocks_kernel",
     "keep_threshold_kernel",
     "gumbel_argmax_kernel",
     "decode_attention_kernel",
     "combine_splits_kernel",
     "extend_attention_kernel",
+    "lora_shrink_kernel",
+    "lora_expand_kernel",
+    "mla_decode_attention_kernel",
     "moe_routing_kernel",
     "moe_align_kernel",
     "moe_gate_up_kernel",
@@ -45,6 +49,9 @@ DOTS = {
     "moe_down_kernel",
     "skinny_linear_kernel",
     "w4a16_linear_kernel",
+    "mla_decode_attention_kernel",
+    "lora_shrink_kernel",
+    "lora_expand_kernel",
 }
 
 WITHOUT_DOT = {

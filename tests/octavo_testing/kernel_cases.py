@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 
 from octavo_kernels.attention_plan import plan_paged_attention
+from octavo_kernels.attention_prologue import attention_prologue
 from octavo_kernels.attention_variant import AttentionVariant
 from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention
@@ -16,6 +17,10 @@ from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fp8_linear import fp8_linear
 from octavo_kernels.fp8_weight import FP8, Fp8Weight
 from octavo_kernels.fused_moe import fused_moe
+from octavo_kernels.handles import QKNorm
+from octavo_kernels.lora import add_lora, lora_rows
+from octavo_kernels.lora_weights import lora_weights
+from octavo_kernels.mla_decode_attention import mla_decode_attention
 from octavo_kernels.moe_routing import route
 from octavo_kernels.packed_weight import PackedWeight
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
@@ -41,6 +46,15 @@ def _rotary(num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
     q = torch.zeros(4, num_heads, head_dim, dtype=dtype)
     k = torch.zeros(4, num_kv_heads, head_dim, dtype=dtype)
     rotary(q, k, torch.zeros(32, head_dim), torch.arange(4))
+
+
+def _prologue(shape: Shape, dtype: torch.dtype, *, is_normed: bool = False) -> None:
+    cache = torch.zeros(8, shape.num_kv_heads, shape.block_size, shape.head_dim, dtype=dtype)
+    qkv = torch.zeros(4, shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim, dtype=dtype)
+    weight = torch.zeros(shape.head_dim, dtype=dtype)
+    norm = QKNorm(q=weight, k=weight, eps=1e-6) if is_normed else None
+    slots = torch.arange(4)
+    attention_prologue(qkv, norm, torch.zeros(32, shape.head_dim), slots, cache, cache.clone(), slots)
 
 
 def _caches(shape: Shape, dtype: torch.dtype) -> None:
@@ -77,6 +91,28 @@ def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None, has:
 
 def _sample(vocab: int) -> None:
     sample(torch.zeros(2, vocab), a_sampling_batch(2, top_k=5, top_p=0.9, min_p=0.1))
+
+
+def _lora(sizes: tuple[int, tuple[int, ...], int], num_tokens: int, dtype: torch.dtype) -> None:
+    """sizes: in, outputs of each slice, rank."""
+    in_features, slice_sizes, rank = sizes
+    weights = lora_weights(
+        torch.zeros(2, len(slice_sizes), rank, in_features, dtype=dtype),
+        torch.zeros(2, sum(slice_sizes), rank, dtype=dtype),
+        torch.ones(2),
+        slice_sizes,
+    )
+    x, out = torch.zeros(num_tokens, in_features, dtype=dtype), torch.zeros(num_tokens, sum(slice_sizes), dtype=dtype)
+    add_lora(out, x, weights, lora_rows(torch.zeros(num_tokens, dtype=torch.int64), 2))
+
+
+def _mla(num_heads: int, dtype: torch.dtype, latent: int = 512, rope: int = 64) -> None:
+    batch = a_paged_case([1, 1], [70, 90]).batch
+    plan = plan_paged_attention(
+        batch, num_heads=num_heads, num_kv_heads=1, head_dim=latent, query_tile=1, target_items=528
+    )
+    q, cache = torch.zeros(2, num_heads, latent + rope, dtype=dtype), torch.zeros(16, 16, latent + rope, dtype=dtype)
+    mla_decode_attention(q, cache, plan, 0.1, torch.zeros(2, num_heads, latent, dtype=dtype))
 
 
 def _silu(width: int, dtype: torch.dtype) -> None:
@@ -122,17 +158,23 @@ def _fp8(num_columns: int, depth: int) -> None:
 _QWEN3_30B = (128, 8, 2048, 768)
 _MIXTRAL_8X7B = (8, 2, 4096, 14336)
 
+_LLAMA_8B_QKV = (4096, (4096, 1024, 1024), 16)
 _LLAMA_8B = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
 _SMOLLM2 = Shape(num_heads=9, num_kv_heads=3, head_dim=64)
 
 CASES: dict[str, Callable[[], None]] = {
     "elementwise-8b-bf16": lambda: (_norms(4096, BF16), _rotary(32, 8, 128, BF16), _silu(14336, BF16), None)[-1],
     "caches-8b-bf16": partial(_caches, _LLAMA_8B, BF16),
+    "prologue-8b-bf16": partial(_prologue, _LLAMA_8B, BF16),
+    "prologue-qwen3-8b-bf16": partial(_prologue, _LLAMA_8B, BF16, is_normed=True),
     "sample-128k": partial(_sample, 128256),
     "attention-8b-bf16": partial(_attention, _LLAMA_8B, BF16),
     "attention-8b-bf16-window": partial(_attention, _LLAMA_8B, BF16, 4096),
     "attention-8b-bf16-variant": partial(_attention, _LLAMA_8B, BF16, None, "CAS"),
     "attention-smollm2-f16": partial(_attention, _SMOLLM2, F16),
+    "lora-8b-bf16-few": partial(_lora, _LLAMA_8B_QKV, 8, BF16),
+    "lora-8b-bf16-many": partial(_lora, _LLAMA_8B_QKV, 4096, BF16),
+    "mla-deepseek-v3-bf16": partial(_mla, 128, BF16),
     "experts-qwen3-30b-bf16-few": partial(_experts, _QWEN3_30B, 8, BF16),
     "experts-qwen3-30b-bf16-many": partial(_experts, _QWEN3_30B, 4096, BF16),
     "skinny-8b-gate-up-bf16": partial(_skinny, 28672, 4096, BF16),
@@ -150,6 +192,14 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "elementwise-70b-bf16": lambda: (_norms(8192, BF16), _rotary(64, 8, 128, BF16), _silu(28672, BF16), None)[-1],
     "elementwise-smollm2-f32": lambda: (_norms(576, F32), _rotary(9, 3, 64, F32), _silu(1536, F32), None)[-1],
     "caches-odd-f32": partial(_caches, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F32),
+    "prologue-odd-f32": partial(
+        _prologue, Shape(num_heads=6, num_kv_heads=3, head_dim=24, block_size=5), F32, is_normed=True
+    ),
+    "lora-8b-f16-rank-64": partial(_lora, (14336, (4096,), 64), 8, F16),
+    "lora-odd-f32-few": partial(_lora, (72, (100, 33), 12), 8, F32),
+    "lora-odd-f32-many": partial(_lora, (72, (100, 33), 12), 200, F32),
+    "mla-deepseek-v2-lite-bf16": partial(_mla, 16, BF16),
+    "mla-odd-f32": partial(_mla, 6, F32, 40, 8),
     "sample-49k": partial(_sample, 49152),
     "attention-8b-f16-block-32": partial(
         _attention, Shape(num_heads=32, num_kv_heads=8, head_dim=128, block_size=32), F16
