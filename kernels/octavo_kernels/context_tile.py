@@ -12,7 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from octavo_kernels.launch import LOG2_E
+
+TO_LOG2 = tl.constexpr(LOG2_E)
 
 LOWEST = tl.constexpr(-1.0e30)
 """Below every score that is not itself infinite."""
@@ -60,7 +62,7 @@ def start_rows(p_sinks, o_head, m_sink, HAS_SINKS: tl.constexpr):
     b_sum = tl.zeros(o_head.shape, tl.float32)
     if HAS_SINKS:
         # a sink of -inf is LOWEST, whose weight is 0 beside any score
-        b_max = tl.maximum(b_max, tl.load(p_sinks + o_head, mask=m_sink, other=float("-inf")) * LOG2_E)
+        b_max = tl.maximum(b_max, tl.load(p_sinks + o_head, mask=m_sink, other=float("-inf")) * TO_LOG2)
         b_sum = m_sink.to(tl.float32)
     return b_max, b_sum
 
@@ -96,7 +98,7 @@ def attend_tile(
         b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
     if IS_CAPPED:
         # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is 1 long before exp would be infinite
-        b_power = tl.exp2(tl.minimum(b_score * (2.0 * LOG2_E), 126.0))
+        b_power = tl.exp2(tl.minimum(b_score * (2.0 * TO_LOG2), 126.0))
         b_score = cap_log2 - 2.0 * cap_log2 / (b_power + 1.0)
     if HAS_BIAS:
         b_score += b_bias

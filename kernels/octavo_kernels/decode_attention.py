@@ -25,8 +25,8 @@ import triton.language as tl
 from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
 from octavo_kernels.attention_plan import CONTEXT_TILE, DecodeWork, PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
-from octavo_kernels.context_tile import LOG2_E, attend_tile, load_tile, start_rows
-from octavo_kernels.launch import MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
+from octavo_kernels.context_tile import TO_LOG2, attend_tile, load_tile, start_rows
+from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 _SPLITS = 16
 """Splits that the combine pass joins at once."""
@@ -108,7 +108,7 @@ def decode_attention_kernel(
     # the first split alone has the sink in its sum
     b_max, b_sum = start_rows(p_sinks, o_head, o_group < tl.where(i_split == 0, GROUP, 0), HAS_SINKS)
     if HAS_SLOPES:
-        b_slope = tl.load(p_alibi_slopes + o_head, mask=o_group < GROUP, other=0.0) * LOG2_E
+        b_slope = tl.load(p_alibi_slopes + o_head, mask=o_group < GROUP, other=0.0) * TO_LOG2
     # b_acc: [BLOCK_GROUP, BLOCK_DIM] fp32
     b_acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
     p_table = p_block_tables + i_sequence * stride_table

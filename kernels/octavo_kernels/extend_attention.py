@@ -27,8 +27,8 @@ import triton.language as tl
 from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
 from octavo_kernels.attention_plan import PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
-from octavo_kernels.context_tile import LOG2_E, attend_tile, load_tile, start_rows
-from octavo_kernels.launch import MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
+from octavo_kernels.context_tile import TO_LOG2, attend_tile, load_tile, start_rows
+from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def extend_attention_kernel(
     o_row_head = i_kv_head * GROUP + o_row % GROUP
     b_max, b_sum = start_rows(p_sinks, o_row_head, m_row, HAS_SINKS)
     if HAS_SLOPES:
-        b_slope = tl.load(p_alibi_slopes + o_row_head, mask=m_row, other=0.0) * LOG2_E
+        b_slope = tl.load(p_alibi_slopes + o_row_head, mask=m_row, other=0.0) * TO_LOG2
     o_row_position = prefix_len + o_query
     # b_acc: [ROWS, BLOCK_DIM] fp32
     b_acc = tl.zeros([ROWS, BLOCK_DIM], tl.float32)

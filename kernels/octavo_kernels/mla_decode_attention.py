@@ -23,9 +23,9 @@ import triton.language as tl
 
 from octavo_kernels.attention_checks import check_mla
 from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
-from octavo_kernels.context_tile import LOG2_E, LOWEST, add_values
+from octavo_kernels.context_tile import LOWEST, add_values
 from octavo_kernels.decode_attention import combine_splits
-from octavo_kernels.launch import MIN_DOT, ceil_div, dot_precision, is_amd, is_interpreted, next_power_of_2
+from octavo_kernels.launch import LOG2_E, MIN_DOT, ceil_div, dot_precision, is_amd, is_interpreted, next_power_of_2
 from octavo_kernels.require import require_shape
 
 
