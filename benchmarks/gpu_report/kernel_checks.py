@@ -45,7 +45,7 @@ from octavo_kernels import (
 from octavo_kernels.attention_plan import plan_paged_attention
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.fp8_weight import FP8, MIN_CAPABILITY, quantize_fp8
-from octavo_kernels.handles import QKNorm
+from octavo_kernels.handles import KVScales, QKNorm
 from octavo_kernels.launch import is_amd
 from octavo_kernels.lora_weights import lora_weights
 from octavo_kernels.packed_weight import pack
@@ -181,7 +181,7 @@ def _copy_blocks(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tup
 
 
 def _attention(
-    dtype: torch.dtype, device: torch.device, is_tiny: bool, *, is_varied: bool = False
+    dtype: torch.dtype, device: torch.device, is_tiny: bool, *, is_varied: bool = False, is_coded: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decodes around extends, with and without a cached beginning."""
     shape = (
@@ -197,19 +197,26 @@ def _attention(
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         query_tile=extend_attention.extend_tiling(
-            shape.num_heads // shape.num_kv_heads, shape.head_dim, dtype
+            shape.num_heads // shape.num_kv_heads, shape.head_dim, torch.uint8 if is_coded else dtype
         ).query_tile,
         target_items=4 if is_tiny else 528,
     )
     numbers = torch.rand(shape.num_heads, device=device)
     variant = AttentionVariant(soft_cap=2.0, alibi_slopes=numbers, sinks=numbers) if is_varied else PLAIN
     mine, theirs = torch.full_like(case.q, torch.nan), torch.full_like(case.q, torch.nan)
-    caches = case.key_cache, case.value_cache
-    decode_attention.decode_attention(case.q, *caches, plan, case.scale, mine, variant)
-    extend_attention.extend_attention(case.q, *caches, plan, case.scale, mine, variant)
-    decode_attention_ref.decode_attention(case.q, *caches, plan, case.scale, theirs, variant)
-    extend_attention_ref.extend_attention(case.q, *caches, plan, case.scale, theirs, variant)
+    caches, scales = (case.key_cache, case.value_cache), None
+    if is_coded:
+        caches = (_codes(caches[0]), _codes(caches[1]))
+        scales = KVScales(keys=numbers[: shape.num_kv_heads] + 0.5, values=numbers[: shape.num_kv_heads] + 0.5)
+    decode_attention.decode_attention(case.q, *caches, plan, case.scale, mine, variant, scales)
+    extend_attention.extend_attention(case.q, *caches, plan, case.scale, mine, variant, scales)
+    decode_attention_ref.decode_attention(case.q, *caches, plan, case.scale, theirs, variant, scales)
+    extend_attention_ref.extend_attention(case.q, *caches, plan, case.scale, theirs, variant, scales)
     return mine, theirs
+
+
+def _codes(cache: torch.Tensor) -> torch.Tensor:
+    return cache.float().to(torch.float8_e4m3fn).view(torch.uint8)
 
 
 def _experts(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -284,6 +291,7 @@ CASES: dict[str, Case] = {
     "copy_blocks": _copy_blocks,
     "attention": _attention,
     "attention with a soft cap, ALiBi and sinks": partial(_attention, is_varied=True),
+    "attention over 8 bits": partial(_attention, is_coded=True),
     "experts": _experts,
     "linear of few rows": _skinny_linear,
     "linear of few bits": _few_bits,

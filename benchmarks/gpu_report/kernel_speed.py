@@ -82,7 +82,11 @@ def a_batch(query_lens: list[int], seq_lens: list[int], device: torch.device) ->
 
 
 def _attention_ms(
-    backend: KernelBackend, heads: Heads, query_lens: list[int], seq_lens: list[int]
+    backend: KernelBackend,
+    heads: Heads,
+    query_lens: list[int],
+    seq_lens: list[int],
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[float, torch.Tensor]:
     """-> milliseconds of one layer's attention, planning not counted; and its q, for the peer."""
     batch, num_blocks = a_batch(query_lens, seq_lens, backend.device)
@@ -93,7 +97,7 @@ def _attention_ms(
             block_size=_BLOCK,
             num_kv_heads=heads.kv,
             head_dim=heads.dim,
-            dtype=torch.bfloat16,
+            dtype=dtype,
         )
     )
     q = torch.randn(sum(query_lens), heads.q, heads.dim, device=backend.device).bfloat16()
@@ -107,6 +111,8 @@ def _decode(record: PartRecord, backend: KernelBackend, name: str, lens: list[in
     rate = sum(lens) * heads.kv * heads.dim * 4 / ms / 1e6
     record.figure(f"decode attention, {name}", 100 * rate / copy, "% of copy", f"{rate:.0f} GB/s, {ms:.3f} ms")
     if len(set(lens)) == 1:
+        coded_ms, _ = _attention_ms(backend, heads, [1] * len(lens), lens, torch.float8_e4m3fn)
+        record.figure(f"decode attention over 8 bits, {name}", ms / coded_ms, "x", f"{coded_ms:.3f} ms against 16 bits")
         k = torch.randn(len(lens), heads.kv, lens[0], heads.dim, device=backend.device).bfloat16()
         mine = q.unsqueeze(2)
         peer = milliseconds(lambda: scaled_dot_product_attention(mine, k, k, enable_gqa=True), backend.device)

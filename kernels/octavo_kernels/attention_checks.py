@@ -8,7 +8,8 @@ from octavo_kernels.attention_variant import AttentionVariant
 from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.checks import check_rms_norm, check_rotary
 from octavo_kernels.errors import KernelError
-from octavo_kernels.handles import KVCacheSpec, QKNorm
+from octavo_kernels.fp8_weight import FP8
+from octavo_kernels.handles import KVCacheSpec, KVScales, QKNorm
 from octavo_kernels.require import (
     require_device,
     require_dtype,
@@ -19,11 +20,18 @@ from octavo_kernels.require import (
 )
 
 
-def check_cache_spec(spec: KVCacheSpec) -> None:
+def check_cache_spec(spec: KVCacheSpec, scales: KVScales | None = None) -> None:
     for name in ("num_layers", "num_blocks", "block_size", "num_kv_heads", "head_dim"):
         if getattr(spec, name) < 1:
             raise KernelError(f"KV cache {name} is {getattr(spec, name)}, must be at least 1")
-    require_floating("KV cache", spec.dtype)
+    if spec.dtype != FP8:
+        require_floating("KV cache", spec.dtype)
+        if scales is not None:
+            raise KernelError(f"KV cache is {spec.dtype}, which takes no scales; give them to one of {FP8}")
+    elif scales is not None:
+        for name, tensor in (("scales.keys", scales.keys), ("scales.values", scales.values)):
+            require_shape(name, tensor, (spec.num_layers, spec.num_kv_heads))
+            require_dtype(name, tensor, torch.float32)
 
 
 def check_copy_blocks(source: torch.Tensor, destination: torch.Tensor, device: torch.device) -> None:
@@ -41,13 +49,18 @@ def check_layer(layer: int, num_layers: int) -> None:
 
 
 def check_store_kv(
-    k: torch.Tensor, v: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slot_mapping: torch.Tensor
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    scales: KVScales | None = None,
 ) -> None:
-    """k, v: [num_tokens, num_kv_heads, head_dim] of the cache's dtype, last dimension contiguous."""
-    check_caches(key_cache, value_cache)
+    """k, v: [num_tokens, num_kv_heads, head_dim] of the cache's dtype, or any floating one where there are scales."""
+    check_caches(key_cache, value_cache, scales)
     for name, tensor in (("k", k), ("v", v)):
         require_shape(name, tensor, (slot_mapping.shape[0], key_cache.shape[1], key_cache.shape[3]))
-        require_dtype(name, tensor, key_cache.dtype)
+        _require_dtype_of_cache(name, tensor, key_cache, scales)
         require_last_contiguous(name, tensor)
         require_device(name, tensor, key_cache.device)
     require_rank("slot_mapping", slot_mapping, 1)
@@ -63,25 +76,37 @@ def check_attention_prologue(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
+    scales: KVScales | None = None,
 ) -> None:
     """qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] of the cache's dtype; others as for its parts."""
-    check_caches(key_cache, value_cache)
+    check_caches(key_cache, value_cache, scales)
     num_kv_heads = key_cache.shape[1]
     require_shape("qkv", qkv, (slot_mapping.shape[0], None, key_cache.shape[3]))
     num_heads = qkv.shape[1] - 2 * num_kv_heads
     check_num_heads(num_heads, num_kv_heads)
     q, k, v = qkv[:, :num_heads], qkv[:, num_heads:-num_kv_heads], qkv[:, -num_kv_heads:]
     check_rotary(q, k, cos_sin, positions)
-    check_store_kv(k, v, key_cache, value_cache, slot_mapping)
+    check_store_kv(k, v, key_cache, value_cache, slot_mapping, scales)
     if norm is not None:
         check_rms_norm(q, norm.q)
         check_rms_norm(k, norm.k)
 
 
-def check_caches(key_cache: torch.Tensor, value_cache: torch.Tensor) -> None:
-    """Both [num_blocks, num_kv_heads, block_size, head_dim], one floating dtype, last dimension contiguous."""
+def check_caches(key_cache: torch.Tensor, value_cache: torch.Tensor, scales: KVScales | None = None) -> None:
+    """Both [num_blocks, num_kv_heads, block_size, head_dim], last dimension contiguous.
+
+    One floating dtype, or uint8 where there are scales: the codes of float8_e4m3fn.
+    """
     require_rank("key_cache", key_cache, 4)
-    require_floating("key_cache", key_cache.dtype)
+    if scales is None:
+        require_floating("key_cache", key_cache.dtype)
+    else:
+        require_dtype("key_cache", key_cache, torch.uint8)
+        for name, tensor in (("scales.keys", scales.keys), ("scales.values", scales.values)):
+            require_shape(name, tensor, (key_cache.shape[1],))
+            require_dtype(name, tensor, torch.float32)
+            require_last_contiguous(name, tensor)
+            require_device(name, tensor, key_cache.device)
     require_shape("value_cache", value_cache, tuple(key_cache.shape))
     require_dtype("value_cache", value_cache, key_cache.dtype)
     require_last_contiguous("key_cache", key_cache)
@@ -126,12 +151,21 @@ def check_table_width(batch: AttentionBatch, block_size: int) -> None:
         )
 
 
-def check_attention(q: torch.Tensor, key_cache: torch.Tensor, num_tokens: int, num_heads: int) -> None:
-    """q: [num_tokens, num_heads, head_dim] of the cache's dtype, last dimension contiguous."""
+def check_attention(
+    q: torch.Tensor, key_cache: torch.Tensor, num_tokens: int, num_heads: int, scales: KVScales | None = None
+) -> None:
+    """q: [num_tokens, num_heads, head_dim] of the cache's dtype, or any floating one where there are scales."""
     require_shape("q", q, (num_tokens, num_heads, key_cache.shape[-1]))
-    require_dtype("q", q, key_cache.dtype)
+    _require_dtype_of_cache("q", q, key_cache, scales)
     require_last_contiguous("q", q)
     require_device("q", q, key_cache.device)
+
+
+def _require_dtype_of_cache(name: str, tensor: torch.Tensor, cache: torch.Tensor, scales: KVScales | None) -> None:
+    if scales is None:
+        require_dtype(name, tensor, cache.dtype)
+    else:
+        require_floating(name, tensor.dtype)
 
 
 def check_mla(q: torch.Tensor, cache: torch.Tensor, num_tokens: int, num_heads: int, out: torch.Tensor) -> None:

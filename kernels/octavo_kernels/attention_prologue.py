@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.attention_checks import check_attention_prologue
-from octavo_kernels.handles import QKNorm
+from octavo_kernels.fp8_codes import encode_fp8
+from octavo_kernels.handles import KVScales, QKNorm
 from octavo_kernels.launch import ceil_div, next_power_of_2
 
 _HEADS = 8
@@ -53,7 +54,10 @@ def attention_prologue_kernel(
     block_size,
     half,
     eps,
+    p_key_scales,
+    p_value_scales,
     HAS_NORM: tl.constexpr,
+    IS_FP8: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     HEADS: tl.constexpr,
@@ -84,10 +88,16 @@ def attention_prologue_kernel(
         p_angle = p_cos_sin + tl.load(p_positions + i_token) * stride_cos_sin
         p_head = p_token + (num_heads + o_head) * stride_head
         b_k = _turned(p_head, p_k_norm, p_angle, o_dim, m_tile, half, eps, HAS_NORM, HEAD_DIM)
+        if IS_FP8:
+            b_scale = tl.load(p_key_scales + o_head, mask=o_head < num_kv_heads, other=1.0)
+            b_k = encode_fp8(b_k.to(tl.float32) / b_scale)
         p_key = p_key_cache + i_block * stride_key_block + o_head * stride_key_head + i_slot * stride_key_slot
         tl.store(p_key + o_dim, b_k, mask=m_tile)
     else:
         b_v = tl.load(p_token + (num_heads + num_kv_heads + o_head) * stride_head + o_dim, mask=m_tile)
+        if IS_FP8:
+            b_scale = tl.load(p_value_scales + o_head, mask=o_head < num_kv_heads, other=1.0)
+            b_v = encode_fp8(b_v.to(tl.float32) / b_scale)
         p_value = p_value_cache + i_block * stride_value_block + o_head * stride_value_head + i_slot * stride_value_slot
         tl.store(p_value + o_dim, b_v, mask=m_tile)
 
@@ -124,13 +134,14 @@ def attention_prologue(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
+    scales: KVScales | None = None,
 ) -> torch.Tensor:
     """Writes K and V of qkv into the caches; -> q as attention takes it, new [num_tokens, num_heads, head_dim].
 
     qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim], q's heads, then k's, then v's; not written.
-    Caches: [num_blocks, num_kv_heads, block_size, head_dim]. cos_sin, positions: see `KernelBackend.rotary`.
+    Caches: [num_blocks, num_kv_heads, block_size, head_dim]. cos_sin, positions: see `KernelBackend.rotary`. scales: as in `store_kv`.
     """
-    check_attention_prologue(qkv, norm, cos_sin, positions, key_cache, value_cache, slot_mapping)
+    check_attention_prologue(qkv, norm, cos_sin, positions, key_cache, value_cache, slot_mapping, scales)
     _, num_kv_heads, block_size, head_dim = key_cache.shape
     num_tokens, num_heads = qkv.shape[0], qkv.shape[1] - 2 * num_kv_heads
     out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
@@ -163,7 +174,10 @@ def attention_prologue(
         block_size=block_size,
         half=cos_sin.shape[1] // 2,
         eps=norm.eps if norm is not None else 0.0,
+        p_key_scales=scales.keys if scales is not None else None,
+        p_value_scales=scales.values if scales is not None else None,
         HAS_NORM=norm is not None,
+        IS_FP8=scales is not None,
         HEAD_DIM=head_dim,
         BLOCK_DIM=next_power_of_2(head_dim),
         HEADS=_HEADS,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ExpertsHandle,
         KVCache,
         KVCacheSpec,
+        KVScales,
         LinearHandle,
         QKNorm,
         QuantizedHandle,
@@ -48,8 +49,12 @@ class KernelBackend(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def allocate_kv_cache(self, spec: KVCacheSpec) -> KVCache:
-        """Zeroed memory for `spec` on this device."""
+    def allocate_kv_cache(self, spec: KVCacheSpec, scales: KVScales | None = None) -> KVCache:
+        """Zeroed memory for `spec` on this device.
+
+        scales: of a cache in float8_e4m3fn, [num_layers, num_kv_heads] each; None: 1. A backend that has no such cache
+        refuses it.
+        """
 
     def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> LinearHandle:
         """Takes weight [out, in] and bias [out] (any floating dtype) and repacks them as this backend likes."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from octavo_kernels.fp8_codes import DECODED_SCALE, decode_fp8
 from octavo_kernels.launch import LOG2_E
 
 TO_LOG2 = tl.constexpr(LOG2_E)
@@ -34,10 +35,11 @@ def load_tile(
     stride_value_block,
     stride_value_slot,
     BLOCK_SIZE: tl.constexpr,
+    dtype: tl.constexpr,
     IS_WHOLE: tl.constexpr,
-    IS_WIDENED: tl.constexpr,
+    IS_FP8: tl.constexpr,
 ):
-    """K and V of the positions, each [tile, BLOCK_DIM]; 0 past the context: a freed block may hold NaN."""
+    """K and V of the positions, each [tile, BLOCK_DIM] dtype; 0 past the context: a freed block may hold NaN."""
     if IS_WHOLE:
         i_block = tl.load(p_table + o_position // BLOCK_SIZE).to(tl.int64)[:, None]
         m_tile = m_dim[None, :]
@@ -47,12 +49,11 @@ def load_tile(
     o_slot = (o_position % BLOCK_SIZE)[:, None]
     o_key = i_block * stride_key_block + o_slot * stride_key_slot + o_dim[None, :]
     o_value = i_block * stride_value_block + o_slot * stride_value_slot + o_dim[None, :]
-    b_k = tl.load(p_key + o_key, mask=m_tile, other=0.0)
-    b_v = tl.load(p_value + o_value, mask=m_tile, other=0.0)
-    if IS_WIDENED:
-        b_k = b_k.to(tl.float32)
-        b_v = b_v.to(tl.float32)
-    return b_k, b_v
+    b_k = tl.load(p_key + o_key, mask=m_tile, other=0)
+    b_v = tl.load(p_value + o_value, mask=m_tile, other=0)
+    if IS_FP8:
+        return decode_fp8(b_k, dtype), decode_fp8(b_v, dtype)
+    return b_k.to(dtype), b_v.to(dtype)
 
 
 @triton.jit
@@ -65,6 +66,34 @@ def start_rows(p_sinks, o_head, m_sink, HAS_SINKS: tl.constexpr):
         b_max = tl.maximum(b_max, tl.load(p_sinks + o_head, mask=m_sink, other=float("-inf")) * TO_LOG2)
         b_sum = m_sink.to(tl.float32)
     return b_max, b_sum
+
+
+@triton.jit
+def head_slopes(p_alibi_slopes, o_head, m_head, HAS_SLOPES: tl.constexpr):
+    """ALiBi's slope of each row, in units of log2: [rows] fp32, or None."""
+    b_slope = None
+    if HAS_SLOPES:
+        b_slope = tl.load(p_alibi_slopes + o_head, mask=m_head, other=0.0) * TO_LOG2
+    return b_slope
+
+
+@triton.jit
+def alibi_bias(b_slope, o_position, o_row_position, HAS_SLOPES: tl.constexpr):
+    """What a tile's scores get: [rows, tile] fp32, or None. o_position: [1, tile], o_row_position: [rows, 1] or one."""
+    b_bias = None
+    if HAS_SLOPES:
+        b_bias = b_slope[:, None] * (o_position - o_row_position).to(tl.float32)
+    return b_bias
+
+
+@triton.jit
+def fold_scales(scale_log2, p_key_scales, p_value_scales, i_kv_head, IS_FP8: tl.constexpr):
+    """What scores are multiplied by, and what values are, with the scales of a cache of codes."""
+    value_scale = 1.0
+    if IS_FP8:
+        scale_log2 *= tl.load(p_key_scales + i_kv_head) * DECODED_SCALE
+        value_scale = tl.load(p_value_scales + i_kv_head) * DECODED_SCALE
+    return scale_log2, value_scale
 
 
 @triton.jit

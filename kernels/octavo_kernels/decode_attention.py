@@ -25,7 +25,8 @@ import triton.language as tl
 from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
 from octavo_kernels.attention_plan import CONTEXT_TILE, DecodeWork, PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
-from octavo_kernels.context_tile import TO_LOG2, attend_tile, load_tile, start_rows
+from octavo_kernels.context_tile import alibi_bias, attend_tile, fold_scales, head_slopes, load_tile, start_rows
+from octavo_kernels.handles import KVScales
 from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 _SPLITS = 16
@@ -63,6 +64,8 @@ def decode_attention_kernel(
     cap_log2,
     p_alibi_slopes,
     p_sinks,
+    p_key_scales,
+    p_value_scales,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -76,6 +79,7 @@ def decode_attention_kernel(
     IS_CAPPED: tl.constexpr,
     HAS_SLOPES: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    IS_FP8: tl.constexpr,
 ):
     i_item = (tl.program_id(0) // num_kv_heads).to(tl.int64)
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
@@ -107,8 +111,8 @@ def decode_attention_kernel(
 
     # the first split alone has the sink in its sum
     b_max, b_sum = start_rows(p_sinks, o_head, o_group < tl.where(i_split == 0, GROUP, 0), HAS_SINKS)
-    if HAS_SLOPES:
-        b_slope = tl.load(p_alibi_slopes + o_head, mask=o_group < GROUP, other=0.0) * TO_LOG2
+    b_slope = head_slopes(p_alibi_slopes, o_head, o_group < GROUP, HAS_SLOPES)
+    scale_log2, value_scale = fold_scales(scale_log2, p_key_scales, p_value_scales, i_kv_head, IS_FP8)
     # b_acc: [BLOCK_GROUP, BLOCK_DIM] fp32
     b_acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
     p_table = p_block_tables + i_sequence * stride_table
@@ -137,12 +141,11 @@ def decode_attention_kernel(
             stride_value_block,
             stride_value_slot,
             BLOCK_SIZE,
+            b_q.dtype,
             False,
-            IS_WIDENED,
+            IS_FP8,
         )
-        b_bias = None
-        if HAS_SLOPES:
-            b_bias = b_slope[:, None] * (o_position - (seq_len - 1))[None, :].to(tl.float32)
+        b_bias = alibi_bias(b_slope, o_position[None, :], seq_len - 1, HAS_SLOPES)
         b_acc, b_max, b_sum = attend_tile(
             b_q,
             b_k,
@@ -161,7 +164,7 @@ def decode_attention_kernel(
             HAS_SLOPES,
         )
 
-    b_out = b_acc / b_sum[:, None]
+    b_out = b_acc * (value_scale / b_sum)[:, None]
     if num_splits == 1:
         p_row = p_out + i_token * stride_out_token + o_head[:, None] * stride_out_head + o_dim[None, :]
         tl.store(p_row, b_out.to(p_out.dtype.element_ty), mask=m_q)
@@ -218,7 +221,7 @@ def combine_splits_kernel(
 
 def decode_step(group: int, block_dim: int, dtype: torch.dtype, *, has_bias: bool = False) -> int:
     """Context tokens a program loads at once, a divisor of CONTEXT_TILE: what fits into its registers."""
-    if group == 1 and has_bias:
+    if (group == 1 and has_bias) or (block_dim > 128 and dtype.itemsize == 1):
         return CONTEXT_TILE // 4
     is_wide = dtype == torch.float32 or block_dim > 128 or group == 1 or is_amd()
     return CONTEXT_TILE // 2 if is_wide else CONTEXT_TILE
@@ -232,13 +235,15 @@ def decode_attention(
     scale: float,
     out: torch.Tensor,
     variant: AttentionVariant = PLAIN,
+    scales: KVScales | None = None,
 ) -> None:
     """Writes the rows of out that belong to sequences of query length 1 and leaves all others alone.
 
     q, out: [num_tokens, num_heads, head_dim]; caches: [num_blocks, num_kv_heads, block_size, head_dim].
+    With scales the caches are uint8, the codes of float8_e4m3fn.
     """
-    check_caches(key_cache, value_cache)
-    check_attention(q, key_cache, plan.num_tokens, plan.num_heads)
+    check_caches(key_cache, value_cache, scales)
+    check_attention(q, key_cache, plan.num_tokens, plan.num_heads, scales)
     check_variant(variant, plan.num_heads, q.device)
     work, batch = plan.decode, plan.batch
     if work is None:
@@ -276,19 +281,24 @@ def decode_attention(
         cap_log2=variant.soft_cap * LOG2_E if variant.soft_cap is not None else None,
         p_alibi_slopes=variant.alibi_slopes,
         p_sinks=variant.sinks,
+        p_key_scales=scales.keys if scales is not None else None,
+        p_value_scales=scales.values if scales is not None else None,
         GROUP=group,
         BLOCK_GROUP=1 if group == 1 else max(next_power_of_2(group), MIN_DOT),
         HEAD_DIM=head_dim,
         BLOCK_DIM=block_dim,
         BLOCK_SIZE=block_size,
         TILE=CONTEXT_TILE,
-        STEP=decode_step(group, block_dim, q.dtype, has_bias=variant.alibi_slopes is not None),
+        STEP=decode_step(
+            group, block_dim, q.dtype if scales is None else key_cache.dtype, has_bias=variant.alibi_slopes is not None
+        ),
         PRECISION=dot_precision(q.dtype, decode_attention_kernel),
         IS_WIDENED=q.dtype == torch.bfloat16 and is_interpreted(decode_attention_kernel),
         IS_WINDOWED=plan.window is not None,
         IS_CAPPED=variant.soft_cap is not None,
         HAS_SLOPES=variant.alibi_slopes is not None,
         HAS_SINKS=variant.sinks is not None,
+        IS_FP8=scales is not None,
         num_warps=4,
         num_stages=2 if is_amd() else 3,
     )

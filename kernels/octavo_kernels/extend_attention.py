@@ -27,7 +27,8 @@ import triton.language as tl
 from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
 from octavo_kernels.attention_plan import PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
-from octavo_kernels.context_tile import TO_LOG2, attend_tile, load_tile, start_rows
+from octavo_kernels.context_tile import alibi_bias, attend_tile, fold_scales, head_slopes, load_tile, start_rows
+from octavo_kernels.handles import KVScales
 from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
 
 
@@ -60,6 +61,8 @@ def extend_attention_kernel(
     cap_log2,
     p_alibi_slopes,
     p_sinks,
+    p_key_scales,
+    p_value_scales,
     GROUP: tl.constexpr,
     QUERY_TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -73,6 +76,7 @@ def extend_attention_kernel(
     IS_CAPPED: tl.constexpr,
     HAS_SLOPES: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    IS_FP8: tl.constexpr,
 ):
     i_tile = tl.program_id(0) // num_kv_heads
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
@@ -101,9 +105,9 @@ def extend_attention_kernel(
 
     o_row_head = i_kv_head * GROUP + o_row % GROUP
     b_max, b_sum = start_rows(p_sinks, o_row_head, m_row, HAS_SINKS)
-    if HAS_SLOPES:
-        b_slope = tl.load(p_alibi_slopes + o_row_head, mask=m_row, other=0.0) * TO_LOG2
+    b_slope = head_slopes(p_alibi_slopes, o_row_head, m_row, HAS_SLOPES)
     o_row_position = prefix_len + o_query
+    scale_log2, value_scale = fold_scales(scale_log2, p_key_scales, p_value_scales, i_kv_head, IS_FP8)
     # b_acc: [ROWS, BLOCK_DIM] fp32
     b_acc = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
     p_table = p_block_tables + i_sequence * stride_table
@@ -128,12 +132,11 @@ def extend_attention_kernel(
             stride_value_block,
             stride_value_slot,
             BLOCK_SIZE,
+            b_q.dtype,
             True,
-            IS_WIDENED,
+            IS_FP8,
         )
-        b_bias = None
-        if HAS_SLOPES:
-            b_bias = b_slope[:, None] * (o_position[None, :] - o_row_position[:, None]).to(tl.float32)
+        b_bias = alibi_bias(b_slope, o_position[None, :], o_row_position[:, None], HAS_SLOPES)
         b_acc, b_max, b_sum = attend_tile(
             b_q,
             b_k,
@@ -170,12 +173,11 @@ def extend_attention_kernel(
             stride_value_block,
             stride_value_slot,
             BLOCK_SIZE,
+            b_q.dtype,
             False,
-            IS_WIDENED,
+            IS_FP8,
         )
-        b_bias = None
-        if HAS_SLOPES:
-            b_bias = b_slope[:, None] * (o_position[None, :] - o_row_position[:, None]).to(tl.float32)
+        b_bias = alibi_bias(b_slope, o_position[None, :], o_row_position[:, None], HAS_SLOPES)
         b_acc, b_max, b_sum = attend_tile(
             b_q,
             b_k,
@@ -194,7 +196,7 @@ def extend_attention_kernel(
             HAS_SLOPES,
         )
 
-    b_out = (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty)
+    b_out = (b_acc * (value_scale / b_sum)[:, None]).to(p_out.dtype.element_ty)
     tl.store(p_out + o_token * stride_out_token + o_head * stride_out_head + o_dim[None, :], b_out, mask=m_q)
 
 
@@ -240,12 +242,13 @@ def extend_tiling(group: int, head_dim: int, dtype: torch.dtype, *, has_bias: bo
     has_bias: each score has one of its own; it does not change query_tile, which a plan goes by.
     """
     block_dim = next_power_of_2(head_dim)
+    # each takes registers of its own: a bias, codes that become numbers, rows divided by a group that is no power of two
+    is_coded, is_odd = dtype.itemsize == 1, group & (group - 1) != 0
     if dtype == torch.float32:
         rows, columns, num_warps = (32, 32, 4) if block_dim <= 64 and not has_bias else (32, 16, 8)
-    elif block_dim > 128:
+    elif block_dim > 128 or (block_dim > 64 and is_coded and is_odd):
         rows, columns, num_warps = 64, 32, 8
-    elif block_dim > 64 and (has_bias or group & (group - 1)):
-        # a bias takes registers of its own, and so does dividing rows by a group that is no power of two
+    elif block_dim > 64 and (has_bias or is_coded or is_odd):
         rows, columns, num_warps = 128, 32, 8
     else:
         rows, columns, num_warps = 128, 64, 8
@@ -264,20 +267,25 @@ def extend_attention(
     scale: float,
     out: torch.Tensor,
     variant: AttentionVariant = PLAIN,
+    scales: KVScales | None = None,
 ) -> None:
     """Writes the rows of out that belong to sequences of query length 2 or more and leaves all others alone.
 
     q, out: [num_tokens, num_heads, head_dim]; caches: [num_blocks, num_kv_heads, block_size, head_dim].
+    With scales the caches are uint8, the codes of float8_e4m3fn.
     """
-    check_caches(key_cache, value_cache)
-    check_attention(q, key_cache, plan.num_tokens, plan.num_heads)
+    check_caches(key_cache, value_cache, scales)
+    check_attention(q, key_cache, plan.num_tokens, plan.num_heads, scales)
     check_variant(variant, plan.num_heads, q.device)
     work, batch = plan.extend, plan.batch
     if work is None:
         return
     _, num_kv_heads, block_size, head_dim = key_cache.shape
     group = plan.num_heads // num_kv_heads
-    tiling = extend_tiling(group, head_dim, q.dtype, has_bias=variant.alibi_slopes is not None)
+    # as the plan was made by: of codes, the tiles of 16 bits
+    tiling = extend_tiling(
+        group, head_dim, q.dtype if scales is None else key_cache.dtype, has_bias=variant.alibi_slopes is not None
+    )
     extend_attention_kernel[(work.tile_sequence.shape[0] * num_kv_heads,)](
         p_q=q,
         p_key_cache=key_cache,
@@ -306,6 +314,8 @@ def extend_attention(
         cap_log2=variant.soft_cap * LOG2_E if variant.soft_cap is not None else None,
         p_alibi_slopes=variant.alibi_slopes,
         p_sinks=variant.sinks,
+        p_key_scales=scales.keys if scales is not None else None,
+        p_value_scales=scales.values if scales is not None else None,
         GROUP=group,
         QUERY_TILE=work.query_tile,
         ROWS=tiling.rows,
@@ -319,6 +329,7 @@ def extend_attention(
         IS_CAPPED=variant.soft_cap is not None,
         HAS_SLOPES=variant.alibi_slopes is not None,
         HAS_SINKS=variant.sinks is not None,
+        IS_FP8=scales is not None,
         num_warps=tiling.num_warps,
         num_stages=2 if is_amd() else 3,
     )

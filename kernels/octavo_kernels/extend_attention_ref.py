@@ -12,6 +12,7 @@ import torch
 
 from octavo_kernels.attention_plan import PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
+from octavo_kernels.handles import KVScales
 
 
 def extend_attention(
@@ -22,15 +23,19 @@ def extend_attention(
     scale: float,
     out: torch.Tensor,
     variant: AttentionVariant = PLAIN,
+    scales: KVScales | None = None,
 ) -> None:
     """Writes the rows of out that belong to sequences of query length 2 or more and leaves all others alone.
 
     q, out: [num_tokens, num_heads, head_dim]; caches: [num_blocks, num_kv_heads, block_size, head_dim].
+    With scales the caches are uint8, the codes of float8_e4m3fn.
     """
     starts = plan.batch.query_start_loc.tolist()
     for sequence, (start, end) in enumerate(pairwise(starts)):
         if end - start > 1:
-            out[start:end] = attend_sequence(q[start:end], key_cache, value_cache, plan, sequence, scale, variant)
+            out[start:end] = attend_sequence(
+                q[start:end], key_cache, value_cache, plan, sequence, scale, variant, scales
+            )
 
 
 def attend_sequence(
@@ -41,13 +46,15 @@ def attend_sequence(
     sequence: int,
     scale: float,
     variant: AttentionVariant,
+    scales: KVScales | None,
 ) -> torch.Tensor:
     """q: [query_len, num_heads, head_dim], the last tokens of one sequence -> like q."""
     seq_len, block_table = int(plan.batch.seq_lens[sequence]), plan.batch.block_tables[sequence]
     group = q.shape[1] // key_cache.shape[1]
     # k, v: [seq_len, num_heads, head_dim] fp32
-    k = _gather(key_cache, block_table, seq_len).float().repeat_interleave(group, dim=1)
-    v = _gather(value_cache, block_table, seq_len).float().repeat_interleave(group, dim=1)
+    key_scales, value_scales = (None, None) if scales is None else (scales.keys, scales.values)
+    k = _gather(key_cache, block_table, seq_len, key_scales).repeat_interleave(group, dim=1)
+    v = _gather(value_cache, block_table, seq_len, value_scales).repeat_interleave(group, dim=1)
     scores = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
     query_positions = torch.arange(seq_len - q.shape[0], seq_len, device=q.device)
     # distance: [query_len, seq_len] int64, how far each key lies before each query
@@ -66,8 +73,9 @@ def attend_sequence(
     return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
 
 
-def _gather(cache: torch.Tensor, block_table: torch.Tensor, seq_len: int) -> torch.Tensor:
-    """One sequence's keys or values in order: [seq_len, num_kv_heads, head_dim]."""
+def _gather(cache: torch.Tensor, block_table: torch.Tensor, seq_len: int, scales: torch.Tensor | None) -> torch.Tensor:
+    """One sequence's keys or values in order: [seq_len, num_kv_heads, head_dim] fp32."""
     positions = torch.arange(seq_len, device=cache.device)
     block_size = cache.shape[2]
-    return cache[block_table.long()[positions // block_size], :, positions % block_size]
+    rows = cache[block_table.long()[positions // block_size], :, positions % block_size]
+    return rows.float() if scales is None else rows.view(torch.float8_e4m3fn).float() * scales[:, None]

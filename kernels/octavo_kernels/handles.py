@@ -29,6 +29,16 @@ class KVCacheSpec:
         return self.num_layers * self.num_blocks * self.block_size * per_slot
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVScales:
+    """What the numbers of a cache in float8_e4m3fn must be multiplied by, K and V of each head by their own."""
+
+    keys: torch.Tensor
+    """[..., num_kv_heads] float32, above 0; of all layers, or of one."""
+    values: torch.Tensor
+    """Like keys."""
+
+
 class KVCache(Protocol):
     """Opaque: made by `allocate_kv_cache`, read by the same backend only."""
 

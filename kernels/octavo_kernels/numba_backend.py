@@ -27,7 +27,7 @@ from octavo_kernels.checks import check_expert_weights, check_experts, check_lin
 from octavo_kernels.composed_prologue import composed_prologue
 from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
 from octavo_kernels.errors import KernelError
-from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QKNorm
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, KVScales, LinearHandle, QKNorm
 from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.numba_attention import RowPlan, attention_kernel, plan_rows, running_buffers, scaled_queries
 from octavo_kernels.numba_cache import TransposedCache, allocate_cache, store_kernel
@@ -70,8 +70,8 @@ class NumbaBackend:
     def kv_dtype(self) -> torch.dtype:
         return torch.float16
 
-    def allocate_kv_cache(self, spec: KVCacheSpec) -> TransposedCache:
-        check_cache_spec(spec)
+    def allocate_kv_cache(self, spec: KVCacheSpec, scales: KVScales | None = None) -> TransposedCache:
+        check_cache_spec(spec, scales)
         if spec.dtype != self.kv_dtype:
             raise KernelError(f"KV cache is {spec.dtype}, the numba backend keeps {self.kv_dtype} only")
         return allocate_cache(spec)

@@ -31,7 +31,8 @@ from octavo_kernels.checks import check_expert_weights, check_experts, check_lin
 from octavo_kernels.composed_prologue import composed_prologue
 from octavo_kernels.copy_blocks_ref import copy_blocks
 from octavo_kernels.errors import KernelError
-from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QKNorm
+from octavo_kernels.fp8_weight import FP8
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, KVScales, LinearHandle, QKNorm
 from octavo_kernels.moe_routing_ref import route
 from octavo_kernels.require import require_own
 from octavo_kernels.torch_elementwise import add_rms_norm, rms_norm, rotary, silu_and_mul
@@ -76,8 +77,10 @@ class TorchBackend:
     def device(self) -> torch.device:
         return self._device
 
-    def allocate_kv_cache(self, spec: KVCacheSpec) -> TorchKVCache:
-        check_cache_spec(spec)
+    def allocate_kv_cache(self, spec: KVCacheSpec, scales: KVScales | None = None) -> TorchKVCache:
+        check_cache_spec(spec, scales)
+        if spec.dtype == FP8:
+            raise KernelError("the torch backend has no KV cache in float8_e4m3fn; give it a floating dtype")
         rows = spec.num_blocks * spec.block_size
         shape = (rows + 1, 2, spec.num_kv_heads, spec.head_dim)
         slots = tuple(_lazy_zeros(shape, spec.dtype) for _ in range(spec.num_layers))

@@ -27,7 +27,7 @@ from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fp8_weight import FP8, check_fp8_device, quantize_fp8
 from octavo_kernels.fused_moe import fused_moe
-from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, LinearHandle, QKNorm
+from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, KVScales, LinearHandle, QKNorm
 from octavo_kernels.launch import is_amd, is_interpreted
 from octavo_kernels.linear_tuning import TuningCache, cache_folder
 from octavo_kernels.moe_routing import route
@@ -58,6 +58,13 @@ class TritonKVCache:
     """[num_layers, num_blocks, num_kv_heads, block_size, head_dim]."""
     values: torch.Tensor
     """Like keys."""
+    scales: KVScales | None
+    """[num_layers, num_kv_heads] each, of codes of float8_e4m3fn; None where keys and values are numbers themselves."""
+
+    def scales_of(self, layer: int) -> KVScales | None:
+        if self.scales is None:
+            return None
+        return KVScales(keys=self.scales.keys[layer], values=self.scales.values[layer])
 
 
 class TritonExperts(WholeExperts):
@@ -96,13 +103,23 @@ class TritonBackend:
     def device(self) -> torch.device:
         return self._device
 
-    def allocate_kv_cache(self, spec: KVCacheSpec) -> TritonKVCache:
-        check_cache_spec(spec)
+    def allocate_kv_cache(self, spec: KVCacheSpec, scales: KVScales | None = None) -> TritonKVCache:
+        check_cache_spec(spec, scales)
+        dtype = torch.uint8 if spec.dtype == FP8 else spec.dtype
         shape = (spec.num_layers, spec.num_blocks, spec.num_kv_heads, spec.block_size, spec.head_dim)
         return TritonKVCache(
             spec=spec,
-            keys=torch.zeros(shape, dtype=spec.dtype, device=self._device),
-            values=torch.zeros(shape, dtype=spec.dtype, device=self._device),
+            keys=torch.zeros(shape, dtype=dtype, device=self._device),
+            values=torch.zeros(shape, dtype=dtype, device=self._device),
+            scales=self._scales(spec, scales) if spec.dtype == FP8 else None,
+        )
+
+    def _scales(self, spec: KVCacheSpec, scales: KVScales | None) -> KVScales:
+        if scales is None:
+            ones = torch.ones(spec.num_layers, spec.num_kv_heads, device=self._device)
+            return KVScales(keys=ones, values=ones)
+        return KVScales(
+            keys=scales.keys.to(self._device).contiguous(), values=scales.values.to(self._device).contiguous()
         )
 
     def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TritonLinear:
@@ -159,7 +176,7 @@ class TritonBackend:
     ) -> None:
         own = require_own(cache, TritonKVCache)
         check_layer(layer, own.spec.num_layers)
-        store_kv(k, v, own.keys[layer], own.values[layer], slot_mapping)
+        store_kv(k, v, own.keys[layer], own.values[layer], slot_mapping, own.scales_of(layer))
 
     def attention_prologue(
         self,
@@ -173,7 +190,9 @@ class TritonBackend:
     ) -> torch.Tensor:
         own = require_own(cache, TritonKVCache)
         check_layer(layer, own.spec.num_layers)
-        return attention_prologue(qkv, norm, cos_sin, positions, own.keys[layer], own.values[layer], slot_mapping)
+        return attention_prologue(
+            qkv, norm, cos_sin, positions, own.keys[layer], own.values[layer], slot_mapping, own.scales_of(layer)
+        )
 
     def plan_attention(
         self, batch: AttentionBatch, cache: KVCache, num_heads: int, window: int | None = None
@@ -207,8 +226,9 @@ class TritonBackend:
         own_plan = require_own(plan, PagedAttentionPlan)
         check_layer(layer, own.spec.num_layers)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        decode_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out, variant)
-        extend_attention(q, own.keys[layer], own.values[layer], own_plan, scale, out, variant)
+        caches, scales = (own.keys[layer], own.values[layer]), own.scales_of(layer)
+        decode_attention(q, *caches, own_plan, scale, out, variant, scales)
+        extend_attention(q, *caches, own_plan, scale, out, variant, scales)
         return out
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,7 @@ WITHOUT_DOT = {
     ("attention-mha-96-bf16-window", "decode_attention_kernel"),
     ("attention-group-1-f32", "decode_attention_kernel"),
     ("attention-bloom-bf16", "decode_attention_kernel"),
+    ("fp8-attention-mha-96-f16", "decode_attention_kernel"),
 }
 """One query head a key/value head: a row of a tensor core's 16 would be used."""
 

@@ -17,7 +17,7 @@ from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fp8_linear import fp8_linear
 from octavo_kernels.fp8_weight import FP8, Fp8Weight
 from octavo_kernels.fused_moe import fused_moe
-from octavo_kernels.handles import QKNorm
+from octavo_kernels.handles import KVScales, QKNorm
 from octavo_kernels.lora import add_lora, lora_rows
 from octavo_kernels.lora_weights import lora_weights
 from octavo_kernels.mla_decode_attention import mla_decode_attention
@@ -48,24 +48,34 @@ def _rotary(num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
     rotary(q, k, torch.zeros(32, head_dim), torch.arange(4))
 
 
-def _prologue(shape: Shape, dtype: torch.dtype, *, is_normed: bool = False) -> None:
-    cache = torch.zeros(8, shape.num_kv_heads, shape.block_size, shape.head_dim, dtype=dtype)
+def _prologue(shape: Shape, dtype: torch.dtype, *, is_normed: bool = False, is_fp8: bool = False) -> None:
+    held = torch.uint8 if is_fp8 else dtype
+    cache = torch.zeros(8, shape.num_kv_heads, shape.block_size, shape.head_dim, dtype=held)
     qkv = torch.zeros(4, shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim, dtype=dtype)
     weight = torch.zeros(shape.head_dim, dtype=dtype)
     norm = QKNorm(q=weight, k=weight, eps=1e-6) if is_normed else None
     slots = torch.arange(4)
-    attention_prologue(qkv, norm, torch.zeros(32, shape.head_dim), slots, cache, cache.clone(), slots)
+    scales = _scales(shape, is_fp8=is_fp8)
+    attention_prologue(qkv, norm, torch.zeros(32, shape.head_dim), slots, cache, cache.clone(), slots, scales)
 
 
-def _caches(shape: Shape, dtype: torch.dtype) -> None:
-    keys = torch.zeros(2, 8, shape.num_kv_heads, shape.block_size, shape.head_dim, dtype=dtype)
+def _scales(shape: Shape, *, is_fp8: bool) -> KVScales | None:
+    ones = torch.ones(shape.num_kv_heads)
+    return KVScales(keys=ones, values=ones) if is_fp8 else None
+
+
+def _caches(shape: Shape, dtype: torch.dtype, *, is_fp8: bool = False) -> None:
+    held = torch.uint8 if is_fp8 else dtype
+    keys = torch.zeros(2, 8, shape.num_kv_heads, shape.block_size, shape.head_dim, dtype=held)
     values = torch.zeros_like(keys)
     k = torch.zeros(4, shape.num_kv_heads, shape.head_dim, dtype=dtype)
-    store_kv(k, k.clone(), keys[0], values[0], torch.arange(4))
+    store_kv(k, k.clone(), keys[0], values[0], torch.arange(4), _scales(shape, is_fp8=is_fp8))
     copy_blocks(keys, values, torch.tensor([1, 2]), torch.tensor([3, 4]))
 
 
-def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None, has: str = "") -> None:
+def _attention(
+    shape: Shape, dtype: torch.dtype, window: int | None = None, has: str = "", *, is_fp8: bool = False
+) -> None:
     """has: letters of what the variant has, a soft Cap, ALiBi's slopes, Sinks."""
     ones = torch.ones(shape.num_heads)
     variant = AttentionVariant(
@@ -74,7 +84,8 @@ def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None, has:
         sinks=ones if "S" in has else None,
     )
     case = a_paged_case([1, 20], [70, 90], shape=shape, dtype=dtype)
-    tiling = extend_tiling(shape.num_heads // shape.num_kv_heads, shape.head_dim, dtype)
+    held = torch.uint8 if is_fp8 else dtype
+    tiling = extend_tiling(shape.num_heads // shape.num_kv_heads, shape.head_dim, held)
     plan = plan_paged_attention(
         case.batch,
         num_heads=shape.num_heads,
@@ -85,8 +96,11 @@ def _attention(shape: Shape, dtype: torch.dtype, window: int | None = None, has:
         window=window,
     )
     out = torch.empty_like(case.q)
-    decode_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant)
-    extend_attention(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant)
+    caches, scales = (case.key_cache, case.value_cache), _scales(shape, is_fp8=is_fp8)
+    if is_fp8:
+        caches = (caches[0].to(torch.uint8), caches[1].to(torch.uint8))
+    decode_attention(case.q, *caches, plan, case.scale, out, variant, scales)
+    extend_attention(case.q, *caches, plan, case.scale, out, variant, scales)
 
 
 def _sample(vocab: int) -> None:
@@ -172,6 +186,12 @@ CASES: dict[str, Callable[[], None]] = {
     "attention-8b-bf16-window": partial(_attention, _LLAMA_8B, BF16, 4096),
     "attention-8b-bf16-variant": partial(_attention, _LLAMA_8B, BF16, None, "CAS"),
     "attention-smollm2-f16": partial(_attention, _SMOLLM2, F16),
+    "fp8-cache-8b-bf16": lambda: (
+        _caches(_LLAMA_8B, BF16, is_fp8=True),
+        _prologue(_LLAMA_8B, BF16, is_normed=True, is_fp8=True),
+        _attention(_LLAMA_8B, BF16, is_fp8=True),
+        None,
+    )[-1],
     "lora-8b-bf16-few": partial(_lora, _LLAMA_8B_QKV, 8, BF16),
     "lora-8b-bf16-many": partial(_lora, _LLAMA_8B_QKV, 4096, BF16),
     "mla-deepseek-v3-bf16": partial(_mla, 128, BF16),
@@ -200,6 +220,18 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "lora-odd-f32-many": partial(_lora, (72, (100, 33), 12), 200, F32),
     "mla-deepseek-v2-lite-bf16": partial(_mla, 16, BF16),
     "mla-odd-f32": partial(_mla, 6, F32, 40, 8),
+    "fp8-attention-256-bf16-window": partial(
+        _attention, Shape(num_heads=8, num_kv_heads=4, head_dim=256), BF16, 1024, is_fp8=True
+    ),
+    "fp8-attention-mha-96-f16": partial(
+        _attention, Shape(num_heads=32, num_kv_heads=32, head_dim=96), F16, is_fp8=True
+    ),
+    "fp8-attention-gpt-oss-bf16-window": partial(
+        _attention, Shape(num_heads=64, num_kv_heads=8, head_dim=64), BF16, 128, "S", is_fp8=True
+    ),
+    "fp8-attention-qwen2-7b-bf16": partial(
+        _attention, Shape(num_heads=28, num_kv_heads=4, head_dim=128), BF16, is_fp8=True
+    ),
     "sample-49k": partial(_sample, 49152),
     "attention-8b-f16-block-32": partial(
         _attention, Shape(num_heads=32, num_kv_heads=8, head_dim=128, block_size=32), F16

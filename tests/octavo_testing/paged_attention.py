@@ -8,7 +8,7 @@ from octavo_kernels import decode_attention, decode_attention_ref, extend_attent
 from octavo_kernels.attention_plan import PagedAttentionPlan, plan_paged_attention
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.extend_attention import extend_tiling
-from octavo_kernels.handles import KVCacheSpec
+from octavo_kernels.handles import KVCacheSpec, KVScales
 from octavo_kernels.torch_backend import TorchBackend
 from octavo_testing.kernels import PagedCase
 
@@ -24,30 +24,36 @@ def a_plan(
 ) -> PagedAttentionPlan:
     num_heads, head_dim = case.q.shape[1:]
     num_kv_heads = case.key_cache.shape[1]
+    # codes are dealt as 16 bits are
+    dtype = case.key_cache.dtype
     return plan_paged_attention(
         case.batch,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        query_tile=query_tile or extend_tiling(num_heads // num_kv_heads, head_dim, case.q.dtype).query_tile,
+        query_tile=query_tile or extend_tiling(num_heads // num_kv_heads, head_dim, dtype).query_tile,
         target_items=target_items,
         window=window,
     )
 
 
-def by_reference(case: PagedCase, window: int | None = None, variant: AttentionVariant = PLAIN) -> torch.Tensor:
+def by_reference(
+    case: PagedCase, window: int | None = None, variant: AttentionVariant = PLAIN, scales: KVScales | None = None
+) -> torch.Tensor:
     out = torch.full_like(case.q, torch.nan)
     plan = a_plan(case, window=window)
     for attend in (decode_attention_ref.decode_attention, extend_attention_ref.extend_attention):
-        attend(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant)
+        attend(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant, scales)
     return out
 
 
-def by_triton(case: PagedCase, variant: AttentionVariant = PLAIN, **how: int | None) -> torch.Tensor:
+def by_triton(
+    case: PagedCase, variant: AttentionVariant = PLAIN, scales: KVScales | None = None, **how: int | None
+) -> torch.Tensor:
     out = torch.full_like(case.q, torch.nan)
     plan = a_plan(case, **how)
     for attend in (decode_attention.decode_attention, extend_attention.extend_attention):
-        attend(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant)
+        attend(case.q, case.key_cache, case.value_cache, plan, case.scale, out, variant, scales)
     return out
 
 
