@@ -145,6 +145,22 @@ def test_grouped_products_equal_the_reference(
     assert_close(out, fused_moe_ref.fused_moe(*case), 2e-5 if dtype == torch.float32 else TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("tiling", [FEW, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("popular", [0, 2, 4])
+def test_a_router_that_favours_one_expert(
+    popular: int, tiling: ExpertTiling, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several tiles of one expert, one row of another, no token for the rest."""
+    monkeypatch.setattr(fused_moe, "expert_tiling", lambda *_: tiling)
+    x, gate_up, down, _, shares = (tensor.to(device) for tensor in a_case(140, torch.float32, (5, 1, 24, 17)))
+    ids = torch.full((140, 1), popular, device=device)
+    ids[77] = 3
+
+    out = fused_moe.fused_moe(x, gate_up, down, ids, shares)
+
+    assert_close(out, fused_moe_ref.fused_moe(x, gate_up, down, ids, shares), 2e-5)
+
+
 def test_the_tiling_follows_how_many_rows_an_expert_has() -> None:
     few, many = (fused_moe.expert_tiling(pairs, 128, torch.bfloat16) for pairs in (8, 32 * 128))
 
