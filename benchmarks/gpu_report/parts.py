@@ -29,12 +29,13 @@ class Part:
 
 PARTS = {
     "kernel-checks": Part(title="Kernels against their references", budget_s=100),
-    "model-checks": Part(title="Small models against the reference", budget_s=80),
-    "limits": Part(title="What the device can do", budget_s=40),
+    "model-checks": Part(title="Small models against the reference", budget_s=70),
+    "limits": Part(title="What the device can do", budget_s=20),
     "kernels": Part(title="Kernels against the limits", budget_s=60),
-    "engine-llama-8b": Part(title="Engine, Llama 8B", budget_s=120),
+    "engine-llama-8b": Part(title="Engine, Llama 8B", budget_s=100),
+    "transformers": Part(title="Beside transformers' continuous batching, Llama 8B", budget_s=60),
     "engine-qwen3-0.6b": Part(title="Engine, Qwen3 0.6B", budget_s=60),
-    "engine-qwen3-moe": Part(title="Engine, Qwen3 30B-A3B", budget_s=70),
+    "engine-qwen3-moe": Part(title="Engine, Qwen3 30B-A3B", budget_s=60),
 }
 """In the order of their worth: what is wrong need not be fast. 530 seconds in all."""
 
@@ -55,13 +56,14 @@ def backend_on(device: torch.device) -> KernelBackend:
 
 def run_part(record: PartRecord, device: torch.device, limit_s: float) -> None:
     """Measures; figures go into `record` as they come."""
-    from benchmarks.gpu_report import engine_speed, kernel_checks, kernel_speed, limits, model_checks
+    from benchmarks.gpu_report import engine_speed, kernel_checks, kernel_speed, limits, model_checks, peer
 
     whole = {
         "limits": limits.run,
         "kernel-checks": kernel_checks.run,
         "model-checks": model_checks.run,
         "kernels": kernel_speed.run,
+        "transformers": peer.run,
     }
     if record.part in whole:
         whole[record.part](record, device)

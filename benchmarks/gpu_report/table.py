@@ -49,6 +49,9 @@ BARS = {
     ("engine-llama-8b", "host gap"): Bar(
         what="Llama 8B, GPU idle between steps", value=3, unit="% of a step", is_least=False
     ),
+    ("transformers", "ours against transformers"): Bar(
+        what="against transformers' continuous batching, which runs as paged SDPA", value=5, unit="x"
+    ),
     ("engine-qwen3-0.6b", "decode 1"): Bar(what="Qwen3 0.6B, bf16, batch 1", value=1_100, unit="tok/s"),
     ("engine-qwen3-0.6b", "host gap"): Bar(
         what="Qwen3 0.6B, GPU idle between steps", value=3, unit="% of a step", is_least=False

@@ -71,9 +71,9 @@ def test_a_part_gets_what_is_left_of_the_whole(tmp_path: Path, runs: Callable[[f
 
 
 def test_the_next_run_goes_on_where_time_was_over(tmp_path: Path, runs: Callable[[float], Runs]) -> None:
-    first = runs(30)
-    assert command.main(["--out", str(tmp_path), "--within", "95"], first.clock) == 1
-    second = runs(30)
+    first = runs(5)
+    assert command.main(["--out", str(tmp_path), "--within", "25"], first.clock) == 1
+    second = runs(5)
 
     assert command.main(["--out", str(tmp_path)], second.clock) == 0
 

@@ -1,47 +1,51 @@
-"""What it is like where packages are missing: importing one raises, as on a machine that does not have it."""
+"""A Python that has some of the packages installed here and no others, as a machine that was set up for less."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from importlib import metadata
-from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
 
-class Absent:
-    """A finder, to be put first into `sys.meta_path`."""
+def link_packages(names: Iterable[str], folder: Path, without: Collection[str] = ()) -> None:
+    """Fills `folder`, for `python -S` with it in PYTHONPATH, with those distributions and all that they require.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = frozenset(names)
-
-    def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
-        if name.partition(".")[0] in self._names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
-
-
-def modules_beyond(distributions: Iterable[str]) -> list[str]:
-    """Top-level modules installed here that neither those distributions bring nor what they require."""
-    present: set[str] = set()
-    _add_required(distributions, present)
-    owners = {top: {_normal(name) for name in names} for top, names in metadata.packages_distributions().items()}
-    return sorted(top for top, names in owners.items() if not names & present)
+    without: what is left out although something requires it.
+    """
+    for name in _closure(names, set()) - set(without):
+        distribution = metadata.distribution(name)
+        tops = {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
+        for top in tops:
+            link = folder / top
+            # Several distributions may share a folder.
+            if not link.is_symlink():
+                link.symlink_to(distribution.locate_file(top))
 
 
-def _add_required(names: Iterable[str], found: set[str]) -> None:
+def _closure(names: Iterable[str], found: set[str]) -> set[str]:
+    """`names` and what they require of what is installed here, all added to `found`."""
     for name in map(_normal, names):
-        if name in found:
-            continue
-        try:
-            requirements = [Requirement(text) for text in metadata.requires(name) or ()]
-        except metadata.PackageNotFoundError:
-            continue
-        found.add(name)
-        _add_required(
-            (each.name for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})), found
-        )
+        if name not in found and (requirements := _requirements(name)) is not None:
+            found.add(name)
+            _closure(requirements, found)
+    return found
+
+
+def _requirements(name: str) -> list[str] | None:
+    try:
+        texts = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return None
+    return list(_wanted(map(Requirement, texts)))
+
+
+def _wanted(requirements: Iterable[Requirement]) -> Iterator[str]:
+    for each in requirements:
+        if each.marker is None or each.marker.evaluate({"extra": ""}):
+            yield each.name
 
 
 def _normal(name: str) -> str:
