@@ -25,6 +25,8 @@ from octavo_kernels import (
     lora_ref,
     mla_decode_attention,
     mla_decode_attention_ref,
+    invariant_linear,
+    invariant_linear_ref,
     moe_routing,
     moe_routing_ref,
     rms_norm,
@@ -74,6 +76,8 @@ def run(record: PartRecord, device: torch.device) -> None:
     torch.manual_seed(0)
     if _has_float8(device):
         record.check("linear of float8", error=_float8(device, record.is_tiny), tolerance=TOLERANCE[torch.bfloat16])
+    wrong = _rows_that_change(device, dtypes[-1], is_tiny=record.is_tiny)
+    record.check("batch-invariant linear: rows that others change", error=wrong, tolerance=0, unit="rows")
     wrong = _wrong_draws(device, 100 if record.is_tiny else 128256, 2 if record.is_tiny else 32)
     record.check("sample: draws that differ", error=wrong, tolerance=0, unit="rows")
 
@@ -275,6 +279,25 @@ def _has_float8(device: torch.device) -> bool:
     return device.type == "cpu" or (not is_amd() and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY)
 
 
+def _invariant_linear(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, outputs, inputs = (3, 70, 40) if is_tiny else (130, 4096, 14336)
+    x = torch.randn(rows, inputs, device=device).to(dtype)
+    weight = (torch.randn(outputs, inputs, device=device) * inputs**-0.5).to(dtype)
+    bias = torch.randn(outputs, device=device).to(dtype)
+    actual = invariant_linear.invariant_linear(x, weight, bias)
+    return actual, invariant_linear_ref.invariant_linear(x, weight, bias)
+
+
+def _rows_that_change(device: torch.device, dtype: torch.dtype, *, is_tiny: bool) -> float:
+    """Of some rows, those that have other bits alone than among all."""
+    rows, outputs, inputs = (5, 70, 40) if is_tiny else (130, 4096, 4096)
+    x, weight = (torch.randn(count, inputs, device=device).to(dtype) for count in (rows, outputs))
+    together = invariant_linear.invariant_linear(x, weight, None)
+    picked = (0, rows // 2, rows - 1)
+    alone = [invariant_linear.invariant_linear(x[row : row + 1], weight, None) for row in picked]
+    return float(sum(not torch.equal(out[0], together[row]) for out, row in zip(alone, picked, strict=True)))
+
+
 def _wrong_draws(device: torch.device, vocab: int, rows: int) -> float:
     logits = 3 * torch.randn(rows, vocab, device=device)
     params = a_sampling_batch(rows, temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, seed=3, device=str(device))
@@ -297,4 +320,5 @@ CASES: dict[str, Case] = {
     "linear of few bits": _few_bits,
     "lora": _lora,
     "mla_decode_attention": _mla,
+    "batch-invariant linear": _invariant_linear,
 }

@@ -20,6 +20,7 @@ def run(record: PartRecord, device: torch.device) -> None:
     from benchmarks.gpu_report.parts import backend_on
 
     backend, host = backend_on(device), TorchBackend(torch.device("cpu"))
+    invariant = backend_on(device, is_batch_invariant=True)
     num_tokens, length, mates = (2, 5, 3) if record.is_tiny else (16, 70, 64)
     for name, raw in (TINY if record.is_tiny else SMALL).items():
         asked = prompts(3 if record.is_tiny else 8, length, raw["vocab_size"])
@@ -31,7 +32,7 @@ def run(record: PartRecord, device: torch.device) -> None:
             f"{name}, float32: greedy sequences unlike the reference", error=differing, tolerance=0, unit="of them"
         )
         _check_16_bits(record, name, raw, backend, reference)
-        _check_alone(record, name, Model(raw, "host", backend, torch.bfloat16), length, num_tokens, mates)
+        _check_alone(record, name, Model(raw, "host", invariant, torch.bfloat16), length, num_tokens, mates)
 
 
 def _check_16_bits(
@@ -51,14 +52,16 @@ def _check_alone(record: PartRecord, name: str, model: Model, length: int, num_t
     """The first of many requests, and the same request with nobody beside it."""
     asked = prompts(mates, length, model.config.vocab_size, seed=2)
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, logprobs=0, ignore_eos=True, detokenize=False)
-    alone, among = _answers(model, asked[:1], params)[0], _answers(model, asked, params)[0]
+    alone, among = (_answers(model, those, params, has_fixed_pieces=True)[0] for those in (asked[:1], asked))
     differing = sum(a != b for a, b in zip(alone, among, strict=True))
-    label = f"{name}, bfloat16: tokens or log-probs that {mates - 1} batch mates change"
+    label = f"{name}, bfloat16, batch-invariant: tokens or log-probs that {mates - 1} batch mates change"
     record.check(label, error=differing, tolerance=0, unit=f"of {num_tokens}")
 
 
-def _answers(model: Model, asked: list[list[int]], params: SamplingParams) -> list[list[SampledToken]]:
-    model.start(num_blocks=len(asked) * 8 + 16, max_num_seqs=len(asked))
+def _answers(
+    model: Model, asked: list[list[int]], params: SamplingParams, *, has_fixed_pieces: bool = False
+) -> list[list[SampledToken]]:
+    model.start(num_blocks=len(asked) * 8 + 16, max_num_seqs=len(asked), has_fixed_pieces=has_fixed_pieces)
     ids = [model.add(prompt, params).sequence_id for prompt in asked]
     model.run()
     return [model.sampled[sequence_id] for sequence_id in ids]

@@ -103,8 +103,15 @@ class Model:
         self.decoder = Decoder(self.config, loaded, backend)
         self._dtype = dtype
 
-    def start(self, num_blocks: int, max_num_seqs: int, max_num_batched_tokens: int = 8192) -> None:
-        """A fresh cache and scheduler."""
+    def start(
+        self,
+        num_blocks: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int = 8192,
+        *,
+        has_fixed_pieces: bool = False,
+    ) -> None:
+        """A fresh cache and scheduler; pieces of prompts are a quarter of a step where they are fixed."""
         config = self.config
         spec = KVCacheSpec(
             num_layers=config.num_layers,
@@ -120,7 +127,8 @@ class Model:
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_num_seqs=max_num_seqs,
                 max_model_len=config.max_positions,
-                long_prefill_token_threshold=max_num_batched_tokens,
+                long_prefill_token_threshold=max_num_batched_tokens // (4 if has_fixed_pieces else 1),
+                has_fixed_pieces=has_fixed_pieces,
             ),
             KVCacheManager(num_blocks=num_blocks, block_size=BLOCK_SIZE, enable_prefix_caching=False),
         )

@@ -43,15 +43,15 @@ END_BEFORE_S = 15.0
 """A part that can stop by itself does so this long before it would be ended."""
 
 
-def backend_on(device: torch.device) -> KernelBackend:
+def backend_on(device: torch.device, *, is_batch_invariant: bool = False) -> KernelBackend:
     """Triton's; on a CPU the reference, since the interpreter would take minutes for what is no speed anyway."""
     if device.type == "cpu":
         from octavo_kernels.torch_backend import TorchBackend
 
-        return TorchBackend(device)
+        return TorchBackend(device, is_batch_invariant=is_batch_invariant)
     from octavo_kernels.triton_backend import TritonBackend
 
-    return TritonBackend(device)
+    return TritonBackend(device, is_batch_invariant=is_batch_invariant)
 
 
 def run_part(record: PartRecord, device: torch.device, limit_s: float) -> None:

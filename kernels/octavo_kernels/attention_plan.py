@@ -76,8 +76,13 @@ def plan_paged_attention(
     query_tile: int,
     target_items: int,
     window: int | None = None,
+    tiles_per_item: int | None = None,
 ) -> PagedAttentionPlan:
-    """target_items: decode items times key/value heads that fill the device a few times over."""
+    """target_items: decode items times key/value heads that fill the device a few times over.
+
+    tiles_per_item: context tiles of each decode item, whatever else is in the batch, so that the order in which a row
+    adds up is its own; None: as `target_items` says.
+    """
     num_tokens = batch.slot_mapping.shape[0]
     query_lens = batch.query_start_loc.diff()
     return PagedAttentionPlan(
@@ -92,13 +97,21 @@ def plan_paged_attention(
             head_dim=head_dim,
             target=ceil_div(target_items, num_kv_heads),
             window=window,
+            tiles_per_item=tiles_per_item,
         ),
         extend=_plan_extend(batch, query_lens, query_tile, window) if batch.max_query_len > 1 else None,
     )
 
 
 def _plan_decode(
-    batch: AttentionBatch, query_lens: torch.Tensor, *, num_heads: int, head_dim: int, target: int, window: int | None
+    batch: AttentionBatch,
+    query_lens: torch.Tensor,
+    *,
+    num_heads: int,
+    head_dim: int,
+    target: int,
+    window: int | None,
+    tiles_per_item: int | None,
 ) -> DecodeWork:
     num_seqs = batch.seq_lens.shape[0]
     device = batch.seq_lens.device
@@ -109,13 +122,16 @@ def _plan_decode(
         # a window that starts within a tile ends within one more
         max_tiles = min(max_tiles, ceil_div(window, CONTEXT_TILE) + 1)
     tiles = torch.where(query_lens == 1, tiles, 0)
-    # equal shares of all context tiles, so that one long sequence among short ones is cut finer than they are
-    tiles_per_item = tiles.sum().add(target - 1).div(target, rounding_mode="floor").clamp(min=1)
-    items = (tiles + (tiles_per_item - 1)).div(tiles_per_item, rounding_mode="floor")
+    if tiles_per_item is None:
+        # equal shares of all context tiles, so that one long sequence among short ones is cut finer than they are
+        share: torch.Tensor | int = tiles.sum().add(target - 1).div(target, rounding_mode="floor").clamp(min=1)
+        # sum of ceil(tiles / share) <= sum of tiles / share + num_seqs <= target + num_seqs
+        max_items = min(target + num_seqs, num_seqs * max_tiles)
+    else:
+        share, max_items = tiles_per_item, num_seqs * ceil_div(max_tiles, tiles_per_item)
+    items = (tiles + (share - 1)).div(share, rounding_mode="floor")
     first_item = torch.zeros(num_seqs + 1, dtype=torch.int32, device=device)
     torch.cumsum(items, dim=0, dtype=torch.int32, out=first_item[1:])
-    # sum of ceil(tiles / share) <= sum of tiles / share + num_seqs <= target + num_seqs
-    max_items = min(target + num_seqs, num_seqs * max_tiles)
     numbers = torch.arange(max_items, dtype=torch.int32, device=device)
     return DecodeWork(
         item_sequence=torch.searchsorted(first_item[1:], numbers, right=True, out_int32=True),

@@ -7,7 +7,8 @@ torch tensors on the backend's device.
 Invariants:
 - A backend holds no state between calls except what is inside the handles that it gave out.
 - No method synchronises the host with the device.
-- Every result of a row depends on that row alone (its sequence's cache included), never on its batch mates.
+- Every result of a row depends on that row alone (its sequence's cache included), never on its batch mates; bit for bit
+  only where the backend was made batch-invariant, else up to the order in which sums are added.
 """
 
 from __future__ import annotations
@@ -234,8 +235,11 @@ def select_quantized_backend(device: str, num_threads: int) -> QuantizedBackend:
     return NumbaBackend(num_threads)
 
 
-def select_backend(device: str) -> KernelBackend:
-    """Torch on "cpu", Triton on "cuda" or "hip" ("cuda:1" for the second GPU); imports no other than the chosen one."""
+def select_backend(device: str, *, is_batch_invariant: bool = False) -> KernelBackend:
+    """Torch on "cpu", Triton on "cuda" or "hip" ("cuda:1" for the second GPU); imports no other than the chosen one.
+
+    is_batch_invariant: a row has the same bits whatever stands beside it, at the price of speed.
+    """
     kind, colon, index = device.partition(":")
     if kind not in ("cpu", "cuda", "hip") or (colon and (kind == "cpu" or not index.isdecimal())):
         raise KernelError(f'device is {device!r}, must be "cpu", "cuda" or "hip", or a GPU by number as in "cuda:1"')
@@ -244,10 +248,10 @@ def select_backend(device: str) -> KernelBackend:
     if kind == "cpu":
         from octavo_kernels.torch_backend import TorchBackend
 
-        return TorchBackend(torch.device("cpu"))
+        return TorchBackend(torch.device("cpu"), is_batch_invariant=is_batch_invariant)
     if not torch.cuda.is_available():
         raise KernelError(f"device is {device!r}, but torch finds no GPU; use cpu, or install a torch build for it")
     from octavo_kernels.triton_backend import TritonBackend
 
     # torch calls AMD's GPUs cuda too
-    return TritonBackend(torch.device("cuda", int(index or 0)))
+    return TritonBackend(torch.device("cuda", int(index or 0)), is_batch_invariant=is_batch_invariant)

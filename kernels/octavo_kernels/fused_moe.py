@@ -175,11 +175,18 @@ def expert_tiling(num_pairs: int, num_experts: int, dtype: torch.dtype) -> Exper
 
 
 def fused_moe(
-    x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    expert_ids: torch.Tensor,
+    expert_weights: torch.Tensor,
+    *,
+    has_one_tiling: bool = False,
 ) -> torch.Tensor:
     """See `KernelBackend.experts`; gate_up and down contiguous, silu(gate) * up is rounded to the dtype of x.
 
-    gate_up: [num_experts, 2 * inner, hidden]; down: [num_experts, hidden, inner].
+    gate_up: [num_experts, 2 * inner, hidden]; down: [num_experts, hidden, inner]. With `has_one_tiling` a token's bits do
+    not depend on how many others there are.
     """
     check_expert_weights(gate_up, down)
     check_experts(x, gate_up.shape[2], gate_up.dtype, expert_ids, expert_weights)
@@ -188,7 +195,7 @@ def fused_moe(
     out = torch.empty((num_tokens, hidden), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    tiling = expert_tiling(num_pairs, num_experts, x.dtype)
+    tiling = expert_tiling(0 if has_one_tiling else num_pairs, num_experts, x.dtype)
     tiles = align(expert_ids, num_experts, tiling.tile)
     inner_rows = torch.empty((num_pairs, inner), dtype=x.dtype, device=x.device)
     parts = torch.empty((num_pairs, hidden), dtype=torch.float32, device=x.device)

@@ -64,9 +64,12 @@ class TorchAttentionPlan:
 
 
 def plan_attention(
-    batch: AttentionBatch, spec: KVCacheSpec, num_heads: int, window: int | None = None
+    batch: AttentionBatch, spec: KVCacheSpec, num_heads: int, window: int | None = None, *, is_alone: bool = False
 ) -> TorchAttentionPlan:
-    """Reads the batch on the host, which on a CPU waits for nothing."""
+    """Reads the batch on the host, which on a CPU waits for nothing.
+
+    is_alone: each decode is a group of its own, for another's length not to change how it adds up.
+    """
     starts = batch.query_start_loc.tolist()
     seq_lens = batch.seq_lens.tolist()
     query_lens = [end - start for start, end in pairwise(starts)]
@@ -83,7 +86,7 @@ def plan_attention(
         num_heads=num_heads,
         decodes=tuple(
             _plan_decodes([starts[i] for i in group], [seen[i] for i in group], slots[group], spec.dtype)
-            for group in _groups_of_like_length(decoding, seen)
+            for group in ([[i] for i in decoding] if is_alone else _groups_of_like_length(decoding, seen))
         ),
         extends=tuple(
             _plan_extend(slice(starts[i], starts[i + 1]), slots[i, : seen[i]], spec.dtype, window) for i in extending

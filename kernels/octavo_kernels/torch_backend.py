@@ -62,12 +62,15 @@ class TorchLinear(WholeLinear):
 class TorchBackend:
     """`KernelBackend` on a CPU."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, is_batch_invariant: bool = False) -> None:
         if device.type != "cpu":
             # the plan reads lengths on the host, which on a GPU would be a synchronisation a step
             raise KernelError(f"the torch backend runs on cpu, not on {device}; use select_backend")
         self._device = device
+        self._is_batch_invariant = is_batch_invariant
         self._linear = torch_linear.select_linear()
+        if is_batch_invariant:
+            self._linear = torch_linear.invariant(self._linear)
 
     @property
     def name(self) -> str:
@@ -139,7 +142,7 @@ class TorchBackend:
         check_num_heads(num_heads, cache.spec.num_kv_heads)
         check_table_width(batch, cache.spec.block_size)
         check_window(window)
-        return torch_attention.plan_attention(batch, cache.spec, num_heads, window)
+        return torch_attention.plan_attention(batch, cache.spec, num_heads, window, is_alone=self._is_batch_invariant)
 
     def attention(
         self,

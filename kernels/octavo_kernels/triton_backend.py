@@ -45,6 +45,9 @@ from octavo_kernels.whole_weights import WholeExperts
 _PROGRAMS_PER_PROCESSOR = 4
 """Decode programs to aim at for each multiprocessor: about two run at once, and twice that evens out the tail."""
 
+_INVARIANT_TILES = 16
+"""Context tiles of a decode item where its size may depend on nothing else: 1,024 tokens."""
+
 _INTERPRETED_PROCESSORS = 4
 """What the interpreter pretends to have: few, for each program costs it milliseconds."""
 
@@ -76,7 +79,7 @@ class TritonExperts(WholeExperts):
 class TritonBackend:
     """`KernelBackend` on a GPU, or on a CPU under TRITON_INTERPRET=1 (exact, and far too slow for a model)."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, is_batch_invariant: bool = False) -> None:
         if is_interpreted(decode_attention_kernel) != (device.type == "cpu"):
             raise KernelError(f"device is {device}: Triton needs a GPU, or a CPU and TRITON_INTERPRET=1")
         num_processors, cache = _INTERPRETED_PROCESSORS, None
@@ -92,6 +95,7 @@ class TritonBackend:
             cache = TuningCache(cache_folder(), properties.name, versions)
         self._device = device
         self._num_processors = num_processors
+        self._is_batch_invariant = is_batch_invariant
         self._linear_shapes = LinearShapes(num_processors, cache)
         self._target_items = num_processors * _PROGRAMS_PER_PROCESSOR
 
@@ -127,7 +131,7 @@ class TritonBackend:
         return TritonLinear(
             weight=weight.to(self._device).contiguous(),
             bias=bias.to(self._device) if bias is not None else None,
-            few=self._linear_shapes.few(weight),
+            few=None if self._is_batch_invariant else self._linear_shapes.few(weight),
         )
 
     def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> TritonPackedLinear:
@@ -210,6 +214,7 @@ class TritonBackend:
             head_dim=spec.head_dim,
             query_tile=tiling.query_tile,
             target_items=self._target_items,
+            tiles_per_item=_INVARIANT_TILES if self._is_batch_invariant else None,
             window=window,
         )
 
@@ -245,7 +250,7 @@ class TritonBackend:
         self, x: torch.Tensor, handle: ExpertsHandle, expert_ids: torch.Tensor, expert_weights: torch.Tensor
     ) -> torch.Tensor:
         own = require_own(handle, TritonExperts)
-        return fused_moe(x, own.gate_up, own.down, expert_ids, expert_weights)
+        return fused_moe(x, own.gate_up, own.down, expert_ids, expert_weights, has_one_tiling=self._is_batch_invariant)
 
     def sample(self, logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         return sample(logits, params)

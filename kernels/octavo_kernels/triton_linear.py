@@ -3,6 +3,7 @@
 | weight | few rows | more |
 |---|---|---|
 | as in the checkpoint | up to 16: skinny_linear.py where it was measured to be faster | the vendor's product |
+| the same, batch-invariant | invariant_linear.py | invariant_linear.py |
 | of float8 | as above, against `torch._scaled_mm` | `torch._scaled_mm` |
 | of 4 or 8 bits | up to 128: w4a16_linear.py | written out in parts for the vendor's product |
 """
@@ -20,6 +21,7 @@ from triton.runtime.errors import OutOfResources
 from octavo_kernels.checks import check_linear
 from octavo_kernels.fp8_linear import fp8_linear
 from octavo_kernels.fp8_weight import FP8, Fp8Weight
+from octavo_kernels.invariant_linear import invariant_linear
 from octavo_kernels.linear_tuning import Choice, FewRows, LinearShape, TuningCache, choose
 from octavo_kernels.packed_weight import PackedWeight
 from octavo_kernels.skinny_linear import MAX_ROWS, launch_skinny, tiling_of
@@ -42,10 +44,13 @@ _REPETITIONS = 5
 class TritonLinear(WholeLinear):
     """On the device, contiguous."""
 
-    few: FewRows
+    few: FewRows | None
+    """None: batch-invariant."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `KernelBackend.linear`."""
+        if self.few is None:
+            return invariant_linear(x, self.weight, self.bias)
         check_linear(x, self.weight)
         tiling = self.few.choice
         if tiling is None or x.shape[0] > MAX_ROWS:
@@ -163,6 +168,7 @@ class LinearShapes:
 def _clock(linears: Sequence[TritonLinear | TritonFp8Linear]) -> Callable[[Choice], float]:
     """-> seconds of all these layers, of one shape, by a choice."""
     few, weight = linears[0].few, linears[0].weight
+    assert few is not None, "nothing is measured of a layer that has one way"
     # activations come in 16 bits where the weight has 8
     dtype = torch.bfloat16 if weight.dtype == FP8 else weight.dtype
     inputs = [torch.randn(rows, weight.shape[1], device=weight.device).to(dtype) for rows in TUNED_ROWS]

@@ -180,6 +180,12 @@ class EngineConfig:
     GPU in the dtype. fp8: 8-bit floats (e4m3), a scale for each output and each token, on GPUs of compute capability
     8.9 or newer, the output head exact. none: exact, in the dtype."""
 
+    batch_invariant: bool = setting(False)
+    """Compute so that a request's tokens and log-probabilities have the same bits alone and in any batch, slower: linear
+    layers by one kernel with one tile, attention cut by a sequence's own length, prompts cut at the multiples of
+    --long-prefill-token-threshold. Needs --no-enable-prefix-caching, --quantization none and one process; a request that was preempted is
+    computed again from its tokens, which rounds differently."""
+
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     """Where to compute. auto: the first GPU where there is one, else the CPU."""
 
@@ -252,6 +258,21 @@ class EngineConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         only_auto(self.kv_cache_dtype)
+        if self.batch_invariant and self.enable_prefix_caching:
+            raise ConfigError(
+                "--batch-invariant: what the prefix cache holds decides how much of a prompt is computed at once; "
+                "add --no-enable-prefix-caching"
+            )
+        if self.batch_invariant and self.quantization != "none":
+            raise ConfigError(
+                f"--batch-invariant with --quantization {self.quantization}: it is not proven for weights of few bits; "
+                "use --quantization none"
+            )
+        if self.batch_invariant and self.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"--batch-invariant with --tensor-parallel-size {self.tensor_parallel_size}: sums over several processes "
+                "are not proven to be invariant; use 1"
+            )
 
     def resolve(self, *, context_length: int, device: str, device_memory_bytes: int) -> ResolvedLimits:
         """Turns the limits' autos into values; `context_length` is what the model was trained for, in tokens.

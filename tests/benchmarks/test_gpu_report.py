@@ -53,7 +53,7 @@ def test_each_part_fills_its_figures_at_toy_sizes_where_nothing_else_is_installe
     assert done.returncode == 0, [done.stderr[-2000:], *(record and record.error for record in records.values())]
     figures = {name: [figure.name for figure in record.figures] for name, record in records.items() if record}
     assert figures["limits"] == ["copy", "bf16 product"]
-    assert len(figures["kernel-checks"]) == len(CASES) + 1
+    assert len(figures["kernel-checks"]) == len(CASES) + 2
     assert len(figures["model-checks"]) == 9
     assert "decode attention, skewed" in figures["kernels"]
     assert "own linear, 1 rows, against cuBLAS" in figures["kernels"]

@@ -16,6 +16,7 @@ def a_plan(
     target_items: int = 8,
     query_tile: int = 4,
     window: int | None = None,
+    tiles_per_item: int | None = None,
 ) -> PagedAttentionPlan:
     batch = AttentionBatch(
         query_start_loc=torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32),
@@ -33,6 +34,7 @@ def a_plan(
         query_tile=query_tile,
         target_items=target_items,
         window=window,
+        tiles_per_item=tiles_per_item,
     )
 
 
@@ -55,6 +57,17 @@ def test_more_decodes_than_programs_to_aim_at_get_one_item_each() -> None:
 
 def test_a_long_decode_is_cut_finer_than_the_short_ones_beside_it() -> None:
     assert items_of(a_plan([1, 1], [40 * CONTEXT_TILE, 64], target_items=16)) == [7, 1]
+
+
+def test_where_an_items_size_is_given_a_decode_is_cut_alike_beside_any_others() -> None:
+    lens = [10 * CONTEXT_TILE, 64, 3 * CONTEXT_TILE + 1, 200 * CONTEXT_TILE]
+
+    together = a_plan([1] * 4, lens, tiles_per_item=2)
+
+    assert items_of(together) == [5, 1, 2, 100]
+    assert [items_of(a_plan([1], [length], tiles_per_item=2)) for length in lens] == [[5], [1], [2], [100]]
+    assert together.decode is not None
+    assert together.decode.item_sequence.shape[0] >= 108
 
 
 def test_a_window_leaves_a_decode_the_tiles_that_it_reaches_into() -> None:

@@ -40,6 +40,7 @@ KERNELS = {
     "sum_splits_kernel",
     "w4a16_linear_kernel",
     "dequantize_kernel",
+    "invariant_linear_kernel",
 }
 
 DOTS = {
@@ -52,6 +53,7 @@ DOTS = {
     "mla_decode_attention_kernel",
     "lora_shrink_kernel",
     "lora_expand_kernel",
+    "invariant_linear_kernel",
 }
 
 WITHOUT_DOT = {

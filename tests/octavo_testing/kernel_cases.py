@@ -21,6 +21,7 @@ from octavo_kernels.handles import KVScales, QKNorm
 from octavo_kernels.lora import add_lora, lora_rows
 from octavo_kernels.lora_weights import lora_weights
 from octavo_kernels.mla_decode_attention import mla_decode_attention
+from octavo_kernels.invariant_linear import invariant_linear
 from octavo_kernels.moe_routing import route
 from octavo_kernels.packed_weight import PackedWeight
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
@@ -169,6 +170,11 @@ def _fp8(num_columns: int, depth: int) -> None:
     fp8_linear(torch.zeros(3, depth, dtype=BF16), weight, torch.zeros(num_columns, dtype=BF16), tiling)
 
 
+def _invariant(num_columns: int, depth: int, dtype: torch.dtype) -> None:
+    weight, bias = torch.empty(num_columns, depth, dtype=dtype), torch.zeros(num_columns, dtype=dtype)
+    invariant_linear(torch.zeros(3, depth, dtype=dtype), weight, bias)
+
+
 _QWEN3_30B = (128, 8, 2048, 768)
 _MIXTRAL_8X7B = (8, 2, 4096, 14336)
 
@@ -205,6 +211,7 @@ CASES: dict[str, Callable[[], None]] = {
     "w8a16-8b-down-bf16-1": partial(_w4a16, 4096, 14336, 1, BF16, 8),
     "fp8-8b-gate-up": partial(_fp8, 28672, 4096),
     "fp8-8b-down": partial(_fp8, 4096, 14336),
+    "invariant-8b-down-bf16": partial(_invariant, 4096, 14336, BF16),
 }
 """The ordinary tests compile these."""
 
@@ -255,6 +262,7 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "experts-mixtral-8x7b-f16-many": partial(_experts, _MIXTRAL_8X7B, 4096, F16),
     "skinny-smollm2-f16": partial(_skinny, 576, 1536, F16),
     "skinny-smollm2-f32": partial(_skinny, 576, 1536, F32),
+    "invariant-odd-f32": partial(_invariant, 517, 200, F32),
     "skinny-odd-bf16": partial(_skinny, 517, 200, BF16),
     "w4a16-smollm2-f16-20": partial(_w4a16, 576, 1536, 20, F16, 4, 128),
     "w4a16-smollm2-f32-1": partial(_w4a16, 576, 1536, 1, F32),

@@ -208,7 +208,7 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
     import torch
 
     from octavo_server.distributed.leader import load_in_parallel
-    from octavo_server.models.loader import load_model
+    from octavo_server.models.loader import BATCH_INVARIANT, load_model
 
     if device == "cpu":
         # More threads than the cgroup's quota are throttled together, and each operation waits for the slowest.
@@ -220,7 +220,7 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
         dtype=config.dtype,
         device=device,
         on_progress=progress.add_bytes,
-        quantization=config.quantization,
+        quantization=BATCH_INVARIANT if config.batch_invariant else config.quantization,
         load_format=config.load_format,
     )
     try:
@@ -286,6 +286,7 @@ def _make_engine(
             max_num_seqs=limits.max_num_seqs,
             max_model_len=plan.max_model_len,
             long_prefill_token_threshold=limits.long_prefill_token_threshold,
+            has_fixed_pieces=config.batch_invariant,
             policy=SchedulingPolicy(config.scheduling_policy),
             eos_token_ids=frozenset(model.config.eos_token_ids),
         ),

@@ -51,6 +51,9 @@ class SchedulerConfig:
     policy: SchedulingPolicy = SchedulingPolicy.FCFS
     long_prefill_token_threshold: int = 0
     """Tokens of one prompt in a step while others run or wait; 0: a quarter of `max_num_batched_tokens`."""
+    has_fixed_pieces: bool = False
+    """Cut each prompt at the multiples of `long_prefill_token_threshold`, whatever else runs: a token then stands in the
+    same piece always. A piece that a step has no room for waits."""
     watermark: float = 0.01
     """Share of all blocks that admission leaves free for the next tokens of what runs."""
     eos_token_ids: frozenset[int] = frozenset()
@@ -116,6 +119,8 @@ class Scheduler:
         self.kv = kv
         self.max_sequence_tokens = min(config.max_model_len, kv.capacity_tokens)
         self._prefill_share = config.long_prefill_token_threshold or max(1, config.max_num_batched_tokens // 4)
+        if config.has_fixed_pieces:
+            self._prefill_share = min(self._prefill_share, config.max_num_batched_tokens)
         self._watermark_blocks = int(config.watermark * kv.num_usable_blocks)
         self._waiting = make_waiting_queue(config.policy, lambda sequence: len(kv.match_prefix(sequence)))
         # In the order of admission, so that the last is the newest
@@ -174,7 +179,8 @@ class Scheduler:
         """Decides the next step; while there is work it is never empty."""
         plan = _StepPlan(self.config.max_num_batched_tokens)
         # A prompt that is alone stalls nobody
-        share = self._prefill_share if len(self._sequences) > 1 else SCORED_TOKEN_COST * plan.budget
+        stalls = len(self._sequences) > 1 or self.config.has_fixed_pieces
+        share = self._prefill_share if stalls else SCORED_TOKEN_COST * plan.budget
         self._schedule_running(plan, share)
         if not plan.preempted:
             self._schedule_waiting(plan, share, now)
@@ -257,6 +263,8 @@ class Scheduler:
             # With nothing running there is nothing to keep blocks for
             spare = promised + self._watermark_blocks if self._running else 0
             if not self.kv.can_hold(sequence, hits, spare_blocks=spare):
+                return
+            if self.config.has_fixed_pieces and _num_wanted(sequence, share) > plan.budget:
                 return
             self._admit(sequence, hits, now)
             self._schedule_tokens(sequence, min(_num_wanted(sequence, share), plan.budget), plan)

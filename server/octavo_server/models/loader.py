@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+BATCH_INVARIANT = "batch-invariant"
+"""In place of a quantization, with which it does not go: whole weights, and a row's bits its own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
@@ -93,7 +96,7 @@ def load_model(
         dtype: "auto", "float32", "float16" or "bfloat16".
         device: "cpu" or "cuda[:N]".
         on_progress: told (bytes read, bytes in all) after each tensor.
-        quantization: "none", "int8", "int4" or "fp8", see `EngineConfig`.
+        quantization: "none", "int8", "int4" or "fp8", see `EngineConfig`; or BATCH_INVARIANT, which is none of these.
         load_format: "auto", "safetensors", "gguf" or "dummy", see `EngineConfig`.
         communicator: this rank's, which need not be connected yet; None: there is but one.
 
@@ -143,8 +146,8 @@ def _open(location: ModelLocation, config: ModelConfig, load_format: str) -> Wei
 
 
 def _select_backend(device: str, dtype: torch.dtype, quantization: str) -> KernelBackend:
-    if quantization == "none":
-        return select_backend(device)
+    if quantization in ("none", BATCH_INVARIANT):
+        return select_backend(device, is_batch_invariant=quantization == BATCH_INVARIANT)
     if quantization == "fp8":
         return _select_fp8_backend(device, dtype)
     if device == "cpu" and dtype != torch.float32:
