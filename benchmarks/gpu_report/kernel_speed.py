@@ -109,7 +109,15 @@ def _decode(record: PartRecord, backend: KernelBackend, name: str, lens: list[in
     heads = Heads(is_tiny=record.is_tiny)
     ms, q = _attention_ms(backend, heads, [1] * len(lens), lens)
     rate = sum(lens) * heads.kv * heads.dim * 4 / ms / 1e6
-    record.figure(f"decode attention, {name}", 100 * rate / copy, "% of copy", f"{rate:.0f} GB/s, {ms:.3f} ms")
+    # A multiplication and an addition with each key and value that was read, for each query head that shares it.
+    intensity = heads.q / heads.kv
+    record.figure(
+        f"decode attention, {name}",
+        100 * rate / copy,
+        "% of copy",
+        f"{rate:.0f} GB/s, {ms:.3f} ms",
+        roof=(intensity, intensity * rate / 1000),
+    )
     if len(set(lens)) == 1:
         coded_ms, _ = _attention_ms(backend, heads, [1] * len(lens), lens, torch.float8_e4m3fn)
         record.figure(f"decode attention over 8 bits, {name}", ms / coded_ms, "x", f"{coded_ms:.3f} ms against 16 bits")
@@ -127,7 +135,14 @@ def _prefill(record: PartRecord, backend: KernelBackend, count: int, length: int
     # Half of the square of positions, a multiplication and an addition, for QK and for PV.
     rate = 2 * count * length**2 * heads.q * heads.dim / ms / 1e9
     name = f"prefill attention, {count} x {length}"
-    record.figure(name, rate, "TFLOP/s", f"{100 * rate / product:.0f} % of the product's, {ms:.3f} ms")
+    intensity = length * heads.q / (2 * (heads.q + heads.kv))
+    record.figure(
+        name,
+        rate,
+        "TFLOP/s",
+        f"{100 * rate / product:.0f} % of the product's, {ms:.3f} ms",
+        roof=(intensity, rate),
+    )
     mine = q.view(count, length, heads.q, heads.dim).transpose(1, 2)
     k = torch.randn(count, heads.kv, length, heads.dim, device=backend.device).bfloat16()
     peer = milliseconds(
@@ -144,7 +159,9 @@ def _product(record: PartRecord, device: torch.device, rows: int, copy: float, p
     ms = milliseconds(lambda: linear(x, weight), device)
     read, rate = 2 * outputs * inputs / ms / 1e6, 2 * rows * outputs * inputs / ms / 1e9
     note = f"{read:.0f} GB/s of weights, {rate:.0f} TFLOP/s, {ms:.3f} ms"
-    record.figure(f"cuBLAS linear, {rows} rows", 100 * max(read / copy, rate / product), "% of limit", note)
+    intensity = rows * outputs * inputs / (outputs * inputs + rows * (inputs + outputs))
+    limit = 100 * max(read / copy, rate / product)
+    record.figure(f"cuBLAS linear, {rows} rows", limit, "% of limit", note, roof=(intensity, rate))
     if rows <= MAX_ROWS:
         tiling = default_tiling(outputs, inputs, x.dtype, 132)
         own = milliseconds(lambda: skinny_linear(x, weight, None, tiling), device)

@@ -25,14 +25,14 @@ def run(record: PartRecord, device: torch.device) -> None:
     for name, raw in (TINY if record.is_tiny else SMALL).items():
         asked = prompts(3 if record.is_tiny else 8, length, raw["vocab_size"])
         params = greedy(num_tokens)
-        reference = Model(raw, "host", host, torch.float32)
-        exact = _answers(Model(raw, "host", backend, torch.float32), asked, params)
+        reference = Model.of(raw, "host", host, torch.float32)
+        exact = _answers(Model.of(raw, "host", backend, torch.float32), asked, params)
         differing = sum(_ids(a) != _ids(b) for a, b in zip(exact, _answers(reference, asked, params), strict=True))
         record.check(
             f"{name}, float32: greedy sequences unlike the reference", error=differing, tolerance=0, unit="of them"
         )
         _check_16_bits(record, name, raw, backend, reference)
-        _check_alone(record, name, Model(raw, "host", invariant, torch.bfloat16), length, num_tokens, mates)
+        _check_alone(record, name, Model.of(raw, "host", invariant, torch.bfloat16), length, num_tokens, mates)
 
 
 def _check_16_bits(
@@ -40,7 +40,7 @@ def _check_16_bits(
 ) -> None:
     asked = prompts(3 if record.is_tiny else 32, 5 if record.is_tiny else 40, reference.config.vocab_size, seed=1)
     params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=5, ignore_eos=True, detokenize=False)
-    mine = _answers(Model(raw, "host", backend, torch.bfloat16), asked, params)
+    mine = _answers(Model.of(raw, "host", backend, torch.bfloat16), asked, params)
     theirs = _answers(reference, asked, params)
     shared = sum(len(_top(a) & _top(b)) for a, b in zip(mine, theirs, strict=True)) / (5 * len(asked))
     record.check(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
+import json
+import tempfile
 from collections.abc import Sequence as Items
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from octavo_kernels.backend import KernelBackend
-from octavo_kernels.handles import KVCacheSpec
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import SampledToken, SequenceId
@@ -21,11 +22,7 @@ from octavo_server.models.config import parse_model_config
 from octavo_server.models.decoder import Decoder
 from octavo_server.models.decoder_weights import load_decoder_weights
 from octavo_server.models.dummy_weights import DummyWeights
-from octavo_server.models.shard import WHOLE
-
-if TYPE_CHECKING:
-    from octavo_server.models.config import ModelConfig
-    from octavo_server.models.shard import Cut
+from octavo_server.models.loader import LoadedModel, load_model
 
 BLOCK_SIZE = 16
 
@@ -75,33 +72,36 @@ SMALL: dict[str, dict[str, Any]] = {
 """For checks: a float32 twin on the host answers in a moment."""
 
 
-class DeviceWeights(DummyWeights):
-    """Random weights that never pass through the host's memory."""
-
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        super().__init__(config)
-        self._device = device
-
-    def read(self, name: str, cut: Cut = WHOLE) -> torch.Tensor:
-        shape = self.shape(name)
-        if name.endswith("norm.weight"):
-            return torch.ones(shape, dtype=torch.bfloat16, device=self._device)
-        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
-        made = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
-        return made.normal_(0, 0.02, generator=generator)[cut.index]
-
-
 class Model:
     """A decoder with random weights, its cache, and the scheduler in front of them."""
 
-    def __init__(self, raw: dict[str, Any], source: str, backend: KernelBackend, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self.config = loaded.config
+        self.decoder = loaded.decoder
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], source: str, backend: KernelBackend, dtype: torch.dtype) -> Model:
         """source: "device" makes weights there; "host" makes those that any backend's twin has too."""
-        self.config = parse_model_config(raw, {}, source="gpu_report")
-        weights = DeviceWeights(self.config, backend.device) if source == "device" else DummyWeights(self.config)
-        loaded = load_decoder_weights(self.config, weights, backend, dtype, lambda _done, _total: None)
-        self.num_weight_bytes = loaded.num_bytes
-        self.decoder = Decoder(self.config, loaded, backend)
-        self._dtype = dtype
+        config = parse_model_config(raw, {}, source="gpu_report")
+        weights = DummyWeights(config, backend.device if source == "device" else "cpu")
+        loaded = load_decoder_weights(config, weights, backend, dtype, lambda _done, _total: None)
+        return cls(
+            LoadedModel(
+                config=config,
+                decoder=Decoder(config, loaded, backend),
+                backend=backend,
+                dtype=dtype,
+                num_weight_bytes=loaded.num_bytes,
+            )
+        )
+
+    @classmethod
+    def quantized(cls, raw: dict[str, Any], device: torch.device, quantization: str) -> Model:
+        """As `octavo serve --load-format dummy` loads it; StartupError where the device has no such kernels."""
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_text(json.dumps(raw), encoding="utf-8")
+            return cls(load_model(folder, device=str(device), quantization=quantization, load_format="dummy"))
 
     def start(
         self,
@@ -112,21 +112,12 @@ class Model:
         has_fixed_pieces: bool = False,
     ) -> None:
         """A fresh cache and scheduler; pieces of prompts are a quarter of a step where they are fixed."""
-        config = self.config
-        spec = KVCacheSpec(
-            num_layers=config.num_layers,
-            num_blocks=num_blocks,
-            block_size=BLOCK_SIZE,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=self._dtype,
-        )
-        self.runner = DecoderRunner(self.decoder, spec)
+        self.runner = DecoderRunner(self.decoder, self.loaded.kv_cache_spec(num_blocks, BLOCK_SIZE))
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_num_seqs=max_num_seqs,
-                max_model_len=config.max_positions,
+                max_model_len=self.config.max_positions,
                 long_prefill_token_threshold=max_num_batched_tokens // (4 if has_fixed_pieces else 1),
                 has_fixed_pieces=has_fixed_pieces,
             ),

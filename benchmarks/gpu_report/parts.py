@@ -27,17 +27,37 @@ class Part:
     budget_s: float
 
 
-PARTS = {
-    "kernel-checks": Part(title="Kernels against their references", budget_s=100),
-    "model-checks": Part(title="Small models against the reference", budget_s=70),
-    "limits": Part(title="What the device can do", budget_s=20),
-    "kernels": Part(title="Kernels against the limits", budget_s=60),
-    "engine-llama-8b": Part(title="Engine, Llama 8B", budget_s=100),
-    "transformers": Part(title="Beside transformers' continuous batching, Llama 8B", budget_s=60),
-    "engine-qwen3-0.6b": Part(title="Engine, Qwen3 0.6B", budget_s=60),
-    "engine-qwen3-moe": Part(title="Engine, Qwen3 30B-A3B", budget_s=60),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePart(Part):
+    """A model's shape through scheduler, runner and kernels."""
+
+    shape: str
+    quantization: str = "none"
+    """As `--quantization`; none: bfloat16."""
+    also: tuple[str, ...] = ()
+    """Quantizations of which a few decodes are measured after it."""
+    has_ragged: bool = False
+    """Also 256 requests of 100 to 1,024 tokens."""
+
+
+PARTS: dict[str, Part] = {
+    "kernel-checks": Part(title="Kernels against their references", budget_s=95),
+    "model-checks": Part(title="Small models against the reference", budget_s=55),
+    "limits": Part(title="What the device can do", budget_s=15),
+    "kernels": Part(title="Kernels against the limits", budget_s=45),
+    "engine-llama-8b": EnginePart(title="Engine, Llama 8B, bf16", budget_s=80, shape="llama-8b"),
+    "transformers": Part(title="Beside transformers' continuous batching, Llama 8B", budget_s=50),
+    "start-up": Part(title="Start of the server, Llama 8B", budget_s=40),
+    "engine-qwen3-0.6b": EnginePart(
+        title="Engine, Qwen3 0.6B", budget_s=40, shape="qwen3-0.6b", also=("fp8", "int4"), has_ragged=True
+    ),
+    "engine-llama-8b-fp8": EnginePart(title="Engine, Llama 8B, FP8", budget_s=40, shape="llama-8b", quantization="fp8"),
+    "engine-llama-8b-int4": EnginePart(
+        title="Engine, Llama 8B, W4A16", budget_s=35, shape="llama-8b", quantization="int4"
+    ),
+    "engine-qwen3-moe": EnginePart(title="Engine, Qwen3 30B-A3B", budget_s=40, shape="qwen3-moe", also=("fp8", "int4")),
 }
-"""In the order of their worth: what is wrong need not be fast. 530 seconds in all."""
+"""In the order of their worth: what is wrong need not be fast. 535 seconds in all."""
 
 END_BEFORE_S = 15.0
 """A part that can stop by itself does so this long before it would be ended."""
@@ -56,7 +76,7 @@ def backend_on(device: torch.device, *, is_batch_invariant: bool = False) -> Ker
 
 def run_part(record: PartRecord, device: torch.device, limit_s: float) -> None:
     """Measures; figures go into `record` as they come."""
-    from benchmarks.gpu_report import engine_speed, kernel_checks, kernel_speed, limits, model_checks, peer
+    from benchmarks.gpu_report import engine_speed, kernel_checks, kernel_speed, limits, model_checks, peer, startup
 
     whole = {
         "limits": limits.run,
@@ -64,12 +84,13 @@ def run_part(record: PartRecord, device: torch.device, limit_s: float) -> None:
         "model-checks": model_checks.run,
         "kernels": kernel_speed.run,
         "transformers": peer.run,
+        "start-up": startup.run,
     }
-    if record.part in whole:
+    part = PARTS[record.part]
+    if isinstance(part, EnginePart):
+        engine_speed.run(record, device, part, perf_counter() + limit_s - END_BEFORE_S)
+    else:
         whole[record.part](record, device)
-        return
-    deadline_s = perf_counter() + limit_s - END_BEFORE_S
-    engine_speed.run(record, device, record.part.removeprefix("engine-"), deadline_s)
 
 
 def main(argv: list[str]) -> int:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.gpu_report.models import SHAPES, SMALL, TINY, DeviceWeights, Model, greedy, prompts
+from benchmarks.gpu_report.models import SHAPES, SMALL, TINY, Model, greedy, prompts
 from octavo_server.models.config import parse_model_config
+from octavo_server.models.dummy_weights import DummyWeights
 
 if TYPE_CHECKING:
     from benchmarks.gpu_report.record import PartRecord
@@ -79,7 +80,7 @@ def their_model(raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -
 
     with device:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw), dtype=dtype, attn_implementation="sdpa")
-    weights = DeviceWeights(parse_model_config(raw, {}, source="gpu_report"), device)
+    weights = DummyWeights(parse_model_config(raw, {}, source="gpu_report"), device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights.read(name))
@@ -125,7 +126,7 @@ def _check_same(record: PartRecord, device: torch.device) -> None:
 
     raw = TINY[_NAME] if record.is_tiny else SMALL["llama"]
     load = Load(count=3, num_in=6, num_out=4) if record.is_tiny else Load(count=8, num_in=70, num_out=16)
-    mine = our_answers(Model(raw, "device", backend_on(device), torch.float32), load)
+    mine = our_answers(Model.of(raw, "device", backend_on(device), torch.float32), load)
     theirs = their_answers(their_model(raw, device, torch.float32), load)
     differing = sum(a != b for a, b in zip(mine.token_ids, theirs.token_ids, strict=True))
     record.check("float32: greedy sequences unlike transformers'", error=differing, tolerance=0, unit="of them")
@@ -134,7 +135,7 @@ def _check_same(record: PartRecord, device: torch.device) -> None:
 def _our_speed(raw: dict[str, Any], device: torch.device, dtype: torch.dtype, load: Load) -> float:
     from benchmarks.gpu_report.parts import backend_on
 
-    model = Model(raw, "device", backend_on(device), dtype)
+    model = Model.of(raw, "device", backend_on(device), dtype)
     # What compiles does so in the first, which does not count.
     our_answers(model, replace(load, num_out=2))
     return our_answers(model, load).tokens_per_second

@@ -27,6 +27,9 @@ class Figure:
     note: str = ""
     is_right: bool = True
     """False: a check that did not hold."""
+    flop_per_byte: float = 0.0
+    """Of a kernel's point under the roof, with the TFLOP/s that it reached; 0: it is none."""
+    tflop_per_s: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,9 +49,14 @@ class PartRecord:
     absent: list[str] = field(default_factory=list)
     """What this part would have measured were it built or installed, each with the reason."""
 
-    def figure(self, name: str, value: float, unit: str, note: str = "") -> None:
-        """Notes a measured number."""
-        self.figures.append(Figure(name=name, value=value, unit=unit, note=note))
+    def figure(
+        self, name: str, value: float, unit: str, note: str = "", *, roof: tuple[float, float] = (0.0, 0.0)
+    ) -> None:
+        """Notes a measured number; roof: its FLOP a byte and TFLOP/s, for the picture."""
+        intensity, rate = roof
+        self.figures.append(
+            Figure(name=name, value=value, unit=unit, note=note, flop_per_byte=intensity, tflop_per_s=rate)
+        )
         self.save()
 
     def check(self, name: str, *, error: float, tolerance: float, unit: str = "error") -> None:

@@ -46,6 +46,7 @@ BARS = {
         what="the same, more for each token of context", value=3.4e-5, unit="ms", is_least=False
     ),
     ("engine-llama-8b", "saturation"): Bar(what="Llama 8B, bf16, 1k in, 1k out", value=12_000, unit="tok/s"),
+    ("engine-llama-8b-fp8", "saturation"): Bar(what="Llama 8B, FP8, 1k in, 1k out", value=16_000, unit="tok/s"),
     ("engine-llama-8b", "host gap"): Bar(
         what="Llama 8B, GPU idle between steps", value=3, unit="% of a step", is_least=False
     ),
@@ -53,11 +54,18 @@ BARS = {
         what="against transformers' continuous batching, which runs as paged SDPA", value=5, unit="x"
     ),
     ("engine-qwen3-0.6b", "decode 1"): Bar(what="Qwen3 0.6B, bf16, batch 1", value=1_100, unit="tok/s"),
+    ("engine-qwen3-0.6b", "ragged"): Bar(
+        what="Qwen3 0.6B, 256 requests of 100 to 1,024 in and out", value=25_000, unit="tok/s"
+    ),
     ("engine-qwen3-0.6b", "host gap"): Bar(
         what="Qwen3 0.6B, GPU idle between steps", value=3, unit="% of a step", is_least=False
     ),
     ("engine-qwen3-moe", "host gap"): Bar(
         what="Qwen3 30B-A3B, GPU idle between steps", value=3, unit="% of a step", is_least=False
+    ),
+    ("start-up", "warm: ready"): Bar(what="Llama 8B, ready after a warm start", value=10, unit="s", is_least=False),
+    ("start-up", "cold: kernels compiled after ready"): Bar(
+        what="kernels compiled after ready", value=0, unit="kernels", is_least=False
     ),
 }
 """By part and figure, in the order of the report."""

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.gpu_report import __main__ as command
-from benchmarks.gpu_report import parts
+from benchmarks.gpu_report import parts, roofline
 from benchmarks.gpu_report.engine_speed import begin_decoding
 from benchmarks.gpu_report.kernel_checks import CASES
-from benchmarks.gpu_report.models import TINY, Model
+from benchmarks.gpu_report.models import SHAPES, TINY, Model
 from benchmarks.gpu_report.record import Figure, PartRecord, read_record
 from benchmarks.gpu_report.table import BARS, report
 from octavo_kernels.torch_backend import TorchBackend
@@ -29,17 +29,28 @@ PRESENT = (
 """All that is on the machines that the report runs on, beside what these require."""
 ABSENT = ("numba", "msgspec", "rich", "gguf", "llguidance", "kopf", "kubernetes", "psutil", "accelerate", "obstore")
 
+ON_A_GPU_ALONE = {
+    ("start-up", "cold: kernels compiled after ready"),
+    ("kernels", "prefill attention, 1 x 8192"),
+    ("kernels", "prefill attention, 4 x 2048"),
+}
+"""Aims whose figure has another name at toy sizes, or none."""
+
 
 def test_each_part_fills_its_figures_at_toy_sizes_where_nothing_else_is_installed(tmp_path: Path) -> None:
-    names = ["limits", "kernel-checks", "model-checks", "kernels", "transformers", "engine-qwen3-moe"]
+    names = ["limits", "kernel-checks", "model-checks", "kernels", "transformers", "start-up", "engine-qwen3-0.6b"]
     packages = tmp_path / "packages"
     packages.mkdir()
     link_packages(PRESENT, packages, without=["rich"])
     for name in names:
         PartRecord(part=name, path=tmp_path / f"{name}.json", is_tiny=True).save()
+    # What it starts is to miss the same packages.
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
     script = (
         f"import sys, importlib.util; assert not any(map(importlib.util.find_spec, {ABSENT!r})); "
-        "from benchmarks.gpu_report.parts import main; "
+        f"from benchmarks.gpu_report.parts import main; sys.executable = {str(bare)!r}; "
         f"sys.exit(sum(main([f'{tmp_path}/{{name}}.json', '100']) for name in {names!r}))"
     )
     paths = [packages, ROOT, *(ROOT / folder for folder in ("kernels", "server", "tests"))]
@@ -50,16 +61,26 @@ def test_each_part_fills_its_figures_at_toy_sizes_where_nothing_else_is_installe
     )
 
     records = {name: read_record(tmp_path / f"{name}.json") for name in names}
-    assert done.returncode == 0, [done.stderr[-2000:], *(record and record.error for record in records.values())]
+    assert done.returncode == 0, "\n".join(record.error for record in records.values() if record)
     figures = {name: [figure.name for figure in record.figures] for name, record in records.items() if record}
     assert figures["limits"] == ["copy", "bf16 product"]
-    assert len(figures["kernel-checks"]) == len(CASES) + 2
+    assert len(figures["kernel-checks"]) == len(CASES) + 3
     assert len(figures["model-checks"]) == 9
     assert "decode attention, skewed" in figures["kernels"]
     assert "own linear, 1 rows, against cuBLAS" in figures["kernels"]
     assert figures["transformers"][-1] == "ours against transformers"
     assert "linear of 4 bits, 2 rows" in figures["kernels"]
-    assert figures["engine-qwen3-moe"][-1] == "saturation"
+    assert {"cold: ready", "warm: loading_weights", "warm: ready", "warm: first answer", "warm: warming_up"} <= set(
+        figures["start-up"]
+    )
+    assert figures["engine-qwen3-0.6b"][-2:] == ["ragged", "saturation"]
+    absent = "\n".join(records["engine-qwen3-0.6b"].absent) if records["engine-qwen3-0.6b"] else ""
+    assert all(what in absent for what in ("CUDA graphs: ", "fp8 weights: ", "int4 weights: "))
+    measured = {(part, name) for part, names in figures.items() for name in names}
+    command.write_report(tmp_path)
+    assert roofline.main([str(tmp_path)]) == 0
+    assert "decode attention, 64 x 4k: " in (tmp_path / "roofline.svg").read_text()
+    assert {key for key in BARS if key[0] in figures} - measured <= ON_A_GPU_ALONE
 
 
 def test_a_part_is_run_once_and_again_only_where_it_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +154,17 @@ def test_all_parts_together_fit_into_nine_minutes() -> None:
     assert sum(part.budget_s for part in parts.PARTS.values()) <= command.WITHIN_S < 9 * 60
 
 
+def test_shapes_and_precisions_are_all_measured_somewhere() -> None:
+    measured = {
+        (part.shape, precision)
+        for part in parts.PARTS.values()
+        if isinstance(part, parts.EnginePart)
+        for precision in (part.quantization, *part.also)
+    }
+
+    assert measured == {(shape, precision) for shape in SHAPES for precision in ("none", "fp8", "int4")}
+
+
 def test_a_part_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--out", str(tmp_path), "--only", "limit"])
@@ -142,7 +174,7 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.fixture
 def model() -> Model:
-    return Model(TINY["llama-8b"], "device", TorchBackend(torch.device("cpu")), torch.float32)
+    return Model.of(TINY["llama-8b"], "device", TorchBackend(torch.device("cpu")), torch.float32)
 
 
 def test_sequences_that_were_timed_are_stopped_and_not_run_to_their_end(model: Model) -> None:

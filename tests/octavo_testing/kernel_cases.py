@@ -18,10 +18,10 @@ from octavo_kernels.fp8_linear import fp8_linear
 from octavo_kernels.fp8_weight import FP8, Fp8Weight
 from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.handles import KVScales, QKNorm
+from octavo_kernels.invariant_linear import invariant_linear
 from octavo_kernels.lora import add_lora, lora_rows
 from octavo_kernels.lora_weights import lora_weights
 from octavo_kernels.mla_decode_attention import mla_decode_attention
-from octavo_kernels.invariant_linear import invariant_linear
 from octavo_kernels.moe_routing import route
 from octavo_kernels.packed_weight import PackedWeight
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm

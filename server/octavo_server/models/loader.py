@@ -107,7 +107,7 @@ def load_model(
     config = read_model_config(resolved)
     _tell_limits(config)
     torch_dtype = _DTYPES[resolve_dtype_name(dtype, config.dtype, is_cpu=device.startswith("cpu"))]
-    source = _open(resolved, config, load_format)
+    source = DummyWeights(config, device) if load_format == "dummy" else _open(resolved, config, load_format)
     backend = _select_backend(device, torch_dtype, quantization)
     shard = ALONE if communicator is None else Shard(rank=communicator.rank, size=communicator.size)
     weights = load_decoder_weights(
@@ -136,8 +136,6 @@ def _tell_limits(config: ModelConfig) -> None:
 
 
 def _open(location: ModelLocation, config: ModelConfig, load_format: str) -> WeightSource:
-    if load_format == "dummy":
-        return DummyWeights(config)
     found = "gguf" if location.is_gguf else "safetensors"
     if load_format not in ("auto", found):
         message = f"--load-format {load_format}: {location.path} holds {found}; leave the flag out"

@@ -15,9 +15,7 @@ import socket
 import struct
 import traceback
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NoReturn, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from octavo_server.errors import InvalidRequestError
 from octavo_server.structured_output.grammar import grammar_text
@@ -80,7 +78,8 @@ def try_apart(params: StructuredOutputsParams, tokens: GrammarTokens, table: LLT
         return Verdict(reason=f"takes more than {MAX_TRIAL_BYTES // 2**20} MiB to compile; simplify it")
     if not content:
         return Verdict(reason="cannot be read; the server's log holds the reason")
-    return msgspec.msgpack.decode(content, type=Verdict)
+    verdict: Verdict = _msgpack().decode(content, type=Verdict)
+    return verdict
 
 
 def try_grammar(params: StructuredOutputsParams, tokens: GrammarTokens, table: LLTokenizer) -> Verdict:
@@ -101,7 +100,7 @@ def try_grammar(params: StructuredOutputsParams, tokens: GrammarTokens, table: L
 
 def send(end: socket.socket, message: object) -> None:
     """Writes one message."""
-    content = msgspec.msgpack.encode(message)
+    content = _msgpack().encode(message)
     end.sendall(_HEAD.pack(len(content)) + content)
 
 
@@ -109,7 +108,7 @@ def receive(end: socket.socket, kind: type[Message]) -> Message | None:
     """Reads one message; None where the other end is closed."""
     head = _read(end, _HEAD.size)
     content = None if head is None else _read(end, _HEAD.unpack(head)[0])
-    return None if content is None else msgspec.msgpack.decode(content, type=kind)
+    return None if content is None else _msgpack().decode(content, type=kind)
 
 
 def _read(end: socket.socket, count: int) -> bytes | None:
@@ -129,7 +128,7 @@ def _answer(writer: int, params: StructuredOutputsParams, tokens: GrammarTokens,
         verdict = try_grammar(params, tokens, table)
         signal.setitimer(signal.ITIMER_PROF, 0)
         with os.fdopen(writer, "wb") as answer:
-            answer.write(msgspec.msgpack.encode(verdict))
+            answer.write(_msgpack().encode(verdict))
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
     except BaseException:  # noqa: BLE001  # a child that returned would serve the parent a second time
@@ -157,6 +156,13 @@ def _begin(matcher: LLMatcher, ends: frozenset[int]) -> None:
         token = rng.choice(allowed_ids(mask))
         if not matcher.consume_token(token) or token in ends:
             return
+
+
+def _msgpack() -> Any:
+    # Only once a grammar is tried, for engines that never meet one.
+    import msgspec
+
+    return msgspec.msgpack
 
 
 if __name__ == "__main__":

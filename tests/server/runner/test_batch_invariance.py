@@ -40,7 +40,7 @@ def of_many_lengths(count: int, vocab_size: int) -> list[list[int]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["llama-8b", "qwen3-moe"])
 def test_with_torch_no_bit_depends_on_63_batch_mates(name: str, dtype: torch.dtype) -> None:
-    model = Model(TINY[name], "host", TorchBackend(CPU, is_batch_invariant=True), dtype)
+    model = Model.of(TINY[name], "host", TorchBackend(CPU, is_batch_invariant=True), dtype)
     asked = of_many_lengths(64, model.config.vocab_size)
 
     among = answers(model, asked, 5, has_fixed_pieces=True)
@@ -51,7 +51,7 @@ def test_with_torch_no_bit_depends_on_63_batch_mates(name: str, dtype: torch.dty
 
 def test_with_torch_bits_do_depend_on_batch_mates_otherwise() -> None:
     """Or the test above would show nothing."""
-    model = Model(TINY["llama-8b"], "host", TorchBackend(CPU), torch.float32)
+    model = Model.of(TINY["llama-8b"], "host", TorchBackend(CPU), torch.float32)
     asked = of_many_lengths(64, model.config.vocab_size)
 
     among = answers(model, asked, 5)
@@ -67,7 +67,7 @@ def test_with_tritons_kernels_no_bit_depends_on_batch_mates(monkeypatch: pytest.
     tilings: set[fused_moe.ExpertTiling] = set()
     choose = fused_moe.expert_tiling
     monkeypatch.setattr(fused_moe, "expert_tiling", lambda *given: tilings.add(made := choose(*given)) or made)
-    model = Model(TINY["qwen3-moe"], "host", TritonBackend(CPU, is_batch_invariant=True), torch.float32)
+    model = Model.of(TINY["qwen3-moe"], "host", TritonBackend(CPU, is_batch_invariant=True), torch.float32)
     asked = prompts(3, 31, model.config.vocab_size)
 
     among = answers(model, asked, 2, budget=128, has_fixed_pieces=True)
@@ -78,7 +78,7 @@ def test_with_tritons_kernels_no_bit_depends_on_batch_mates(monkeypatch: pytest.
 
 
 def test_prompts_are_cut_at_the_same_tokens_whatever_else_runs() -> None:
-    model = Model(TINY["llama-8b"], "host", TorchBackend(CPU), torch.float32)
+    model = Model.of(TINY["llama-8b"], "host", TorchBackend(CPU), torch.float32)
     asked = of_many_lengths(20, model.config.vocab_size)
     for count in (1, 20):
         model.start(num_blocks=400, max_num_seqs=20, max_num_batched_tokens=64, has_fixed_pieces=True)
