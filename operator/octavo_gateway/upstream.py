@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -79,6 +80,7 @@ class StallLimit:
         self._silent_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timeout = asyncio.timeout(None)
+        self._clock: Callable[[], float]
 
     @property
     def is_over(self) -> bool:
@@ -86,13 +88,14 @@ class StallLimit:
 
     def wait(self) -> None:
         """It is the replica's turn again."""
-        self._silent_since = asyncio.get_running_loop().time()
+        self._silent_since = self._clock()
 
     def hear(self) -> None:
         """It said something; until `wait`, time passes for somebody else."""
         self._silent_since = None
 
     async def __aenter__(self) -> StallLimit:
+        self._clock = asyncio.get_running_loop().time
         await self._timeout.__aenter__()
         self.wait()
         if self._limit_s:
@@ -110,7 +113,7 @@ class StallLimit:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         left = self._limit_s if self._silent_since is None else self._silent_since + self._limit_s - now
         if left > 0:
             self._look_in(left)
