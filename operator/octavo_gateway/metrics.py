@@ -43,38 +43,23 @@ class Metrics:
         self.quota_rejections = self._counter(
             "quota_rejections", "Requests refused because the key had used up its tokens.", "quota"
         )
-        self.silent_owners = Counter(
-            "octavo_gateway_silent_quota_owners",
-            "Times that the gateway which owns a key's quota did not answer.",
-            registry=self.registry,
+        self.silent_owners = self._event(
+            "silent_quota_owners", "Times that the gateway which owns a key's quota did not answer."
         )
-        self.lost_audits = Counter(
-            "octavo_gateway_lost_audit_lines",
-            "Lines of the audit log that could not be written in time.",
-            registry=self.registry,
+        self.lost_audits = self._event("lost_audit_lines", "Lines of the audit log that could not be written in time.")
+        self.unsaved_days = self._event(
+            "unsaved_days", "Day totals of keys that were not saved, because their ConfigMap is full."
         )
-        self.unsaved_days = Counter(
-            "octavo_gateway_unsaved_days",
-            "Day totals of keys that were not saved, because their ConfigMap is full.",
-            registry=self.registry,
+        self.tls_reloads = self._event(
+            "tls_reloads", "Times that a changed certificate was read, or could not be.", "outcome"
         )
-        self.tls_reloads = Counter(
-            "octavo_gateway_tls_reloads",
-            "Times that a changed certificate was read, or could not be.",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self.cut_connections = Counter(
-            "octavo_gateway_cut_connections",
+        self.cut_connections = self._event(
+            "cut_connections",
             "Clients' connections that a limit ended: too_many_connections, header_timeout, write_timeout.",
-            ["reason"],
-            registry=self.registry,
+            "reason",
         )
-        self.source_errors = Counter(
-            "octavo_gateway_source_errors",
-            "Failed lists, watches, reads and writes at the API server.",
-            ["what"],
-            registry=self.registry,
+        self.source_errors = self._event(
+            "source_errors", "Failed lists, watches, reads and writes at the API server.", "what"
         )
 
     def keep_only(self, models: Iterable[str]) -> None:
@@ -102,6 +87,9 @@ class Metrics:
         made = Histogram(f"octavo_gateway_{name}", about, ["model"], registry=self.registry, buckets=SECONDS)
         self._per_model.append(made)
         return made
+
+    def _event(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"octavo_gateway_{name}", about, labels, registry=self.registry)
 
     def _total(self, name: str, about: str) -> Gauge:
         return Gauge(f"octavo_gateway_{name}", about, registry=self.registry)
