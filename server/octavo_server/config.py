@@ -236,6 +236,11 @@ class EngineConfig:
     started: a faster start, some memory more for the cache, and slower decoding. Graphs are of one GPU; a CPU, and a model
     on several GPUs, compute without."""
 
+    overlap_steps: Literal["auto", "on", "off"] = setting("auto")
+    """Decide and launch a step before the one before it has come back, so that the device need not wait for the host; a
+    token that ends its output is then seen one step late. auto: on one GPU on, elsewhere off: on a CPU a step is over when
+    it is launched, and nothing is gained."""
+
     tensor_parallel_size: int = setting(1, minimum=1, parse=human_int)
     """Processes that share one model, each with a part of heads, of the MLP and of the vocabulary, 1 or more: one a GPU, or,
     to try it, on one CPU. The model's heads must be divisible by it."""

@@ -16,6 +16,7 @@ from octavo_server.models.loader import LoadedModel
 from octavo_server.structured_output.compiler import GrammarCompiler
 
 if TYPE_CHECKING:
+    from octavo_server.engine.decode_graphs import Recorder
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
 
@@ -55,11 +56,15 @@ class EngineRuns:
         block_size: int = 16,
         max_num_batched_tokens: int = 4096,
         enable_prefix_caching: bool = True,
+        max_num_seqs: int = 64,
+        overlaps: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
+        """`overlaps`: steps are decided before the last has come back; `recorder`: decodes are recorded by it."""
         kv = KVCacheManager(num_blocks=num_blocks, block_size=block_size, enable_prefix_caching=enable_prefix_caching)
         config = SchedulerConfig(
             max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=64,
+            max_num_seqs=max_num_seqs,
             max_model_len=loaded.config.max_positions,
             long_prefill_token_threshold=max_num_batched_tokens,
             eos_token_ids=frozenset(loaded.config.eos_token_ids),
@@ -68,18 +73,28 @@ class EngineRuns:
         tokens, size = _Bytes(), loaded.config.vocab_size
         # No request here has a grammar, so nothing else of a tokenizer is asked for.
         grammars = GrammarCompiler(cast("Tokenizer", tokens), vocab_size=size, eos_token_ids=())
+        runner = DecoderRunner(loaded.decoder, loaded.kv_cache_spec(num_blocks, block_size))
+        if overlaps or recorder is not None:
+            runner.keep_resident(max_num_seqs)
+        if recorder is not None:
+            runner.record_graphs(recorder, max_num_seqs)
         self.engine = Engine(
             scheduler=self.scheduler,
-            runner=DecoderRunner(loaded.decoder, loaded.kv_cache_spec(num_blocks, block_size)),
+            runner=runner,
+            overlaps=overlaps,
             vocabulary=Vocabulary(tokens=tokens, size=size, grammars=grammars),
         )
         self._num_requests = 0
 
     def generate(self, prompts: Items[list[int]], **params: Any) -> list[Answer]:
         """All prompts at once, each with the same parameters: greedy without end unless said otherwise."""
-        sampling = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **params})
+        return self.generate_each([(prompt, params) for prompt in prompts])
+
+    def generate_each(self, asked: Items[tuple[list[int], dict[str, Any]]]) -> list[Answer]:
+        """All prompts at once, each with its own parameters."""
         answers: dict[str, Answer] = {}
-        for prompt in prompts:
+        for prompt, params in asked:
+            sampling = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **params})
             self._num_requests += 1
             name = f"request-{self._num_requests}"
             answers[name] = Answer(prompt_ids=prompt)

@@ -91,6 +91,16 @@ class FakeModel:
         return Answer(token_ids=tokens, finish_reason=FinishReason.LENGTH)
 
 
+@dataclass(frozen=True, slots=True)
+class FakeLaunched:
+    """A step whose result has been there all along, and is asked for later."""
+
+    output: RunnerOutput
+
+    def result(self) -> RunnerOutput:
+        return self.output
+
+
 class FakeRunner:
     """A ModelRunner over a paged cache of digests.
 
@@ -112,6 +122,19 @@ class FakeRunner:
         self.strict = strict
         self.fails = fails
         self._slots = [0] * (num_blocks * block_size)
+        self._sampled: dict[SequenceId, int] = {}
+        """By the last step that was launched."""
+
+    def _tokens(self, sequence: Sequence) -> list[int]:
+        if not sequence.num_unread_tokens:
+            return sequence.token_ids
+        return [*sequence.token_ids, self._sampled.get(sequence.sequence_id, -1)]
+
+    def launch(self, output: SchedulerOutput) -> FakeLaunched:
+        """Computes at once, as a device does in its own time, and keeps the tokens that the host does not know yet."""
+        result = self.execute(output)
+        self._sampled = {sequence_id: token.token_id for sequence_id, token in result.sampled.items()}
+        return FakeLaunched(result)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """All rows write before any is checked, as a layer stores K/V before it attends."""
@@ -137,7 +160,7 @@ class FakeRunner:
         return RunnerOutput(sampled=sampled, prompt_logprobs=logprobs, hidden_states=states, failed=failed)
 
     def _compute(self, item: ScheduledSequence) -> int:
-        tokens, blocks, size = item.sequence.token_ids, item.sequence.block_ids, self.block_size
+        tokens, blocks, size = self._tokens(item.sequence), item.sequence.block_ids, self.block_size
         start, digest, slots = item.start, self.model.digest, self._slots
         assert item.num_tokens > 0
         assert start + item.num_tokens <= len(tokens)
@@ -154,10 +177,10 @@ class FakeRunner:
         return state
 
     def _check_context(self, item: ScheduledSequence) -> None:
-        sequence, size = item.sequence, self.block_size
+        sequence, size, tokens = item.sequence, self.block_size, self._tokens(item.sequence)
         state = self.model.root(sequence.request.cache_salt)
         for position in range(item.start + item.num_tokens):
-            state = self.model.digest(state, sequence.token_ids[position])
+            state = self.model.digest(state, tokens[position])
             found = self._slots[sequence.block_ids[position // size] * size + position % size]
             assert found == state, f"sequence {sequence.sequence_id}: foreign K/V at position {position}"
 

@@ -272,7 +272,8 @@ def _make_engine(
 
     runner = DecoderRunner(model.decoder, model.kv_cache_spec(plan.num_blocks, config.block_size), config.logprobs_mode)
     is_cpu = model.backend.device.type == "cpu"
-    if not is_cpu:
+    overlaps = _overlaps(config, is_cpu=is_cpu)
+    if overlaps or not is_cpu:
         runner.keep_resident(limits.max_num_seqs, plan.max_model_len)
     runner.warm_up(
         CPU_WARM_UP_TOKENS if is_cpu else limits.max_num_batched_tokens,
@@ -304,7 +305,14 @@ def _make_engine(
         seed=config.seed,
         check=model.decoder.check,
         compiled=CompileWatch().take,
+        overlaps=overlaps,
     )
+
+
+def _overlaps(config: EngineConfig, *, is_cpu: bool) -> bool:
+    if config.overlap_steps == "auto":
+        return not is_cpu and config.tensor_parallel_size == 1
+    return config.overlap_steps == "on"
 
 
 def _resolved(limits: ResolvedLimits, plan: KVPlan, model: LoadedModel) -> dict[str, str | int]:

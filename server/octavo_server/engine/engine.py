@@ -18,7 +18,7 @@ from octavo_server.engine.detokenizer import Detokenizer, TextDelta
 from octavo_server.engine.outputs import PromptLogprob, RunnerOutput, SampledToken, SchedulerOutput, SequenceId
 from octavo_server.engine.records import EngineRecords, FinishedRecord, StepRecord
 from octavo_server.engine.request import FinishReason
-from octavo_server.engine.sequence import Sequence
+from octavo_server.engine.sequence import Sequence, SequenceStatus
 from octavo_server.engine.waiting_queue import SchedulingPolicy
 from octavo_server.errors import EngineDeadError
 from octavo_server.metrics import EngineSnapshot, RequestTimes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
     from octavo_server.engine.detokenizer import TokenTable
-    from octavo_server.engine.outputs import ModelRunner, SequenceOutput
+    from octavo_server.engine.outputs import Launched, ModelRunner, SequenceOutput
     from octavo_server.engine.request import Request
     from octavo_server.engine.scheduler import Scheduler
     from octavo_server.structured_output.compiler import GrammarCompiler
@@ -85,6 +85,15 @@ class _Output:
     last_token_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step that has been launched and not taken in."""
+
+    decision: SchedulerOutput
+    launched: Launched
+    started: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
     """What the engine knows of the model's tokens."""
@@ -109,6 +118,7 @@ class Engine:
         seed: int = 0,
         check: Callable[[], None] = lambda: None,
         compiled: Callable[[], Items[str]] = tuple,
+        overlaps: bool = False,
     ) -> None:
         self.limits = Limits(
             max_sequence_tokens=scheduler.max_sequence_tokens,
@@ -124,6 +134,9 @@ class Engine:
         """Raises EngineDeadError where steps have become impossible, which else the next one would tell."""
         self._compiled = compiled
         """Names of kernels that were compiled since the last call."""
+        self._overlaps = overlaps
+        """Decide and launch a step before the one before it has come back."""
+        self._under_way: _UnderWay | None = None
         self._rng = random.Random(seed)
         self._groups: dict[str, _Group] = {}
         self._outputs: dict[SequenceId, _Output] = {}
@@ -134,7 +147,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would compute anything."""
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._under_way is not None
 
     def add_request(self, request: Request) -> None:
         """Accepts a request, as `params.n` sequences.
@@ -175,9 +188,63 @@ class Engine:
 
     def step(self) -> list[OutputDelta]:
         """One round; what is new for every sequence that has something new."""
+        if self._overlaps:
+            return self._step_overlapped()
         started = self._clock()
         decision = self._scheduler.schedule(started)
-        result = self._execute(decision)
+        return self._update(decision, self._execute(decision), started)
+
+    def _step_overlapped(self) -> list[OutputDelta]:
+        """Launches the next step, then takes in the one before it, which the device has done meanwhile."""
+        started = self._clock()
+        deltas: list[OutputDelta] = []
+        if self._scheduler.needs_tokens:
+            deltas += self._take_in()
+        decision = self._scheduler.schedule(started)
+        before, self._under_way = self._under_way, None
+        if decision.scheduled:
+            try:
+                self._under_way = _UnderWay(decision, self._runner.launch(decision), started)
+                self._scheduler.launched(decision)
+            except EngineDeadError:
+                raise
+            except Exception:  # As in `_execute_isolating`, which does it again once all tokens are known
+                logger.exception("a step could not be launched", extra={"num_sequences": len(decision.scheduled)})
+                return deltas + self._finish(before) + self._repeat(decision, started)
+        return deltas + self._finish(before)
+
+    def _take_in(self) -> list[OutputDelta]:
+        before, self._under_way = self._under_way, None
+        return self._finish(before)
+
+    def _finish(self, step: _UnderWay | None) -> list[OutputDelta]:
+        """Waits for a step and takes it in; one that failed is repeated, and what was launched after it is dropped."""
+        if step is None:
+            return []
+        try:
+            result = step.launched.result()
+        except EngineDeadError:
+            raise
+        except Exception:  # As in `_execute_isolating`
+            logger.exception("a step failed", extra={"num_sequences": len(step.decision.scheduled)})
+            self._under_way = None
+            self._scheduler.forget_launched()
+            return self._repeat(step.decision, step.started)
+        return self._update(step.decision, self._counted(step.decision, result), step.started)
+
+    def _repeat(self, decision: SchedulerOutput, started: float) -> list[OutputDelta]:
+        """Does a step again and waits for it, without those that have ended or were preempted."""
+        if self._records is not None:
+            self._records.num_step_errors += 1
+        still = tuple(
+            item
+            for item in decision.scheduled
+            if item.sequence.status is SequenceStatus.RUNNING and item.start == item.sequence.num_computed_tokens
+        )
+        again = SchedulerOutput(scheduled=still)
+        return self._update(again, self._execute(again), started) if still else []
+
+    def _update(self, decision: SchedulerOutput, result: RunnerOutput, started: float) -> list[OutputDelta]:
         ended = self._clock()
         updates = self._scheduler.update(decision, result, ended)
         deltas = [self._delta(update, ended) for update in updates]
@@ -227,7 +294,10 @@ class Engine:
         )
 
     def _execute(self, decision: SchedulerOutput) -> RunnerOutput:
-        result = self._execute_isolating(decision)
+        return self._counted(decision, self._execute_isolating(decision))
+
+    def _counted(self, decision: SchedulerOutput, result: RunnerOutput) -> RunnerOutput:
+        """The result; notes steps in which nothing succeeded."""
         if not decision.scheduled or len(result.failed) < len(decision.scheduled):
             self._failed_steps = 0
             return result

@@ -59,7 +59,7 @@ class LogitEdits:
             or params.allowed_token_ids is not None
             or params.logit_bias
             or sequence.request.bad_token_ids
-            or sequence.num_output_tokens < params.min_tokens
+            or sequence.num_sampled_tokens < params.min_tokens
             or params.has_penalty
         )
 
@@ -82,7 +82,7 @@ class LogitEdits:
             ids = upload(list(params.logit_bias), np.int64, logits.device)
             bias = upload(list(params.logit_bias.values()), np.float32, logits.device)
             logits.index_add_(0, ids, bias)
-        if sequence.num_output_tokens < params.min_tokens:
+        if sequence.num_sampled_tokens < params.min_tokens:
             self._forbid_the_end(logits, params, sequence.grammar)
         if request.bad_token_ids:
             banned = _banned(request.bad_token_ids, sequence.output_token_ids)

@@ -107,8 +107,22 @@ class SequenceOutput:
     """None while the sequence goes on."""
 
 
+class Launched(Protocol):
+    """A step that is under way."""
+
+    def result(self) -> RunnerOutput:
+        """Waits for it. Raises only when the whole step failed."""
+
+
 class ModelRunner(Protocol):
     """Owner of all tensors."""
+
+    def launch(self, output: SchedulerOutput) -> Launched:
+        """Starts a step of at least one token, and waits for nothing.
+
+        A token that a sequence counts and does not know yet is the one that the step before has sampled for it. Only
+        asked for where steps overlap. Raises only when the whole step failed.
+        """
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """Runs one step. Raises only when the whole step failed."""

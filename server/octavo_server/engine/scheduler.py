@@ -12,7 +12,10 @@ The order of one step, and why:
    that n outputs of a prompt, or a burst of requests with one long beginning, compute it once.
 
 Preemption forgets blocks, never tokens: the victim waits in front and computes its known tokens again.
-Nothing is advanced before `update`, so a step whose execution raised may simply be scheduled again.
+Nothing is advanced before `update`, so a step whose execution raised may simply be scheduled again. A step may be decided
+while the one before it is under way (`launched`): a sequence then counts the token that comes, and ends a step late where
+that token ends it, unless it is the last that it may have. What comes for one that was preempted meanwhile is dropped, and
+computed again.
 Every sequence that `add` accepted comes out of `pop_finished` exactly once.
 """
 
@@ -93,8 +96,8 @@ class _StepPlan:
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         assert num_tokens > 0, f"sequence {sequence.sequence_id} was left out of a step"
-        start = sequence.num_computed_tokens
-        is_last = start + num_tokens == sequence.num_tokens
+        start = sequence.next_position
+        is_last = num_tokens == sequence.num_uncomputed_tokens
         self.scheduled[sequence.sequence_id] = ScheduledSequence(
             sequence=sequence,
             start=start,
@@ -176,7 +179,7 @@ class Scheduler:
         self._demand.add(sequence)
 
     def schedule(self, now: float) -> SchedulerOutput:
-        """Decides the next step; while there is work it is never empty."""
+        """Decides the next step; while there is work, and none under way, it is never empty."""
         plan = _StepPlan(self.config.max_num_batched_tokens)
         # A prompt that is alone stalls nobody
         stalls = len(self._sequences) > 1 or self.config.has_fixed_pieces
@@ -186,12 +189,35 @@ class Scheduler:
             self._schedule_waiting(plan, share, now)
         return SchedulerOutput(scheduled=tuple(plan.scheduled.values()), preempted=tuple(plan.preempted))
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether a sequence's next token cannot be chosen before its last one is known on the host."""
+        return any(
+            sequence.num_unread_tokens
+            and (sequence.grammar is not None or sequence.token_counts is not None or sequence.request.bad_token_ids)
+            for sequence in self._running.values()
+        )
+
+    def launched(self, output: SchedulerOutput) -> None:
+        """Counts a step that is under way, so that the next may be decided before `update` has taken it in."""
+        for item in output.scheduled:
+            item.sequence.num_launched_tokens += item.num_tokens
+            item.sequence.num_unread_tokens += int(item.samples)
+
+    def forget_launched(self) -> None:
+        """As if no step were under way: what was launched will not come back, and is decided anew."""
+        for sequence in self._running.values():
+            sequence.num_launched_tokens = sequence.num_unread_tokens = 0
+
     def update(self, output: SchedulerOutput, runner_output: RunnerOutput, now: float) -> list[SequenceOutput]:
         """Takes in what a step gave; says what is new for each sequence, ended ones included."""
         results: list[SequenceOutput] = []
         for item in output.scheduled:
             # Else it was aborted while the step ran
             if item.sequence.status is SequenceStatus.RUNNING:
+                if item.sequence.num_launched_tokens:
+                    item.sequence.num_launched_tokens -= item.num_tokens
+                    item.sequence.num_unread_tokens -= int(item.samples)
                 result = self._advance(item, runner_output, now)
                 if result is not None:
                     results.append(result)
@@ -245,7 +271,7 @@ class Scheduler:
     def _schedule_running(self, plan: _StepPlan, share: int) -> None:
         for sequence in list(self._running.values()):
             # Else it was preempted by one before it
-            if sequence.status is SequenceStatus.RUNNING:
+            if sequence.status is SequenceStatus.RUNNING and not _ends_by_itself(sequence):
                 self._schedule_tokens(sequence, min(_num_wanted(sequence, share), plan.budget), plan)
 
     def _schedule_waiting(self, plan: _StepPlan, share: int, now: float) -> None:
@@ -276,7 +302,7 @@ class Scheduler:
         return len(self._waiting) > 0 and plan.budget > 0 and len(self._running) < self.config.max_num_seqs
 
     def _schedule_tokens(self, sequence: Sequence, num_tokens: int, plan: _StepPlan) -> None:
-        end = sequence.num_computed_tokens + num_tokens
+        end = sequence.next_position + num_tokens
         if end <= len(sequence.block_ids) * self.kv.block_size or self._make_room(sequence, end, plan):
             plan.add(sequence, num_tokens)
 
@@ -347,7 +373,7 @@ class Scheduler:
         elif item.pools:
             hidden_state = runner_output.hidden_states[sequence.sequence_id]
             self._finish(sequence, FinishReason.STOP)
-        elif sequence.num_uncomputed_tokens == 0:
+        elif computed == sequence.num_tokens:
             # Asked for its prompt alone (max_tokens 0): nothing is sampled and nothing is left
             self._finish(sequence, FinishReason.LENGTH)
         prompt_logprobs = _unreported(sequence, runner_output) if runner_output.prompt_logprobs else ()
@@ -401,7 +427,13 @@ class Scheduler:
     def _release(self, sequence: Sequence, *, keep: bool) -> None:
         self.kv.free(sequence, keep=keep)
         sequence.block_ids = []
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_launched_tokens = sequence.num_unread_tokens = 0
+
+
+def _ends_by_itself(sequence: Sequence) -> bool:
+    """Whether what is under way is all that it computes, whatever that gives: the next step would be wasted on it."""
+    is_last = sequence.num_unread_tokens > 0 and sequence.num_sampled_tokens >= sequence.max_output_tokens
+    return is_last or sequence.num_uncomputed_tokens == 0
 
 
 def _ends_at_eos(sequence: Sequence, *, may_stop: bool) -> bool:

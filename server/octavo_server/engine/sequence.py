@@ -78,6 +78,10 @@ class Sequence:
 
     block_ids: list[BlockId] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_launched_tokens: int = 0
+    """Beyond those: tokens of steps that have been launched and not come back."""
+    num_unread_tokens: int = 0
+    """Tokens of the output that such steps sample: 0 or 1. They are counted, and what they are is not known yet."""
     num_cached_tokens: int = 0
     """Tokens that the prefix cache saved at the first admission; what usage reports."""
 
@@ -127,7 +131,17 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         """What a step without any limit would compute."""
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_unread_tokens - self.next_position
+
+    @property
+    def next_position(self) -> int:
+        """Of the token with which the next step begins."""
+        return self.num_computed_tokens + self.num_launched_tokens
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Output tokens, those included that have not come to the host."""
+        return self.num_output_tokens + self.num_unread_tokens
 
     @property
     def is_finished(self) -> bool:

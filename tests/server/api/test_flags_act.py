@@ -189,6 +189,15 @@ async def test_eager_is_what_every_run_on_a_cpu_is(tiny_model: Path) -> None:
     assert texts[0] == texts[1]
 
 
+async def test_steps_that_overlap_say_the_same(tiny_model: Path) -> None:
+    texts = []
+    for overlap in ("off", "on"):
+        async with real_server(tiny_model, engine={"overlap_steps": overlap}) as server:
+            texts.append((await server.post(COMPLETIONS, a_completion())).json["choices"][0]["text"])
+
+    assert texts[0] == texts[1]
+
+
 async def test_priorities_are_taken_where_the_policy_ranks_by_them(tiny_model: Path) -> None:
     async with real_server(tiny_model, engine={"scheduling_policy": "priority"}) as server:
         assert (await server.post(COMPLETIONS, a_completion(priority=5))).status == 200

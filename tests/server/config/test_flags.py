@@ -62,6 +62,7 @@ def test_defaults_stand_where_nothing_is_given() -> None:
         (["--max-batch-lines", "7"], "max_batch_lines", 7),
         (["--max-batch-concurrency", "2"], "max_batch_concurrency", 2),
         (["--enforce-eager"], "enforce_eager", True),
+        (["--overlap-steps", "on"], "overlap_steps", "on"),
         (["--kv-cache-dtype", "auto"], "kv_cache_dtype", "auto"),
         (["--tensor-parallel-size", "2"], "tensor_parallel_size", 2),
         (
