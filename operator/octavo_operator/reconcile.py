@@ -21,6 +21,7 @@ from octavo_operator.autoscaling.decision import Granted, grant
 from octavo_operator.autoscaling.schedule import apply_schedules
 from octavo_operator.config import OperatorConfig
 from octavo_operator.desired.job import render_model
+from octavo_operator.desired.networkpolicy import render_network_policy
 from octavo_operator.desired.render import Desired, job_of, render
 from octavo_operator.desired.revision import render_revision
 from octavo_operator.desired.scaler import BUILT_IN, Scaler, choose_scaler
@@ -118,7 +119,8 @@ class Reconciler:
             decision = decide(granted.resource, revision, observed, now=self._now(), is_fetched=is_fetched)
             observed = await self._remember(key, decision, granted, observed)
             self._gates.want(key, decision.check)
-            desired = _desired(granted, decision, model, self._config.network_rules, scaler)
+            policy = render_network_policy(resource, self._config.network_rules)
+            desired = _desired(granted, decision, [*([policy] if policy else []), *model], scaler)
             plan = make_plan(resource, desired, observed)
             changed = await self._executor.execute(key, plan, observed)
         except OctavoOperatorError as error:
@@ -219,21 +221,14 @@ def explain(error: OctavoOperatorError) -> Finding:
     return Finding(reason=reason, sentence=quote(str(error)))
 
 
-def _desired(
-    granted: Granted,
-    decision: Decision,
-    model: Sequence[JsonObject],
-    network_rules: JsonObject | None,
-    scaler: Scaler,
-) -> Desired:
+def _desired(granted: Granted, decision: Decision, first: Sequence[JsonObject], scaler: Scaler) -> Desired:
     desired = render(
         granted.resource,
         decision.fleets,
         counts=decision.counts,
         kept=decision.kept,
         rollout=decision.status,
-        model=model,
-        network_rules=network_rules,
+        first=first,
         scaler=scaler,
     )
     return replace(desired, scaling=granted.status)

@@ -63,7 +63,7 @@ def a_desired(resource: ModelDeployment | None = None, observed: Observed | None
         counts=decision.counts,
         kept=decision.kept,
         rollout=decision.status,
-        model=model,
+        first=model,
         scaler=choose_scaler(resource, observed.scaling_apis),
     )
 

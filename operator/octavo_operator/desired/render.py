@@ -12,7 +12,6 @@ from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
 from octavo_operator.desired.deployment import render_deployment
-from octavo_operator.desired.networkpolicy import render_network_policy
 from octavo_operator.desired.pdb import render_pdb
 from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, render_controller_revision
 from octavo_operator.desired.scaler import Scaler, render_scaler
@@ -62,26 +61,22 @@ def render(
     counts: Mapping[str, int],
     kept: Collection[str],
     rollout: RolloutStatus,
-    model: Sequence[JsonObject] = (),
-    network_rules: JsonObject | None = None,
+    first: Sequence[JsonObject] = (),
     scaler: Scaler,
 ) -> Desired:
     """Accounts, Services, claims and templates come before the pods that need them, scalers after.
 
-    `fleets` are the revisions that have replicas or pods, the one that is rolled out first; `model` is what fetches the
-    model, where that is no business of the pods; `network_rules` are of each replica's NetworkPolicy.
+    `fleets` are the revisions that have replicas or pods, the one that is rolled out first; `first` is what has to be
+    there before the pods: their NetworkPolicy, and what fetches the model where that is no business of theirs.
     """
     target = fleets[0][0]
-    network_policy = render_network_policy(resource, network_rules)
     optional = [
         manifest for manifest in (render_pdb(resource), render_scaler(resource, scaler)) if manifest is not None
     ]
     objects = [
         render_service_account(resource),
         render_service(resource),
-        # Before the pods, so that they are open at no time.
-        *([network_policy] if network_policy else []),
-        *model,
+        *first,
         render_controller_revision(resource, target, number=target.number),
         *(render_deployment(resource, revision, replicas=replicas) for revision, replicas in fleets),
         *optional,

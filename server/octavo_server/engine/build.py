@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo_server.engine.engine import Engine, Vocabulary
+from octavo_server.engine.engine import Engine, EngineWatch, Vocabulary
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.served_model import ServedModel
@@ -303,8 +303,7 @@ def _make_engine(
         vocabulary=Vocabulary(tokens=text.tokenizer, size=model.config.vocab_size, grammars=text.grammars),
         keeps_records=keeps_records,
         seed=config.seed,
-        check=model.decoder.check,
-        compiled=CompileWatch().take,
+        watch=EngineWatch(check=model.decoder.check, compiled=CompileWatch().take),
         overlaps=overlaps,
     )
 

@@ -104,6 +104,16 @@ class Vocabulary:
     grammars: GrammarCompiler
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineWatch:
+    """What the engine asks about what goes on beside its steps."""
+
+    check: Callable[[], None] = lambda: None
+    """Raises EngineDeadError where steps have become impossible, which else the next one would tell."""
+    compiled: Callable[[], Items[str]] = tuple
+    """Names of kernels that were compiled since the last call."""
+
+
 class Engine:
     """Owns the scheduler, the runner and the detokenizers."""
 
@@ -116,8 +126,7 @@ class Engine:
         keeps_records: bool = False,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
-        check: Callable[[], None] = lambda: None,
-        compiled: Callable[[], Items[str]] = tuple,
+        watch: EngineWatch | None = None,
         overlaps: bool = False,
     ) -> None:
         self.limits = Limits(
@@ -130,10 +139,8 @@ class Engine:
         self.vocabulary = vocabulary
         self._records = EngineRecords() if keeps_records else None
         self._clock = clock
-        self.check = check
-        """Raises EngineDeadError where steps have become impossible, which else the next one would tell."""
-        self._compiled = compiled
-        """Names of kernels that were compiled since the last call."""
+        watch = watch or EngineWatch()
+        self.check, self._compiled = watch.check, watch.compiled
         self._overlaps = overlaps
         """Decide and launch a step before the one before it has come back."""
         self._under_way: _UnderWay | None = None

@@ -8,8 +8,10 @@ import pytest
 
 from octavo_operator.api.rollout_status import RolloutStatus
 from octavo_operator.desired.names import download_labels, pod_selector
+from octavo_operator.desired.networkpolicy import render_network_policy
 from octavo_operator.desired.render import Desired, render
 from octavo_operator.desired.revision import render_revision
+from octavo_operator.desired.scaler import Scaler
 from octavo_testing.control_plane import POD_SETTINGS, UID, a_desired, a_resource
 
 
@@ -333,9 +335,11 @@ def test_a_network_policy_is_of_the_replicas_alone_and_comes_before_them() -> No
     revision = render_revision(resource, POD_SETTINGS)
     status = RolloutStatus(revision=revision.name)
 
-    desired = render(resource, [(revision, 1)], counts={}, kept=(), rollout=status, network_rules=rules)
+    policy = render_network_policy(resource, rules)
+    assert policy is not None
+    desired = render(resource, [(revision, 1)], counts={}, kept=(), rollout=status, first=[policy], scaler=Scaler())
     kinds = [manifest["kind"] for manifest in desired.objects]
-    policy = desired.objects[kinds.index("NetworkPolicy")]
+    policy = dict(desired.objects[kinds.index("NetworkPolicy")])
 
     assert kinds.index("NetworkPolicy") < kinds.index("Deployment")
     assert policy["metadata"]["name"] == "qwen"
