@@ -68,6 +68,7 @@ class EngineRuns:
             max_model_len=loaded.config.max_positions,
             long_prefill_token_threshold=max_num_batched_tokens,
             eos_token_ids=frozenset(loaded.config.eos_token_ids),
+            overlaps=overlaps,
         )
         self.scheduler = Scheduler(config, kv)
         tokens, size = _Bytes(), loaded.config.vocab_size
@@ -81,7 +82,6 @@ class EngineRuns:
         self.engine = Engine(
             scheduler=self.scheduler,
             runner=runner,
-            overlaps=overlaps,
             vocabulary=Vocabulary(tokens=tokens, size=size, grammars=grammars),
         )
         self._num_requests = 0

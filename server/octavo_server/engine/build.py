@@ -290,6 +290,7 @@ def _make_engine(
             has_fixed_pieces=config.batch_invariant,
             policy=SchedulingPolicy(config.scheduling_policy),
             eos_token_ids=frozenset(model.config.eos_token_ids),
+            overlaps=overlaps,
         ),
         KVCacheManager(
             num_blocks=plan.num_blocks,
@@ -304,7 +305,6 @@ def _make_engine(
         keeps_records=keeps_records,
         seed=config.seed,
         watch=EngineWatch(check=model.decoder.check, compiled=CompileWatch().take),
-        overlaps=overlaps,
     )
 
 

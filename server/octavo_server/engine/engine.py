@@ -127,7 +127,6 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
         watch: EngineWatch | None = None,
-        overlaps: bool = False,
     ) -> None:
         self.limits = Limits(
             max_sequence_tokens=scheduler.max_sequence_tokens,
@@ -141,7 +140,7 @@ class Engine:
         self._clock = clock
         watch = watch or EngineWatch()
         self.check, self._compiled = watch.check, watch.compiled
-        self._overlaps = overlaps
+        self._overlaps = scheduler.config.overlaps
         """Decide and launch a step before the one before it has come back."""
         self._under_way: _UnderWay | None = None
         self._rng = random.Random(seed)

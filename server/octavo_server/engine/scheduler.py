@@ -60,6 +60,8 @@ class SchedulerConfig:
     watermark: float = 0.01
     """Share of all blocks that admission leaves free for the next tokens of what runs."""
     eos_token_ids: frozenset[int] = frozenset()
+    overlaps: bool = False
+    """Whether a step is decided before the tokens of the one before it are known."""
 
     def __post_init__(self) -> None:
         assert min(self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len) >= 1

@@ -118,9 +118,10 @@ def an_engine(overlaps: bool, config: dict[str, int], fails_at: frozenset[int] =
         max_num_seqs=config["seqs"],
         max_model_len=CONTEXT,
         eos_token_ids=frozenset({MODEL.eos_token_id}),
+        overlaps=overlaps,
     )
     vocabulary = Vocabulary(tokens=Tokens(), size=MODEL.vocabulary, grammars=cast("GrammarCompiler", Grammars()))
-    engine = Engine(scheduler=Scheduler(limits, kv), runner=runner, vocabulary=vocabulary, overlaps=overlaps)
+    engine = Engine(scheduler=Scheduler(limits, kv), runner=runner, vocabulary=vocabulary)
     return engine, runner
 
 
