@@ -136,8 +136,8 @@ def dequantize_kernel(
 
 
 def w4a16_tiling(num_columns: int, depth: int, bits: int, dtype: torch.dtype, num_processors: int) -> SplitTiling:
-    """A step reads 8 KiB of codes: 128 columns of four chunks of 4 bits, or of two of 8; of float32 what registers hold."""
-    block_n, chunks, num_stages = (32, 1, 2) if dtype == torch.float32 else (128, 16 // bits, 4)
+    """A step reads 128 columns of four chunks of 4 bits, of one of 8; of float32 what registers hold."""
+    block_n, chunks, num_stages = (32, 1, 2) if dtype == torch.float32 else (128, 4 if bits == 4 else 1, 4)
     return SplitTiling(
         block_n=block_n,
         block_k=chunks * CHUNK,
