@@ -118,9 +118,10 @@ def _decode(record: PartRecord, backend: KernelBackend, name: str, lens: list[in
         f"{rate:.0f} GB/s, {ms:.3f} ms",
         roof=(intensity, intensity * rate / 1000),
     )
-    if len(set(lens)) == 1:
+    if backend.name == "triton":
         coded_ms, _ = _attention_ms(backend, heads, [1] * len(lens), lens, torch.float8_e4m3fn)
         record.figure(f"decode attention over 8 bits, {name}", ms / coded_ms, "x", f"{coded_ms:.3f} ms against 16 bits")
+    if len(set(lens)) == 1:
         k = torch.randn(len(lens), heads.kv, lens[0], heads.dim, device=backend.device).bfloat16()
         mine = q.unsqueeze(2)
         peer = milliseconds(lambda: scaled_dot_product_attention(mine, k, k, enable_gqa=True), backend.device)
