@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from octavo_kernels.backend import KernelBackend
+from octavo_server.engine.cuda_graphs import CudaGraphRecorder
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.model_runner import DecoderRunner
 from octavo_server.engine.outputs import SampledToken, SequenceId
@@ -125,6 +126,13 @@ class Model:
         )
         self._num_sequences = 0
         self.sampled: dict[SequenceId, list[SampledToken]] = {}
+
+    def record_graphs(self, max_num_seqs: int) -> bool:
+        """Of decodes, as `octavo serve` does on a GPU; False on a CPU, which has none."""
+        if self.loaded.backend.device.type == "cpu":
+            return False
+        self.runner.record_graphs(CudaGraphRecorder(), max_num_seqs)
+        return True
 
     def add(self, prompt: Items[int], params: SamplingParams) -> Sequence:
         number = self._num_sequences

@@ -65,6 +65,7 @@ def run(record: PartRecord, device: torch.device) -> None:
 
 def our_answers(model: Model, load: Load) -> Answers:
     model.start(load.num_blocks, max_num_seqs=load.count)
+    model.record_graphs(load.count)
     asked = load.prompts(model.config.vocab_size)
     started = perf_counter()
     ids = [model.add(prompt, greedy(load.num_out)).sequence_id for prompt in asked]
