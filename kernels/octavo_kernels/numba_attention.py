@@ -65,7 +65,7 @@ _TILES = _ENDS + 64
 """Four int64 a tile of the chunk: addresses of its K [head_dim, 16] and of its V rows [num_keys, width], the position of
 its first key, and num_keys. One more after the last: what will be read next."""
 _TILE_BYTES = 32
-_SIZE = _TILES + _TILE_BYTES * (MAX_TILES + 1)
+RUNNING_BYTES = _TILES + _TILE_BYTES * (MAX_TILES + 1)
 
 NO_WINDOW = 2**31
 """Tokens that a row sees where nothing bounds it: more than any sequence has."""
@@ -86,7 +86,7 @@ class RowPlan:
 
 def plan_rows(batch: AttentionBatch, num_heads: int, num_kv_heads: int, window: int | None = None) -> RowPlan:
     starts = batch.query_start_loc.numpy()
-    num_tokens, num_rows = int(starts[-1]), max(1, MAX_ROWS // (num_heads // num_kv_heads))
+    num_tokens, num_rows = int(starts[-1]), block_rows(num_heads // num_kv_heads)
     # as many as there are where each row is one
     blocks = np.empty((num_tokens, 4), np.int64)
     count = _cut(starts, batch.seq_lens.numpy(), num_rows, blocks)
@@ -405,9 +405,14 @@ def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # t
     finish(done, pieces, 0, threads)
 
 
-def running_buffers(num_threads: int, at_least: int = 0) -> NDArray[np.float32]:
-    """What attention carries from tile to tile, a thread a row of so many bytes or more."""
-    return aligned((num_threads, max(_SIZE, at_least) // 4), np.float32)
+def running_buffers(num_threads: int, more: int = 0) -> NDArray[np.float32]:
+    """What attention carries from tile to tile, a thread a row of `RUNNING_BYTES` and so many more."""
+    return aligned((num_threads, (RUNNING_BYTES + more) // 4), np.float32)
+
+
+def block_rows(group: int) -> int:
+    """Rows of a block at most, of which `group` heads share a kv head."""
+    return max(1, MAX_ROWS // group)
 
 
 def scaled_queries(q: torch.Tensor, scale: float) -> NDArray[np.float32]:

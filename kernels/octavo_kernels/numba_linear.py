@@ -12,8 +12,20 @@ from numpy.typing import NDArray
 
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_dot import KINDS, PAIR_BYTES, TILE, Kind, tile_function
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces
-from octavo_kernels.numba_vector import LANES, quantize_group
+from octavo_kernels.numba_threads import (
+    PIECE_BYTES,
+    ThreadPool,
+    begin_to_write,
+    claim,
+    end_writing,
+    finish,
+    is_open,
+    most_taken,
+    num_pieces,
+    num_taken,
+    take,
+)
+from octavo_kernels.numba_vector import LANES, copy_row, quantize_group
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight
 from octavo_kernels.weight_memory import WeightMemory
 
@@ -123,8 +135,29 @@ def linear(x: torch.Tensor, packed: PackedLinear, pool: ThreadPool) -> torch.Ten
     out = torch.empty((num_tokens, packed.num_tiles * TILE), dtype=torch.float32)
     if num_tokens:
         codes, scales = activation_buffers(num_tokens, packed.in_features)
-        pool.run(_linear, 2, x.contiguous().numpy(), packed.describe()[None], codes, scales, out.numpy())
+        pool.run(
+            _linear,
+            2,
+            x.contiguous().numpy(),
+            packed.describe()[None],
+            codes,
+            scales,
+            piece_memory(pool.num_threads),
+            out.numpy(),
+            most_pieces=most_pieces(packed.num_tiles, num_tokens, pool.num_threads),
+        )
     return out[:, : packed.out_features]
+
+
+def piece_memory(num_threads: int) -> NDArray[np.float32]:
+    """A thread a row: of a piece what is not yet written, one item more, and two products beside it."""
+    return aligned((num_threads, (PIECE_BYTES + 3 * NEAR_ROWS * TILE * 4) // 4), np.float32)
+
+
+def most_pieces(num_tiles: int, num_rows: int, num_threads: int) -> int:
+    """Of a phase that multiplies so many tiles."""
+    rows = num_rows if num_rows <= NEAR_ROWS else -(-num_rows // NEAR_ROWS) * NEAR_ROWS
+    return most_taken(num_tiles * rows * TILE * 4, num_threads)
 
 
 def activation_buffers(num_tokens: int, in_features: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -252,20 +285,42 @@ def item_of(item, codes, scales):  # type: ignore[no-untyped-def]
 
 
 @part
-def multiply(layer, codes, scales, out, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: all columns of out: [num_tokens, out] float32."""
-    items, stride = num_items(layer[NUM_TILES], codes), out.shape[1] * 4
-    pieces = num_pieces(items, threads)
-    done, (start, end) = 0, claim(items, pieces, phase, threads)
+def num_item_bytes(codes):  # type: ignore[no-untyped-def]
+    """Of one item's product."""
+    return min(NEAR_ROWS, codes.shape[0]) * TILE * 4
+
+
+@part
+def multiply(layer, codes, scales, out, memory, phase, threads):  # type: ignore[no-untyped-def]
+    """A phase: all columns of out: [num_tokens, out] float32; memory: the address of this thread's."""
+    items, stride, size = num_items(layer[NUM_TILES], codes), out.shape[1] * 4, num_item_bytes(codes)
+    pieces = num_taken(items, size, threads)
+    piece, start, end = take(items, pieces, phase, threads)
     while start < end:
-        for item in range(start, end):
-            tile, first, x = item_of(item, codes, scales)
-            multiply_tile(layer, tile, x, (out.ctypes.data + first * stride + tile * TILE * 4, stride))
-        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        multiply_items(layer, codes, scales, start, end, memory, piece, phase, threads)
+        if begin_to_write(piece, phase, threads):
+            for item in range(start, end):
+                tile, first, x = item_of(item, codes, scales)
+                target, source = out.ctypes.data + first * stride + tile * TILE * 4, memory + (item - start) * size
+                for row in range(x[2]):
+                    copy_row(target + row * stride, source + row * TILE * 4, TILE)
+            end_writing(phase, threads)
+        piece, start, end = take(items, pieces, phase, threads)
+
+
+@part
+def multiply_items(layer, codes, scales, start, end, memory, piece, phase, threads):  # type: ignore[no-untyped-def]
+    """The items of a piece, `num_item_bytes` each, in this thread's memory; fewer where another thread wrote the piece."""
+    size = num_item_bytes(codes)
+    for item in range(start, end):
+        if not is_open(piece, phase, threads):
+            return
+        tile, _, x = item_of(item, codes, scales)
+        multiply_tile(layer, tile, x, (memory + (item - start) * size, TILE * 4))
 
 
 @kernel
-def _linear(thread, threads, x, layers, codes, scales, out):  # type: ignore[no-untyped-def]
+def _linear(thread, threads, x, layers, codes, scales, running, out):  # type: ignore[no-untyped-def]
+    memory = running.ctypes.data + thread * running.shape[1] * 4
     quantize_rows(x, codes, scales, 0, threads)
-    multiply(described(layers, 0), codes, scales, out, 1, threads)
+    multiply(described(layers, 0), codes, scales, out, memory, 1, threads)

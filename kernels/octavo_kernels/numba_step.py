@@ -19,7 +19,15 @@ from octavo_kernels.attention_checks import check_attention_batch, check_table_w
 from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.decoder_spec import DecoderSpec
 from octavo_kernels.handles import KVCache
-from octavo_kernels.numba_attention import NO_WINDOW, attend, plan_rows, running_buffers
+from octavo_kernels.numba_attention import (
+    MAX_ROWS,
+    NO_WINDOW,
+    RUNNING_BYTES,
+    attend,
+    block_rows,
+    plan_rows,
+    running_buffers,
+)
 from octavo_kernels.numba_best import BEST_BYTES, best_of, choose_best, keep_best
 from octavo_kernels.numba_cache import TransposedCache, cache_numbers, multiply_row, rotate_halves, store_row
 from octavo_kernels.numba_compile import kernel, part
@@ -32,18 +40,38 @@ from octavo_kernels.numba_linear import (
     aligned,
     described,
     item_of,
+    most_pieces,
     multiply,
+    multiply_items,
     multiply_tile,
+    num_item_bytes,
     num_items,
+    piece_memory,
     quantize_part,
     quantize_row,
 )
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces, num_small_pieces
-from octavo_kernels.numba_vector import LOG2_E, add_row, norm_and_quantize, norm_row, silu_and_quantize
+from octavo_kernels.numba_threads import (
+    ThreadPool,
+    begin_to_write,
+    claim,
+    end_writing,
+    finish,
+    is_open,
+    most_taken,
+    num_pieces,
+    num_small_pieces,
+    num_small_taken,
+    num_taken,
+    take,
+)
+from octavo_kernels.numba_vector import LOG2_E, add_row, copy_row, norm_and_quantize, norm_row, silu_and_quantize
 from octavo_kernels.quantized_weight import GROUP
 from octavo_kernels.require import require_own
 
 _LAYER_PHASES = 8
+
+_QUANTIZED_BYTES = 32 + PAIR_BYTES
+"""Of 32 values: their codes, then their scale."""
 
 _FEW_ROWS = 3
 """Rows that each thread norms for itself."""
@@ -73,7 +101,11 @@ class CompiledDecoder:
         self._windows = np.array([window or NO_WINDOW for window in spec.windows], np.int64)
         self._final_norm = spec.final_norm.float().numpy()
         self._cos_sin = spec.cos_sin.contiguous().numpy()
-        self._memory = running_buffers(pool.num_threads, at_least=NEAR_ROWS * 256)
+        group = spec.num_heads // spec.num_kv_heads
+        # bytes of attention's result, of a block of rows and a kv head
+        self._block_bytes = block_rows(group) * group * spec.head_dim * 4
+        self._memory = running_buffers(pool.num_threads, more=piece_memory(1).nbytes + self._block_bytes)
+        self._widest = max(_packed(h).num_tiles for handles in [*self._handles, [spec.head]] for h in handles)
         self._scratch: tuple[Any, ...] = ()
         self._capacity = 0
 
@@ -116,7 +148,9 @@ class CompiledDecoder:
         indices = (positions.numpy(), attention.slot_mapping.numpy(), wanted)
         out = torch.empty((len(wanted), hidden.shape[1]), dtype=torch.float32)
         tokens = np.zeros(len(wanted) if likeliest else 0, np.int64)
-        self._reserve(max(hidden.shape[0], len(wanted)))
+        num_rows, num_threads = max(hidden.shape[0], len(wanted)), self._pool.num_threads
+        self._reserve(num_rows)
+        attended = plan.blocks.shape[0] * spec.num_kv_heads * self._block_bytes
         self._pool.run(
             _run,
             _LAYER_PHASES * len(spec.layers) + 2,
@@ -130,6 +164,7 @@ class CompiledDecoder:
             self._memory,
             out.numpy(),
             (best_of(self._pool.num_threads, len(tokens)), tokens),
+            most_pieces=max(most_pieces(self._widest, num_rows, num_threads), most_taken(attended, num_threads)),
         )
         return out, torch.from_numpy(tokens)
 
@@ -197,17 +232,19 @@ def _norm_one(hidden, weight, eps, codes, scales, row):  # type: ignore[no-untyp
 @part
 def _multiply_and_add(layer, codes, scales, hidden, memory, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: hidden += the product."""
-    items, width = num_items(layer[NUM_TILES], codes), hidden.shape[1] * 4
-    pieces = num_pieces(items, threads)
-    done, (start, end) = 0, claim(items, pieces, phase, threads)
+    items, width, size = num_items(layer[NUM_TILES], codes), hidden.shape[1] * 4, num_item_bytes(codes)
+    pieces = num_taken(items, size, threads)
+    piece, start, end = take(items, pieces, phase, threads)
     while start < end:
-        for item in range(start, end):
-            tile, first, x = item_of(item, codes, scales)
-            multiply_tile(layer, tile, x, (memory, 128))
-            for row in range(x[2]):
-                add_row(hidden.ctypes.data + (first + row) * width + tile * 128, memory + row * 128, 32)
-        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        multiply_items(layer, codes, scales, start, end, memory, piece, phase, threads)
+        if begin_to_write(piece, phase, threads):
+            for item in range(start, end):
+                tile, first, x = item_of(item, codes, scales)
+                target, source = hidden.ctypes.data + first * width + tile * 128, memory + (item - start) * size
+                for row in range(x[2]):
+                    add_row(target + row * width, source + row * 128, 32)
+            end_writing(phase, threads)
+        piece, start, end = take(items, pieces, phase, threads)
 
 
 @part
@@ -262,23 +299,24 @@ def _norm_and_rotate(x, is_query, turn, how):  # type: ignore[no-untyped-def]
 @part
 def _attend(qkv, step, plan, cache, layer, weights, numbers, context, codes, scales, memory, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: attention, its result quantised; before it the rotation where a block has all rows of its sequence."""
+    blocks, tables, windows = plan
+    if not _are_whole(plan):
+        _attend_again(qkv, plan, cache, layer, codes, scales, memory, phase, threads)
+        return
     places, shape = cache_numbers(cache)
     num_kv_heads = shape[1]
     num_groups = scales.shape[1] // num_kv_heads
-    blocks, tables, windows = plan
-    how, rotates = _rotation(layer, shape[3], weights, numbers), _are_whole(plan)
+    how = _rotation(layer, shape[3], weights, numbers)
     q, out = (qkv.ctypes.data, qkv.shape[1] * 4), (context.ctypes.data, context.shape[1] * 4)
     count = blocks.shape[0] * num_kv_heads
     pieces = num_small_pieces(count, threads)
     done, (start, end) = 0, claim(count, pieces, phase, threads)
     while start < end:
-        # later rows of a prompt read more keys, and the longest work should not begin last
-        for item in range(count - end, count - start):
+        for item in range(start, end):
             index = item // num_kv_heads
             kv_head, first, num_rows = item - index * num_kv_heads, blocks[index, 0], blocks[index, 1]
-            if rotates:
-                for row in range(first, first + num_rows):
-                    _rotate_and_store_item(qkv, row, kv_head, layer, step, places, shape, how)
+            for row in range(first, first + num_rows):
+                _rotate_and_store_item(qkv, row, kv_head, layer, step, places, shape, how)
             table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
             block = (first, num_rows, blocks[index, 3], windows[layer], table)
             attend(q, block, places, shape, layer, kv_head, out, memory)
@@ -290,6 +328,41 @@ def _attend(qkv, step, plan, cache, layer, weights, numbers, context, codes, sca
 
 
 @part
+def _attend_again(qkv, plan, cache, layer, codes, scales, memory, phase, threads):  # type: ignore[no-untyped-def]
+    """A phase: attention, its result quantised, of rows that are rotated and stored, so that a piece may be done again."""
+    places, shape = cache_numbers(cache)
+    num_kv_heads, group = shape[1], shape[6] // shape[1]
+    num_groups = scales.shape[1] // num_kv_heads
+    blocks, tables, windows = plan
+    q, width = (qkv.ctypes.data, qkv.shape[1] * 4), num_groups * 128
+    count, size = blocks.shape[0] * num_kv_heads, max(1, MAX_ROWS // group) * width
+    pieces = num_small_taken(count, size, threads)
+    own = memory + RUNNING_BYTES
+    piece, start, end = take(count, pieces, phase, threads)
+    while start < end:
+        # later rows of a prompt read more keys, and the longest work should not begin last
+        for item in range(count - end, count - start):
+            if not is_open(piece, phase, threads):
+                break
+            index = item // num_kv_heads
+            kv_head, first = item - index * num_kv_heads, blocks[index, 0]
+            table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
+            block = (first, blocks[index, 1], blocks[index, 3], windows[layer], table)
+            # where row 0 and kv head 0 would lie
+            place = own + (item - count + end) * size - (first + kv_head) * width
+            attend(q, block, places, shape, layer, kv_head, (place, width), memory)
+        if begin_to_write(piece, phase, threads):
+            for item in range(count - end, count - start):
+                index = item // num_kv_heads
+                kv_head, first = item - index * num_kv_heads, blocks[index, 0]
+                for row in range(blocks[index, 1]):
+                    x = own + (item - count + end) * size + row * width
+                    quantize_part(x, first + row, kv_head * num_groups, num_groups, codes, scales)
+            end_writing(phase, threads)
+        piece, start, end = take(count, pieces, phase, threads)
+
+
+@part
 def _are_whole(plan):  # type: ignore[no-untyped-def]
     """Whether each block of attention has all rows of its sequence."""
     return plan[0].shape[0] == plan[1].shape[0]
@@ -297,22 +370,36 @@ def _are_whole(plan):  # type: ignore[no-untyped-def]
 
 @part
 def _gate(layer, codes, scales, memory, out_codes, out_scales, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: gate and up, silu(gate) * up, quantised; in groups of 32 columns."""
-    num_groups = layer[NUM_TILES] // 2
-    items = num_items(num_groups, codes)
-    pieces = num_pieces(items, threads)
-    done, (start, end) = 0, claim(items, pieces, phase, threads)
+    """A phase: gate and up, silu(gate) * up, quantised; in groups of 32 columns.
+
+    memory: the address of this thread's; an item's product comes first, then of each item of a piece its codes and scales.
+    """
+    num_groups, num_rows = layer[NUM_TILES] // 2, min(NEAR_ROWS, codes.shape[0])
+    items, size = num_items(num_groups, codes), num_rows * _QUANTIZED_BYTES
+    pieces = num_taken(items, size, threads)
+    piece, start, end = take(items, pieces, phase, threads)
     while start < end:
+        place = memory + NEAR_ROWS * 256
         for item in range(start, end):
-            group, first, x = item_of(item, codes, scales)
+            if not is_open(piece, phase, threads):
+                break
+            group, _, x = item_of(item, codes, scales)
             multiply_tile(layer, group, x, (memory, 256))
             multiply_tile(layer, num_groups + group, x, (memory + 128, 256))
             for row in range(x[2]):
-                gate, at = memory + row * 256, (first + row) * num_groups + group
-                target, scale = out_codes.ctypes.data + at * 32, out_scales.ctypes.data + at * PAIR_BYTES
-                silu_and_quantize(gate, gate + 128, target, scale)
-        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+                own = place + row * _QUANTIZED_BYTES
+                silu_and_quantize(memory + row * 256, memory + row * 256 + 128, own, own + 32)
+            place += size
+        if begin_to_write(piece, phase, threads):
+            for item in range(start, end):
+                group, first, x = item_of(item, codes, scales)
+                for row in range(x[2]):
+                    own = memory + NEAR_ROWS * 256 + (item - start) * size + row * _QUANTIZED_BYTES
+                    at = (first + row) * num_groups + group
+                    copy_row(out_codes.ctypes.data + at * 32, own, 8)
+                    copy_row(out_scales.ctypes.data + at * PAIR_BYTES, own + 32, PAIR_BYTES // 4)
+            end_writing(phase, threads)
+        piece, start, end = take(items, pieces, phase, threads)
 
 
 @part
@@ -332,20 +419,22 @@ def _final_rows(rows, hidden, weight, eps, out, codes, scales, phase, threads): 
 @part
 def _find_likeliest(head, codes, scales, vocab, best, memory, phase, thread, threads):  # type: ignore[no-untyped-def]
     """A phase: the head's product with all rows; of it this thread keeps what it has to know of the largest."""
-    items, num_rows = num_items(head[NUM_TILES], codes), best.shape[1]
-    pieces = num_pieces(items, threads)
-    done, (start, end) = 0, claim(items, pieces, phase, threads)
+    items, num_rows, size = num_items(head[NUM_TILES], codes), best.shape[1], num_item_bytes(codes)
+    pieces = num_taken(items, size, threads)
+    piece, start, end = take(items, pieces, phase, threads)
     while start < end:
-        for item in range(start, end):
-            tile, first, x = item_of(item, codes, scales)
-            multiply_tile(head, tile, x, (memory, 128))
-            for row in range(x[2]):
-                place = best.ctypes.data + (thread * num_rows + first + row) * BEST_BYTES
-                for column in range(0, 32, 16):
-                    first_id = tile * 32 + column
-                    keep_best(memory + row * 128 + column * 4, first_id, vocab - first_id, place)
-        done, (start, end) = done + 1, claim(items, pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        multiply_items(head, codes, scales, start, end, memory, piece, phase, threads)
+        if begin_to_write(piece, phase, threads):
+            for item in range(start, end):
+                tile, first, x = item_of(item, codes, scales)
+                for row in range(x[2]):
+                    place = best.ctypes.data + (thread * num_rows + first + row) * BEST_BYTES
+                    source = memory + (item - start) * size + row * 128
+                    for column in range(0, 32, 16):
+                        first_id = tile * 32 + column
+                        keep_best(source + column * 4, first_id, vocab - first_id, place)
+            end_writing(phase, threads)
+        piece, start, end = take(items, pieces, phase, threads)
 
 
 @kernel
@@ -365,7 +454,7 @@ def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, 
         gate_up_layer, down = described(linears, 4 * layer + 2), described(linears, 4 * layer + 3)
         norm = norms.ctypes.data + layer * 2 * hidden.shape[1] * 4
         _norm(hidden, norm, eps, codes, scales, phase, threads)
-        multiply(qkv_layer, codes, scales, qkv, phase + 1, threads)
+        multiply(qkv_layer, codes, scales, qkv, own, phase + 1, threads)
         if not _are_whole(plan):
             _rotate_and_store(qkv, layer, step, cache, weights, numbers, phase + 2, threads)
         _attend(

@@ -208,6 +208,11 @@ def _add(e: Emitter, target: Any, source: Any, count: Any) -> None:
     e.each(count, lambda at, kind: e.store(e.builder.fadd(e.load(own, at, kind), e.load(other, at, kind)), own, at))
 
 
+def _copy(e: Emitter, target: Any, source: Any, count: Any) -> None:
+    own, other = e.base(target), e.base(source)
+    e.each(count, lambda at, kind: e.store(e.load(other, at, kind), own, at))
+
+
 def _norm_row(e: Emitter, *arguments: Any) -> None:
     x, weight, out, eps = (e.base(address) for address in arguments[:4])
     factor = _norm_factor(e, x, eps, arguments[4])
@@ -287,6 +292,9 @@ def _silu_and_mul(e: Emitter, z: Any, factor: Any) -> Any:
 
 add_row = vector_function(3, _add)
 """(target, source, count): target += source, float32."""
+
+copy_row = vector_function(3, _copy)
+"""(target, source, count): target = source, float32."""
 
 norm_row = vector_function(5, _norm_row)
 """(x, weight, out, eps, width): rms_norm of a row of float32; out may be x. All addresses but the last."""

@@ -207,7 +207,7 @@ class LateThreads(ThreadPool):
 
     calls = 0
 
-    def run(self, kernel: Callable[..., None], num_phases: int, *arguments: Any) -> None:
+    def run(self, kernel: Callable[..., None], num_phases: int, *arguments: Any, most_pieces: int = 0) -> None:
         self.calls += 1
 
         def late(thread: int, *shared: Any) -> None:
@@ -215,7 +215,7 @@ class LateThreads(ThreadPool):
                 sum(range(1000 * (self.calls % 30)))
             kernel(thread, *shared)
 
-        super().run(late, num_phases, *arguments)
+        super().run(late, num_phases, *arguments, most_pieces=most_pieces)
 
 
 def test_a_thread_that_comes_late_changes_nothing(tmp_path: Path) -> None:
