@@ -45,8 +45,8 @@ def attend_sequence(
     plan: PagedAttentionPlan,
     sequence: int,
     scale: float,
-    variant: AttentionVariant,
-    scales: KVScales | None,
+    variant: AttentionVariant = PLAIN,
+    scales: KVScales | None = None,
 ) -> torch.Tensor:
     """q: [query_len, num_heads, head_dim], the last tokens of one sequence -> like q."""
     seq_len, block_table = int(plan.batch.seq_lens[sequence]), plan.batch.block_tables[sequence]
