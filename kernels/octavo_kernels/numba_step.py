@@ -105,7 +105,8 @@ class CompiledDecoder:
         # bytes of attention's result, of a block of rows and a kv head
         self._block_bytes = block_rows(group) * group * spec.head_dim * 4
         self._memory = running_buffers(pool.num_threads, more=piece_memory(1).nbytes + self._block_bytes)
-        self._widest = max(_packed(h).num_tiles for handles in [*self._handles, [spec.head]] for h in handles)
+        packed = [_packed(spec.head), *(handle for handles in self._handles for handle in handles)]
+        self._widest = max(handle.num_tiles for handle in packed)
         self._scratch: tuple[Any, ...] = ()
         self._capacity = 0
 

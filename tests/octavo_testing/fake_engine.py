@@ -10,7 +10,7 @@ from typing import Any
 from octavo_server.engine.build import LoadedEngine
 from octavo_server.engine.engine import Engine, Vocabulary
 from octavo_server.engine.kv_cache_manager import KVCacheManager
-from octavo_server.engine.outputs import ModelRunner, RunnerOutput, SchedulerOutput
+from octavo_server.engine.outputs import Launched, ModelRunner, RunnerOutput, SchedulerOutput
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.sequence import Sequence
 from octavo_server.models.config import GenerationDefaults, VectorSizes
@@ -52,6 +52,9 @@ class GatedRunner:
         """Opens the gate for good."""
         self.closes_after = None
         self.gate.set()
+
+    def launch(self, output: SchedulerOutput) -> Launched:
+        return self._inner.launch(output)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         self.num_begun += 1
