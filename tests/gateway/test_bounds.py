@@ -117,7 +117,9 @@ async def test_nothing_grows_with_the_keys_models_chats_ids_and_tenants_that_cli
 
         statuses = set().union(*await asyncio.gather(*(client() for _ in range(8))))
         await until(lambda: bench.gateway.proxy.in_flight == 0)
-        grown = {way: (sizes.get(way), size) for way, size in sizes_of(bench).items() if size > sizes.get(way, 0) + A_FEW}
+        grown = {
+            way: (sizes.get(way), size) for way, size in sizes_of(bench).items() if size > sizes.get(way, 0) + A_FEW
+        }
         more_mib = rss_mib() - memory
 
     assert statuses == {200, 401, 404}
