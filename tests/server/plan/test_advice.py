@@ -89,7 +89,7 @@ def test_the_smallest_gpu_is_the_smallest() -> None:
 def test_the_problem_has_both_numbers() -> None:
     found = answer(QUESTIONS["weights on a gpu"])
 
-    assert re.search(r"take 89\.40 GiB without any KV cache, H100 has 79\.18 GiB, 71\.26 GiB of it by", found.problem)
+    assert re.search(r"take 90\.52 GiB without any KV cache, H100 has 79\.18 GiB, 71\.26 GiB of it by", found.problem)
 
 
 def test_a_cache_that_was_asked_for_may_be_more_than_there_is() -> None:
