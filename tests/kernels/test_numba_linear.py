@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numba
@@ -18,7 +19,17 @@ from octavo_kernels.errors import KernelError
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.numba_dot import KINDS, Kind, tile_function
 from octavo_kernels.numba_linear import activation_buffers, linear, pack
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_pieces
+from octavo_kernels.numba_threads import (
+    ThreadPool,
+    add_to,
+    begin_to_write,
+    claim,
+    end_writing,
+    finish,
+    look_at,
+    num_pieces,
+    take,
+)
 from octavo_kernels.quantized_weight import QuantizedWeight, quantize, stack
 from octavo_kernels.weight_memory import WeightMemory
 
@@ -184,6 +195,40 @@ def test_a_phase_ends_when_every_begun_piece_is_done() -> None:
         pool.run(_slow_pieces, 1, np.zeros(16), seen)
 
         assert seen[0] == 16.0
+
+
+@numba.njit(nogil=True)
+def _stuck_piece(thread, threads, values, signals):  # type: ignore[no-untyped-def]
+    """The other thread begins a piece and gets no further until the second signal; the caller's waits for the first."""
+    begun, goes_on = signals.ctypes.data, signals.ctypes.data + 8
+    while thread == 0 and look_at(begun) == 0:
+        pass
+    piece, start, end = take(values.shape[0], values.shape[0], 0, threads)
+    while start < end:
+        if thread == 1:
+            add_to(begun, 1)
+            while look_at(goes_on) == 0:
+                pass
+        if begin_to_write(piece, 0, threads):
+            for i in range(start, end):
+                values[i] += 1
+            end_writing(0, threads)
+        piece, start, end = take(values.shape[0], values.shape[0], 0, threads)
+    if thread == 1:
+        add_to(begun, 1)
+
+
+def test_a_piece_whose_thread_has_lost_its_core_is_done_by_another_and_written_once() -> None:
+    pool, values, signals = ThreadPool(2), np.zeros(8, np.int64), np.zeros(2, np.int64)
+
+    pool.run(_stuck_piece, 1, values, signals, most_pieces=8)
+
+    assert signals.tolist() == [1, 0], "the other thread is still where it was"
+    assert values.tolist() == [1] * 8
+    signals[1] = 1
+    while signals[0] < 2:
+        time.sleep(0.001)
+    assert values.tolist() == [1] * 8
 
 
 def test_a_forgotten_pool_ends_its_threads() -> None:
