@@ -278,6 +278,12 @@ def test_links_lead_somewhere() -> None:
         assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
+def test_every_page_is_a_link_of_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name}" not in text] == []
+
+
 def test_the_resources_fields_that_are_shown_are_those_of_the_schema() -> None:
     document = yaml.safe_load(next((ROOT / "crds").glob("*.yaml")).read_text())
     spec = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
