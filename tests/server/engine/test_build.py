@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 
 from octavo_server import machine
 from octavo_server.config import EngineConfig
 from octavo_server.engine import build
 from octavo_server.engine.build import build_engine, cpu_quota
+from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import ConfigError, StartupError
 from octavo_server.plan.command import plan_model
@@ -100,6 +102,37 @@ def test_what_cannot_be_built_says_why(
 
     assert caught.value.reason == reason
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(("overlap_steps", "num_steps"), [("auto", 3), ("off", 3), ("on", 4)])
+def test_steps_overlap_where_they_are_told_to(tiny_model: Path, overlap_steps: Any, num_steps: int) -> None:
+    """Then the first is launched alone, and the last is taken in alone; auto is off on a CPU."""
+    engine = build_engine(EngineConfig(model=str(tiny_model), overlap_steps=overlap_steps), StartupProgress()).engine
+    engine.add_request(a_request(max_tokens=3))
+
+    tokens = []
+    while engine.has_work:
+        tokens.append(sum(len(delta.tokens) for delta in engine.step()))
+
+    assert tokens == [0] * (num_steps - 3) + [1] * 3
+
+
+def test_an_engine_tells_what_has_compiled_since_it_was_made(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = build_engine(EngineConfig(model=str(tiny_model)), StartupProgress(), keeps_records=True).engine
+    numba.njit(lambda number: number + 1)(1)
+    engine.add_request(a_request(max_tokens=1))
+
+    engine.step()
+
+    assert engine.take_records().num_compilations == 1
+    assert "kernels were compiled while requests waited: <lambda>" in caplog.text
+
+
+def a_request(**params: Any) -> Request:
+    sampling = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **params})
+    return Request(request_id="a", prompt_token_ids=(5, 6, 7), params=sampling, arrival_s=0.0)
 
 
 def test_a_small_cache_shrinks_the_context_that_nobody_asked_for(tiny_model: Path) -> None:
