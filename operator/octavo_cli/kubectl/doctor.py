@@ -16,7 +16,7 @@ from octavo_operator.kube import kinds
 from .checks import judge
 from .cluster import Cluster, Json, Refused, find
 from .facts import Facts, Level, Outcome, Right
-from .resources import GROUP, collection, items_or_none, model_path, name_of, namespace_of, release_objects
+from .resources import GROUP, collection, flag_of, items_or_none, model_path, namespace_of, release_objects
 
 _MARKS: dict[Level, tuple[str, str]] = {
     "ok": ("✔", "green"),
@@ -129,7 +129,7 @@ def _rights_of(operators: Sequence[Json], gateways: Sequence[Json]) -> Iterable[
     """What the programs must be allowed to do where they watch."""
     for deployment in operators[:1]:
         for namespace in _watched(deployment):
-            for kind in kinds.WATCHED:
+            for kind in (*kinds.WATCHED, *kinds.LISTED):
                 for verb in _verbs(kind, deployment):
                     yield _right("the operator", namespace, kind.group, kind.plural, verb), _account(deployment)
             status = _right("the operator", namespace, "octavo.dev", "modeldeployments", "patch", "status")
@@ -144,10 +144,14 @@ def _rights_of(operators: Sequence[Json], gateways: Sequence[Json]) -> Iterable[
 
 
 def _verbs(kind: kinds.Kind, operator: Json) -> tuple[str, ...]:
-    """NetworkPolicies are made only where the operator is told so; those of before are removed all the same."""
+    """NetworkPolicies are made only where the operator is told so; those of before are removed all the same. ScaledObjects
+    need a Prometheus.
+    """
+    if kind == kinds.SCALED_OBJECT:
+        return ("list", "create", "patch", "delete") if flag_of(operator, "prometheus-address") else ()
     if kind not in kinds.OWNED:
         return ("list", "watch")
-    if kind == kinds.NETWORK_POLICY and not _flag(operator, "server-network-policy"):
+    if kind == kinds.NETWORK_POLICY and not flag_of(operator, "server-network-policy"):
         return ("list", "watch", "delete")
     return APPLIED
 
@@ -158,18 +162,7 @@ def _right(who: str, namespace: str, group: str, resource: str, verb: str, subre
 
 def _watched(deployment: Json) -> list[str]:
     """The namespaces of its --namespaces flag; one empty name means all."""
-    return [name for name in _flag(deployment, "namespaces").split(",") if name] or [""]
-
-
-def _flag(deployment: Json, name: str) -> str:
-    """Value of a flag of its program; empty where it is not given."""
-    (container,) = [
-        each for each in deployment["spec"]["template"]["spec"]["containers"] if each["name"] in name_of(deployment)
-    ][:1] or [{}]
-    for argument in container.get("args") or ():
-        if argument.startswith(f"--{name}="):
-            return str(argument.partition("=")[2])
-    return ""
+    return [name for name in flag_of(deployment, "namespaces").split(",") if name] or [""]
 
 
 def _account(deployment: Json) -> str:

@@ -95,3 +95,14 @@ def age(timestamp: str | None, now: datetime.datetime) -> str:
     return short_age(
         max(0.0, (now - datetime.datetime.fromisoformat(timestamp.replace("Z", "+00:00"))).total_seconds())
     )
+
+
+def flag_of(deployment: Json, name: str) -> str:
+    """Value of a flag of its program; empty where it is not given."""
+    (container,) = [
+        each for each in deployment["spec"]["template"]["spec"]["containers"] if each["name"] in name_of(deployment)
+    ][:1] or [{}]
+    for argument in container.get("args") or ():
+        if argument.startswith(f"--{name}="):
+            return str(argument.partition("=")[2])
+    return ""

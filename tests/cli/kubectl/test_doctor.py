@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +21,15 @@ LIST_PODS = Right(who="the operator", group="", resource="pods", verb="list")
 
 
 def a_release(
-    component: str, *, ready: int = 1, version: str = "0.1.0", namespace: str = "octavo-system"
+    component: str,
+    *,
+    ready: int = 1,
+    version: str = "0.1.0",
+    namespace: str = "octavo-system",
+    args: Sequence[str] = ("--port=1",),
 ) -> dict[str, Any]:
     labels = {"app.kubernetes.io/version": version, "app.kubernetes.io/component": component}
-    container = {"name": component, "args": ["--port=1"]}
+    container = {"name": component, "args": list(args)}
     return {
         "metadata": {"name": f"octavo-{component}", "namespace": namespace, "labels": labels},
         "spec": {
@@ -79,6 +85,7 @@ SERVICE = {
     "spec": {"service": {"namespace": "octavo-system", "name": "octavo-metrics-adapter"}},
     "status": {"conditions": [a_condition("Available", "True", "Passed")]},
 }
+BROKEN_SERVICE = {**SERVICE, "status": {"conditions": [a_condition("Available", "False", "x", "no route")]}}
 HEALTHY = Facts(
     namespace="team",
     version={"major": "1", "minor": "36", "gitVersion": "v1.36.4"},
@@ -216,14 +223,30 @@ def test_a_healthy_cluster_passes_every_check() -> None:
             "fail",
             "qwen cannot be scaled",
         ),
+        *(
+            (
+                "metrics API",
+                {
+                    "metrics": None,
+                    "metrics_service": service,
+                    "models": [a_model(spec={"scaling": {"maxReplicas": 2, "backend": backend}})],
+                    "operators": [a_release("operator", args=[f"--metrics-adapter={adapter}"])],
+                },
+                level,
+                "qwen cannot be scaled" if level == "fail" else "models of scaling.backend HPA could not be scaled",
+            )
+            for backend, adapter, service, level in (
+                ("HPA", "false", None, "fail"),
+                ("Auto", "auto", None, "fail"),
+                ("Auto", "false", BROKEN_SERVICE, "fail"),
+                ("Auto", "false", None, "warn"),
+                ("KEDA", "auto", BROKEN_SERVICE, "warn"),
+                ("BuiltIn", "auto", None, "warn"),
+            )
+        ),
         (
             "metrics API",
-            {
-                "metrics_service": {
-                    **SERVICE,
-                    "status": {"conditions": [a_condition("Available", "False", "x", "no route")]},
-                }
-            },
+            {"metrics_service": BROKEN_SERVICE},
             "warn",
             "does not answer the API server: no route",
         ),
@@ -349,19 +372,26 @@ def test_rights_are_asked_for_the_account_that_the_program_runs_as_and_where_it_
     assert [each["resourceAttributes"]["namespace"] for each in patches] == ["a", "b"]
 
 
-@pytest.mark.parametrize("makes_them", [False, True])
-def test_rights_to_make_network_policies_are_asked_for_where_the_operator_makes_them(makes_them: bool) -> None:
-    operator = a_release("operator")
-    flag = ["--server-network-policy={}"] if makes_them else []
-    operator["spec"]["template"]["spec"]["containers"][0]["args"] = flag
+@pytest.mark.parametrize(
+    ("plural", "flags", "verbs"),
+    [
+        ("networkpolicies", [], {"list", "watch", "delete"}),
+        ("networkpolicies", ["--server-network-policy={}"], {"list", "watch", "create", "patch", "delete"}),
+        ("scaledobjects", [], set()),
+        ("scaledobjects", ["--prometheus-address=http://p:9090"], {"list", "create", "patch", "delete"}),
+    ],
+)
+def test_rights_to_optional_kinds_are_asked_for_where_the_operator_is_told_to_make_them(
+    plural: str, flags: list[str], verbs: set[str]
+) -> None:
+    operator = a_release("operator", args=flags)
     cluster = FakeCluster({"/version": {}, "/apis/apps/v1/deployments": [operator]})
     cluster.answer = lambda method, path, body: {"status": {"allowed": True}}
 
     doctor.gather(cluster)
 
     asked = [body["spec"]["resourceAttributes"] for _, _, body in cluster.sent]
-    verbs = {each["verb"] for each in asked if each["resource"] == "networkpolicies"}
-    assert verbs == {"list", "watch", "delete", *(("create", "patch") if makes_them else ())}
+    assert {each["verb"] for each in asked if each["resource"] == plural} == verbs
 
 
 @pytest.mark.parametrize(("allowed", "status"), [(True, 0), (False, 1)])
