@@ -21,7 +21,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,10 +29,12 @@ from random import Random
 from statistics import median
 from typing import Any, NoReturn
 
+from benchmarks.environments import CACHE, install, interpreter
 from benchmarks.record import write_json
 from octavo_server.engine.build import OMP_SPINS
 
-HOME = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "llama-cpp"
+HOME = CACHE / "llama-cpp"
+PACKAGES = ("--no-binary", "llama-cpp-python", "llama-cpp-python", "numpy")
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
 BARS = {"decode 1": 2.5, "decode 8": 4.0, "decode 32": 5.0, "prefill 512": 6.0}
 """Ours over theirs, for SmolLM2-135M Q4_1."""
@@ -206,21 +207,10 @@ def measure(ours: Ours, theirs: Child, case: Case, rounds: int, aim: float | Non
     return Result(case=case, ours=rates[0][1:], theirs=rates[1][1:], aim=aim)
 
 
-def install(folder: Path) -> Path:
-    """Makes the environment where it is missing -> its interpreter."""
-    python = folder / "venv" / "bin" / "python"
-    if not python.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        command = [str(python), "-m", "pip", "install", "--no-binary", "llama-cpp-python", "llama-cpp-python", "numpy"]
-        subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"})
-    return python
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row a case."""
     values = parser().parse_args(argv)
-    python = install(HOME) if values.install else HOME / "venv" / "bin" / "python"
+    python = install(HOME, PACKAGES, {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}) if values.install else interpreter(HOME)
     if not python.exists():
         raise SystemExit(f"there is no llama.cpp in {HOME}; build it with --install")
     cases = cases_of(values)
@@ -279,7 +269,9 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--prefill", type=_numbers, default=[128, 512], help="tokens of a prefill's prompt (default: 128,512)"
     )
-    made.add_argument("--install", action="store_true", help="install the other engine first where it is missing")
+    made.add_argument(
+        "--install", action="store_true", help="install the other engine first where it is missing or half installed"
+    )
     made.add_argument("--steps", type=int, default=12, help="timed steps of a decode a round (default: %(default)s)")
     made.add_argument("--json", default="", metavar="FILE", help="write the figures there")
 

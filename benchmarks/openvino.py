@@ -11,36 +11,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.environments import CACHE, install, interpreter
 from benchmarks.llama_cpp import Child, Ours, add_arguments, cases_of, compare, cpu_flags, versions
 from benchmarks.qwen05b import CONFIG
 from benchmarks.random_gguf import write_random_gguf
 from benchmarks.record import write_json
 
-HOME = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo")) / "openvino"
+HOME = CACHE / "openvino"
+PACKAGES = ("openvino-genai", "numpy")
 CHILD = Path(__file__).with_name("openvino_child.py")
 BARS = {"decode 1": 1.2, "decode 8": 1.7, "decode 32": 1.7, "prefill 128": 1.5}
 """Ours over theirs, at prompts of 128 tokens."""
 
 
-def install(folder: Path) -> Path:
-    """Makes the environment where it is missing -> its interpreter."""
-    python = folder / "venv" / "bin" / "python"
-    if not python.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "openvino-genai", "numpy"], check=True)
-    return python
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row a case."""
     values = parser().parse_args(argv)
-    python = install(HOME) if values.install else HOME / "venv" / "bin" / "python"
+    python = install(HOME, PACKAGES) if values.install else interpreter(HOME)
     if not python.exists():
         raise SystemExit(f"there is no OpenVINO GenAI in {HOME}; install it with --install")
     model = HOME / f"qwen2-{CONFIG['hidden_size']}-{CONFIG['num_hidden_layers']}.Q8_0.gguf"

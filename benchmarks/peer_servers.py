@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -26,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.environments import CACHE, install
 from octavo_server.bench.client import Target
 from octavo_server.bench.server_process import ServerProcess
 from octavo_server.engine.build import OMP_SPINS
 
-HOME = Path(os.environ.get("OCTAVO_CACHE", Path.home() / ".cache" / "octavo"))
+HOME = CACHE
 CHILD = Path(__file__).with_name("xllamacpp_child.py")
 SLOTS, KV_BLOCK = 8, 32
 START_S, STOP_S = 600.0, 30.0
@@ -100,7 +100,7 @@ class LlamaCpp:
     name = "llama.cpp"
 
     def __init__(self, setup: Setup) -> None:
-        python = install("xllamacpp", ["xllamacpp"])
+        python = install(HOME / "xllamacpp", ["xllamacpp"])
         arguments = [str(setup.model), str(setup.threads), str(SLOTS), str(setup.context)]
         # Threads that wait without bound slow it many times where anything else runs; ours have the same bound.
         self._child = _child([str(python), "-P", str(CHILD), *arguments], {"GOMP_SPINCOUNT": str(OMP_SPINS)})
@@ -124,7 +124,8 @@ class Transformers:
     name = "transformers"
 
     def __init__(self, setup: Setup) -> None:
-        python = install("transformers-serve", ["fastapi", "uvicorn", "openai", "pydantic"], shares_ours=True)
+        packages = ["fastapi", "uvicorn", "openai", "pydantic"]
+        python = install(HOME / "transformers-serve", packages, shares_ours=True)
         self._folder = dequantise(setup.model)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -160,23 +161,6 @@ class Transformers:
 
 
 PEERS = {peer.name: peer for peer in (LlamaCpp, Transformers)}
-
-
-def install(folder: str, packages: Sequence[str], *, shares_ours: bool = False) -> Path:
-    """An environment with the packages, made where it is missing -> its interpreter; `shares_ours` lets it see ours too."""
-    python = HOME / folder / "venv" / "bin" / "python"
-    marker = HOME / folder / "installed"
-    if marker.exists():
-        return python
-    (HOME / folder).mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(python.parents[1])], check=True)
-    if shares_ours:
-        inside = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-        site = subprocess.run(inside, check=True, capture_output=True, text=True).stdout.strip()
-        (Path(site) / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-    marker.write_text("\n".join(packages), encoding="utf-8")
-    return python
 
 
 def dequantise(model: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import llama_cpp
+from benchmarks import environments, llama_cpp
 from octavo_testing.server import a_tiny_model
 
 STAND_IN = """
@@ -91,3 +92,31 @@ def test_without_llama_cpp_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, 
 
     with pytest.raises(SystemExit, match="build it with --install"):
         llama_cpp.main(["model.gguf"])
+
+
+def test_an_install_that_was_cut_off_is_made_anew_and_a_whole_one_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the first the environment is there, and llama.cpp is not."""
+    commands: list[list[str]] = []
+    fails = True
+
+    def run(command: list[str], **_: object) -> None:
+        commands.append(command[1:4])
+        if fails and "pip" in command:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(environments.subprocess, "run", run)
+    arguments = [str(folder / "tiny"), "--install", "--batches", "2", "--context", "16", "--prefill", "16"]
+    arguments += ["--rounds", "1", "--steps", "3", "--threads", "1"]
+    makes = [["-m", "venv", "--clear"], ["-m", "pip", "install"]]
+
+    with pytest.raises(subprocess.CalledProcessError):
+        llama_cpp.main(arguments)
+    assert commands == makes
+    fails = False
+    llama_cpp.main(arguments)
+    assert commands == makes * 2
+    llama_cpp.main(arguments)
+    assert commands == makes * 2
+    assert capsys.readouterr().out.count("stand-in layout") == 2

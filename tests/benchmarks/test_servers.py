@@ -137,7 +137,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python = tmp_path / "xllamacpp" / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    (tmp_path / "xllamacpp" / "installed").touch()
+    (tmp_path / "xllamacpp" / "venv" / "installed").touch()
     (tmp_path / "child.py").write_text(STAND_IN, encoding="utf-8")
     monkeypatch.setattr(peer_servers, "HOME", tmp_path)
     monkeypatch.setattr(peer_servers, "CHILD", tmp_path / "child.py")
