@@ -7,11 +7,12 @@ from typing import Any, cast
 import pytest
 
 from octavo_operator.apply import Executor, NotLeaderError
+from octavo_operator.desired import names
 from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics import Metrics
 from octavo_operator.object_cache import ObjectCache
-from octavo_operator.plan import Apply, MarkPod, WriteReplicas
+from octavo_operator.plan import Apply, Delete, MarkPod, WriteReplicas
 from octavo_testing.control_plane import a_desired, a_manifest, an_observed
 
 QWEN = ("default", "qwen")
@@ -34,6 +35,9 @@ class FakeKube:
             raise self.refusal
         self.writes.append(manifest)
         return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "7", "uid": "u"}}
+
+    async def delete(self, kind: Any, namespace: str, name: str, *, uid: str) -> None:
+        self.writes.append((kind.name, namespace, name, uid))
 
     async def merge_patch(self, path: str, body: Any) -> Any:
         if self.refusal is not None:
@@ -89,6 +93,21 @@ async def test_object_of_a_deleted_resource_of_the_same_name_is_waited_for(kind:
         )
 
     assert kube.writes == []
+
+
+@pytest.mark.parametrize(("kind", "is_watched"), [("ScaledObject", False), ("Service", True)])
+async def test_what_is_deleted_is_gone_at_once_only_where_no_watch_would_tell(kind: str, is_watched: bool) -> None:
+    """Of a kind that is only listed it would seem to be there until the next list, and be deleted again and again."""
+    labels = {names.NAME_LABEL: "qwen"}
+    metadata = {"namespace": "default", "name": "qwen", "uid": "u", "resourceVersion": "5", "labels": labels}
+    found = {"kind": kind, "metadata": metadata}
+    cache, kube = ObjectCache(), FakeKube()
+    cache.put(found)
+
+    await an_executor(kube, cache=cache).execute(QWEN, [Delete(key=(kind, "qwen"))], an_observed(found))
+
+    assert kube.writes == [(kind, "default", "qwen", "u")]
+    assert cache.owned(QWEN) == ([found] if is_watched else [])
 
 
 async def test_replicas_are_written_only_to_the_version_that_was_seen() -> None:

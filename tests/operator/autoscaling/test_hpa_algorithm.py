@@ -60,10 +60,18 @@ def test_recommendations_are_those_of_the_replica_calculator(
         ([4_000], 4, 0, 5, 5),
         ([4_000], 0, 4, 5, 5),
         ([8_100], 4, 0, 5, 11),
+        # Idle as they are taken to be, they bring it near the target, or below it: then nothing is done.
+        ([4_400], 4, 0, 5, 5),
+        ([4_400], 0, 4, 5, 5),
+        ([4_000], 9, 0, 10, 10),
         # On the way down those that are silent count as fully used.
         ([100], 3, 0, 4, 4),
         ([100, 100, 100], 1, 0, 4, 2),
         ([700], 0, 3, 4, 1),
+        # Pods are being made or go: what is taken to be so never turns the direction, what is told does.
+        ([4_000], 1, 0, 9, 9),
+        ([400], 3, 0, 2, 2),
+        ([4_000], 0, 0, 9, 5),
         # What is exact stays exact: 1.1 / 0.1 is 11.000000000000002 to a computer.
         ([8_800], 0, 0, 8, 11),
     ],
@@ -192,8 +200,10 @@ def test_the_most_cautious_recommendation_of_the_window_counts(
     assert after.recommendations[-1] == Sample(AT, wanted), "what was recommended is remembered, not what came of it"
 
 
-def test_no_more_is_remembered_than_is_looked_back_on() -> None:
-    behavior, history = Behavior(up=policies(1, 20, 0, 0), down=replace(policies(1, 40, 0, 0), window_s=30)), History()
+@pytest.mark.parametrize(("up_s", "down_s"), [(20, 40), (40, 20)])
+def test_no_more_is_remembered_than_is_looked_back_on(up_s: int, down_s: int) -> None:
+    behavior = Behavior(up=policies(1, up_s, 0, 0), down=replace(policies(1, down_s, 0, 0), window_s=30))
+    history = History()
     for second in range(100):
         now = AT + timedelta(seconds=second)
         _, history = normalize(3, history, current=3, bounds=Bounds(least=1, most=9), behavior=behavior, now=now)
