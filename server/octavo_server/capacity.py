@@ -87,15 +87,25 @@ def plan_kv_cache(
     asked_max_model_len: int | None = None,
     num_blocks_override: int | None = None,
     is_share_of_gpu: bool = False,
+    context_block_bytes: int = 0,
 ) -> KVPlan:
     """Blocks for a budget, and the context length: what was asked, or by default what the model and the blocks allow.
 
-    `is_share_of_gpu`: the budget is what --gpu-memory-utilization leaves.
+    `is_share_of_gpu`: the budget is what --gpu-memory-utilization leaves. `context_block_bytes`: what else each block of the
+    longest sequence takes of it.
 
     Raises:
         StartupError: KVCacheTooSmall, where what was asked for does not fit.
     """
-    num_blocks = budget_bytes // shape.block_bytes if num_blocks_override is None else num_blocks_override
+    num_blocks = num_blocks_override
+    if num_blocks is None:
+        context = context_length if asked_max_model_len is None else asked_max_model_len
+        beside = -(-context // shape.block_size) * context_block_bytes
+        num_blocks = (budget_bytes - beside) // shape.block_bytes
+        if asked_max_model_len is None:
+            # A context that shrinks has each block of the cache but the null block.
+            each = shape.block_bytes + context_block_bytes
+            num_blocks = max(num_blocks, (budget_bytes + context_block_bytes) // each)
     capacity = max(0, num_blocks - 1) * shape.block_size
     asked = 1 if asked_max_model_len is None else asked_max_model_len
     if asked > capacity:

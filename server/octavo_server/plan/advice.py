@@ -97,25 +97,13 @@ def _fits(question: Question) -> bool:
         return False
 
 
-def _largest_context(question: Question, *, fits: int, too_long: int) -> int:
-    """By trying, for what CUDA graphs keep grows with the context, too."""
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if _fits(replace(question, config=replace(question.config, max_model_len=middle))):
-            fits = middle
-        else:
-            too_long = middle
-    return fits
-
-
 def _remedies(question: Question) -> list[str]:
     config, model = question.config, question.model
     found = []
     if config.max_model_len is not None:
         shorter = replace(question, config=replace(config, max_model_len=None))
         if _fits(shorter):
-            largest = _largest_context(question, fits=_plan(shorter).largest_context, too_long=config.max_model_len)
-            found.append(f"--max-model-len {largest}, the largest context that fits")
+            found.append(f"--max-model-len {_plan(shorter).largest_context}, the largest context that fits")
     if question.device.kind == "gpu":
         ways = [n for n in range(question.ways + 1, MAX_WAYS + 1) if model.can_split(n)]
         fitting = next((n for n in ways if _fits(replace(question, ways=n))), None)

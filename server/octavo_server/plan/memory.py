@@ -133,12 +133,19 @@ def plan_memory(
         device_memory_bytes=device.memory_bytes,
     )
     known = measured or _computed(model, layout, device)
-    graphs = _graphs(model, layout, limits) if records_graphs(config, kind=device.kind, ways=layout.ways) else 0
+    records = records_graphs(config, kind=device.kind, ways=layout.ways)
+
+    def graphs(context: int) -> int:
+        return _graphs(model, layout, limits, context) if records else 0
+
     held_bytes = known.weight_bytes + known.overhead_bytes + rotary_bytes(model)
     if device.kind == "gpu":
-        # Nothing on a GPU depends on the context, which follows from the cache.
-        held_bytes += _activations(model, layout, limits, context=0) + graphs
-    kv, problem = _kv_plan(kv_shape(model, layout), device, limits, config, held_bytes)
+        # Nothing else on a GPU depends on the context, which follows from the cache.
+        held_bytes += _activations(model, layout, limits, context=0) + graphs(0)
+    table_bytes = graphs(layout.block_size) - graphs(0)
+    kv, problem = _kv_plan(
+        kv_shape(model, layout), device, limits, config, held_bytes=held_bytes, context_block_bytes=table_bytes
+    )
     return MemoryPlan(
         model=model,
         layout=layout,
@@ -150,7 +157,7 @@ def plan_memory(
         activation_bytes=_activations(model, layout, limits, context=0 if kv is None else kv.max_model_len),
         overhead_bytes=known.overhead_bytes,
         kv=kv,
-        graph_bytes=graphs,
+        graph_bytes=graphs(limits.max_model_len if kv is None else kv.max_model_len),
         problem=problem,
     )
 
@@ -160,11 +167,11 @@ def records_graphs(config: EngineConfig, *, kind: str, ways: int) -> bool:
     return kind == "gpu" and ways == 1 and not config.enforce_eager
 
 
-def _graphs(model: ModelShape, layout: Layout, limits: ResolvedLimits) -> int:
+def _graphs(model: ModelShape, layout: Layout, limits: ResolvedLimits, context: int) -> int:
     return graph_bytes(
         step_widths(model, layout),
         max_num_seqs=limits.max_num_seqs,
-        num_blocks=-(-limits.max_model_len // layout.block_size),
+        num_blocks=-(-context // layout.block_size),
         itemsize=layout.item_bytes,
     )
 
@@ -175,9 +182,15 @@ def _computed(model: ModelShape, layout: Layout, device: Device) -> Measured:
 
 
 def _kv_plan(
-    shape: KVShape, device: Device, limits: ResolvedLimits, config: EngineConfig, held_bytes: int
+    shape: KVShape,
+    device: Device,
+    limits: ResolvedLimits,
+    config: EngineConfig,
+    *,
+    held_bytes: int,
+    context_block_bytes: int,
 ) -> tuple[KVPlan | None, str]:
-    """The cache beside `held_bytes`, or why there is none."""
+    """The cache beside `held_bytes` and, on a GPU, what each block of the context takes; or why there is none."""
     budget = config.kv_cache_memory_bytes
     is_share_of_gpu = budget is None and device.kind == "gpu"
     if budget is None and device.kind == "gpu":
@@ -198,6 +211,7 @@ def _kv_plan(
             asked_max_model_len=config.max_model_len,
             num_blocks_override=config.num_gpu_blocks_override,
             is_share_of_gpu=is_share_of_gpu,
+            context_block_bytes=context_block_bytes if is_share_of_gpu else 0,
         )
     except StartupError as error:
         return None, str(error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo_server.capacity import KVShape, default_cpu_kv_bytes, plan_kv_cache, usable_memory_bytes
 from octavo_server.errors import ConfigError, StartupError
@@ -41,6 +43,32 @@ def test_a_budget_gives_whole_blocks_one_of_them_null() -> None:
 
 def test_auto_context_shrinks_to_what_fits() -> None:
     assert plan_kv_cache(shape=SHAPE, budget_bytes=3 * 2048, context_length=8192).max_model_len == 32
+
+
+@given(st.integers(2 * 2048, 100_000), st.integers(1, 600), st.integers(0, 5000), st.booleans())
+def test_blocks_are_the_most_that_fit_beside_what_the_context_takes(
+    budget: int, context: int, context_block_bytes: int, is_asked: bool
+) -> None:
+    of_model = -(-context // 16)
+    needs = {
+        blocks: blocks * 2048 + (of_model if is_asked else min(of_model, blocks - 1)) * context_block_bytes
+        for blocks in range(2, 60)
+    }
+    most = max((blocks for blocks, need in needs.items() if need <= budget), default=0)
+    asked = context if is_asked else None
+
+    try:
+        found = plan_kv_cache(
+            shape=SHAPE,
+            budget_bytes=budget,
+            context_length=context,
+            asked_max_model_len=asked,
+            context_block_bytes=context_block_bytes,
+        ).num_blocks
+    except StartupError:
+        found = 0
+
+    assert found == (most if not is_asked or (most - 1) * 16 >= context else 0)
 
 
 def test_a_context_that_was_asked_for_is_kept_where_it_just_fits() -> None:

@@ -108,6 +108,16 @@ def test_a_context_that_nobody_asked_for_shrinks() -> None:
     assert plan.largest_context == plan.kv.max_model_len == plan.kv.capacity_tokens < 131_072
 
 
+def test_graphs_of_a_context_that_shrinks_take_what_that_context_needs() -> None:
+    """No more than where it is asked for; and not so little that one token more would fit."""
+    auto = a_plan(LLAMA_8B, GPUS["L4"])
+
+    assert auto.kv is not None
+    asked = a_plan(LLAMA_8B, GPUS["L4"], max_model_len=auto.kv.max_model_len)
+    assert (asked.graph_bytes, asked.kv) == (auto.graph_bytes, auto.kv)
+    assert a_plan(LLAMA_8B, GPUS["L4"], max_model_len=auto.kv.max_model_len + 1).kv is None
+
+
 def test_tensor_parallelism_deals_weights_and_heads() -> None:
     one, eight = a_plan(LLAMA_8B), a_plan(LLAMA_8B, ways=8)
 
