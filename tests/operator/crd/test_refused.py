@@ -1,4 +1,4 @@
-"""The CRD on a real API server: what it takes, what it refuses and with which sentence, and its scale subresource."""
+"""What the API server refuses of a ModelDeployment, with which sentence, and that the operator refuses the same."""
 
 from __future__ import annotations
 
@@ -7,170 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
-from octavo_operator.api import reasons
 from octavo_operator.api.engine import FIELD_OF_FLAG, RESERVED_FLAGS
 from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.errors import SpecInvalidError
-from octavo_testing.apiserver import CRD_PATH, Answer, ApiServer
+from octavo_testing.apiserver import ApiServer
+from octavo_testing.crd import create, manifest, open_api_schema
 
-PATH = "/apis/octavo.dev/v1alpha1/namespaces/default/modeldeployments"
-MERGE = "application/merge-patch+json"
-MAX_CRD_BYTES = 200_000
-
-
-def manifest(name: str = "qwen", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "octavo.dev/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": name},
-        "spec": {"model": "hf://org/name", **spec},
-    }
-
-
-def create(server: ApiServer, body: dict[str, Any]) -> Answer:
-    return server.request("POST", f"{PATH}?fieldValidation=Strict", body)
-
-
-@pytest.fixture
-def clean(apiserver: ApiServer) -> Iterator[ApiServer]:
-    yield apiserver
-    apiserver.request("DELETE", PATH)
-
-
-EVERYTHING = {
-    "model": "hf://org/name/q4/a.gguf@v1",
-    "source": {
-        "secretRef": {"name": "hf", "key": "token"},
-        "checksum": "sha256:" + "a" * 64,
-        "allow": ["model-*.safetensors"],
-    },
-    "cache": {"type": "PVC", "size": "40Gi", "storageClassName": "nfs", "accessMode": "ReadWriteOnce"},
-    "servedNames": ["a", "org/b:c"],
-    "adapters": [],
-    "resources": {
-        "gpu": {"count": 8, "resourceName": "amd.com/gpu", "product": "AMD_Instinct_MI300X_OAM"},
-        "cpu": 2,
-        "memory": "1Gi",
-        "sharedMemory": "1Gi",
-    },
-    "engine": {
-        "maxModelLen": 4096,
-        "maxNumSeqs": 8,
-        "gpuMemoryUtilization": "0.85",
-        "dtype": "float32",
-        "quantization": "int4",
-        "kvCacheDtype": "auto",
-        "prefixCaching": False,
-        "tensorParallelSize": 8,
-        "speculative": {},
-        "extraArgs": ["--seed=1"],
-    },
-    "scaling": {
-        "minReplicas": 0,
-        "maxReplicas": 4,
-        "targetPressure": "1.5",
-        "idleAfter": "1h30m",
-        "backend": "BuiltIn",
-        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}},
-        "schedules": [
-            {
-                "name": "day",
-                "cron": "0 8 * * 1-5",
-                "timeZone": "Europe/Berlin",
-                "minReplicas": 2,
-                "maxReplicas": 8,
-            },
-            {"name": "night", "cron": "*/15 20-23 * * MON"},
-        ],
-    },
-    "drain": {"timeout": "30s"},
-    "routing": {"strategy": "RoundRobin", "maxHeldRequests": 1, "holdTimeout": "1m", "inferencePool": False},
-    "access": {
-        "keysFrom": [{"secretRef": {"name": "team-keys"}}],
-        "tokensPerMinute": 60_000,
-        "tokensPerDay": 10**9,
-        "audit": "Full",
-    },
-    "rollout": {
-        "strategy": "HoldAndSwap",
-        "maxHold": "90s",
-        "when": {"policy": "Window", "cron": "0 2 * * 1-5", "duration": "2h", "timeZone": "America/Argentina/Ushuaia"},
-        "gate": {
-            "prompts": [{"prompt": "2 + 2?", "expect": "4", "maxTokens": 8}],
-            "minThroughputRatio": "0.9",
-            "query": {"prometheus": "http://prometheus.monitoring:9090/base", "expr": "up", "max": "-0.5"},
-            "timeout": "2m",
-        },
-        "operatorUpgrade": "Roll",
-    },
-    "disruption": {"maxUnavailable": "25%"},
-    "placement": {
-        "nodeSelector": {"a": "b"},
-        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}},
-        "topologySpread": "Hard",
-        "priorityClassName": "high",
-        "runtimeClassName": "nvidia",
-    },
-    "podTemplate": {"spec": {"containers": [{"name": "server", "env": []}, {"name": "side", "command": ["x"]}]}},
-    "suspend": True,
-}
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        "https://host/m.gguf?X-Amz-Signature=a%2Fb",
-        "https://host:8443/models/qwen/",
-        "s3://bucket/models/qwen/",
-        "gs://bucket.example.com/a.gguf",
-        "oci://registry:5000/org/model:v1",
-        "oci://registry.io/model@sha256:" + "a" * 64,
-        "file:///m/a.gguf",
-        "pvc://claim",
-    ],
-)
-def test_every_source_is_taken(clean: ApiServer, model: str) -> None:
-    assert create(clean, manifest("one", model=model)).status == 201
-    assert parse_model_deployment(manifest("one", model=model)).spec.model == model
-
-
-@pytest.mark.parametrize(
-    ("model", "cache", "kind"),
-    [
-        ("hf://org/name", {}, "None"),
-        ("hf://org/name", {"type": "None"}, "None"),
-        ("hf://org/name", {"storageClassName": "nfs", "size": "1Gi"}, "PVC"),
-        ("s3://bucket/m", {"type": "PVC", "size": 1000000}, "PVC"),
-        ("gs://bucket/m", {"type": "NodeLocal", "size": "1Gi", "storageClassName": "local"}, "NodeLocal"),
-        ("oci://r/m", {"type": "Image"}, "Image"),
-        ("file:///m", {"type": "None"}, "None"),
-        ("pvc://claim", {"type": "Auto"}, "None"),
-    ],
-)
-def test_every_cache_is_taken(clean: ApiServer, model: str, cache: dict[str, Any], kind: str) -> None:
-    assert create(clean, manifest("one", model=model, cache=cache)).status == 201
-    assert parse_model_deployment(manifest("one", model=model, cache=cache)).spec.cache.kind == kind
-
-
-def test_one_field_and_every_field_are_taken(clean: ApiServer) -> None:
-    assert create(clean, manifest("one")).status == 201
-    assert create(clean, manifest("all", **EVERYTHING)).status == 201
-
-
+BAD_NAMES = ["1model", "a.b", "a" * 53]
 CLAIMS = [{"name": "gpu", "resourceClaimTemplateName": "two-gpus"}]
-
-
-def test_claims_are_taken_in_place_of_a_product(clean: ApiServer) -> None:
-    gpu = {"count": 2, "resourceName": "amd.com/gpu", "claims": CLAIMS}
-
-    assert create(clean, manifest("claiming", resources={"gpu": gpu})).status == 201
-    read = parse_model_deployment(manifest("claiming", resources={"gpu": gpu})).spec.resources.gpu
-    assert [(claim.name, claim.template) for claim in read.claims] == [("gpu", "two-gpus")]
-
-
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown scheme": ({"model": "az://bucket/x"}, "model must be hf://"),
     "neither file nor folder": ({"model": "https://host/model"}, "model must be hf://"),
@@ -390,6 +235,12 @@ def test_api_server_refuses_with_a_sentence(clean: ApiServer, spec: dict[str, An
     assert re.search(r"\bspec\.?[\w.\[\]]*", answer.message), "names no field"
 
 
+@pytest.mark.parametrize("spec", [spec for spec, _ in REFUSED.values()], ids=REFUSED.keys())
+def test_local_mode_refuses_the_same(spec: dict[str, Any]) -> None:
+    with pytest.raises(SpecInvalidError):
+        parse_model_deployment(manifest(**spec), creating=True)
+
+
 @pytest.mark.parametrize("written", ["{}=1", "{}", "{} 1"])
 @pytest.mark.parametrize("flag", [*RESERVED_FLAGS, *FIELD_OF_FLAG])
 def test_an_argument_that_is_set_elsewhere_is_refused_however_it_is_written(
@@ -405,26 +256,13 @@ def test_an_argument_that_is_set_elsewhere_is_refused_however_it_is_written(
         parse_model_deployment(body)
 
 
-@pytest.mark.parametrize("argument", ["--seed=1", "--device=cpu", "--max-model-length=1", "--portal"])
-def test_an_argument_that_nothing_else_sets_is_taken(clean: ApiServer, argument: str) -> None:
-    body = manifest(engine={"extraArgs": [argument]})
-
-    assert create(clean, body).status == 201
-    assert parse_model_deployment(body).spec.engine.extra_args == (argument,)
-
-
-@pytest.mark.parametrize("num_gpus", [0, 1, 2])
-def test_ranks_may_be_said_where_they_are_the_gpus_or_share_the_cpu(clean: ApiServer, num_gpus: int) -> None:
-    for ranks in {0, num_gpus or 5}:
-        body = manifest(f"ranks{ranks}", engine={"tensorParallelSize": ranks}, resources={"gpu": {"count": num_gpus}})
-
-        assert create(clean, body).status == 201
-        assert parse_model_deployment(body).spec.engine.tensor_parallel_size == ranks
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_name_that_cannot_be_a_service_is_refused(clean: ApiServer, name: str) -> None:
+    assert create(clean, manifest(name)).status == 422
 
 
 def test_every_rule_of_the_schema_refuses_one_of_at_least_forty(clean: ApiServer) -> None:
-    schema = yaml.safe_load(CRD_PATH.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    rules = {" ".join(rule["message"].split()) for rule in _rules(schema)}
+    rules = {" ".join(rule["message"].split()) for rule in _rules(open_api_schema())}
 
     said = "\n".join(create(clean, manifest(**spec)).message for spec, _ in REFUSED.values())
     said += "".join(create(clean, manifest(name)).message for name in BAD_NAMES)
@@ -434,131 +272,9 @@ def test_every_rule_of_the_schema_refuses_one_of_at_least_forty(clean: ApiServer
     assert {rule for rule in rules if rule not in " ".join(said.split())} == set()
 
 
-@pytest.mark.parametrize("spec", [spec for spec, _ in REFUSED.values()], ids=REFUSED.keys())
-def test_local_mode_refuses_the_same(spec: dict[str, Any]) -> None:
-    with pytest.raises(SpecInvalidError):
-        parse_model_deployment(manifest(**spec), creating=True)
-
-
-BAD_NAMES = ["1model", "a.b", "a" * 53]
-
-
-@pytest.mark.parametrize("name", BAD_NAMES)
-def test_name_that_cannot_be_a_service_is_refused(clean: ApiServer, name: str) -> None:
-    assert create(clean, manifest(name)).status == 422
-
-
-def test_a_schedule_with_zero_may_have_an_idle_time(clean: ApiServer) -> None:
-    night = {"name": "night", "cron": "0 20 * * *", "minReplicas": 0}
-    body = manifest(scaling={"maxReplicas": 2, "idleAfter": "5m", "schedules": [night]})
-
-    assert create(clean, body).status == 201
-    assert parse_model_deployment(body).spec.scaling.idle_after_s == 300  # type: ignore[union-attr]  # it is there
-
-
-def test_autoscaler_may_write_replicas_but_a_person_may_not_add_scaling_beside_them(clean: ApiServer) -> None:
-    create(clean, manifest("scaled", scaling={"maxReplicas": 2}))
-    create(clean, manifest("fixed", replicas=1))
-    scaling = {"spec": {"scaling": {"maxReplicas": 2}}}
-
-    written = clean.request("PATCH", f"{PATH}/scaled/scale", {"spec": {"replicas": 2}}, content_type=MERGE)
-    again = clean.request("PATCH", f"{PATH}/scaled", {"spec": {"replicas": 1}}, content_type=MERGE)
-    added = clean.request("PATCH", f"{PATH}/fixed", scaling, content_type=MERGE)
-    swapped = clean.request(
-        "PATCH", f"{PATH}/fixed", {"spec": {**scaling["spec"], "replicas": None}}, content_type=MERGE
-    )
-
-    assert (written.status, again.status, added.status, swapped.status) == (200, 200, 422, 200)
-
-
-def test_scale_subresource_has_the_selector_that_an_hpa_needs(clean: ApiServer) -> None:
-    create(clean, manifest(replicas=2))
-    status = {"status": {"replicas": 2, "selector": "a=b"}}
-    clean.request("PATCH", f"{PATH}/qwen/status", status, content_type=MERGE)
-
-    scale = clean.request("GET", f"{PATH}/qwen/scale").body
-
-    assert scale["spec"]["replicas"] == 2
-    assert scale["status"] == {"replicas": 2, "selector": "a=b"}
-
-
-def test_columns_are_those_that_people_ask_for(apiserver: ApiServer) -> None:
-    crd = yaml.safe_load(CRD_PATH.read_text())
-    (version,) = crd["spec"]["versions"]
-
-    columns = [(column["name"], column.get("priority", 0)) for column in version["additionalPrinterColumns"]]
-    installed = apiserver.request(
-        "GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
-    ).body
-
-    assert [name for name, priority in columns if not priority] == [
-        "Model",
-        "Ready",
-        "Replicas",
-        "Reason",
-        "Pressure",
-        "Age",
-    ]
-    assert [name for name, priority in columns if priority] == ["Endpoint", "Download", "Revision"]
-    assert "NonStructuralSchema" not in {each["type"] for each in installed["status"]["conditions"]}
-
-
-def test_every_field_is_described_and_every_list_bounded() -> None:
-    schema = yaml.safe_load(CRD_PATH.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-
-    problems = list(_problems(schema["properties"]["spec"], "spec")) + list(
-        _problems(schema["properties"]["status"], "status")
-    )
-
-    assert problems == []
-
-
-def test_no_field_of_the_schema_is_unknown_to_the_operator() -> None:
-    """What the API server takes and the operator's reader does not know would stop the resource, or be ignored."""
-    schema = yaml.safe_load(CRD_PATH.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-
-    with pytest.raises(SpecInvalidError) as refused:
-        parse_model_deployment(manifest(**_filled(schema["properties"]["spec"])))
-
-    assert [str(problem) for problem in refused.value.problems if "unknown field" in problem.message] == []
-
-
-def test_crd_fits_into_a_plain_apply() -> None:
-    assert CRD_PATH.stat().st_size < MAX_CRD_BYTES
-
-
-def test_reasons_are_words_that_the_schema_takes() -> None:
-    words = [value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)]
-
-    assert len(words) == len(set(words)) > 30
-    assert all(word.isalnum() and word[0].isupper() for word in words)
-
-
 def _rules(schema: Any) -> Iterator[dict[str, str]]:
     """All CEL rules, however deep."""
     if isinstance(schema, dict):
         yield from schema.get("x-kubernetes-validations", ())
     for below in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         yield from _rules(below)
-
-
-def _filled(schema: dict[str, Any]) -> Any:
-    """A value that has every field, of the right type and without sense."""
-    if "properties" in schema:
-        return {name: _filled(below) for name, below in schema["properties"].items()}
-    if schema.get("type") == "array":
-        return [_filled(schema["items"])]
-    return {"integer": 1, "boolean": True, "object": {}}.get(schema.get("type", "integer"), "x")
-
-
-def _problems(schema: dict[str, Any], path: str) -> Iterator[str]:
-    if "description" not in schema:
-        yield f"{path} has no description"
-    if schema.get("type") == "array":
-        if "maxItems" not in schema or "x-kubernetes-list-type" not in schema:
-            yield f"{path} has no maxItems or list type"
-        items = schema["items"]
-        for name, below in items.get("properties", {}).items():
-            yield from _problems(below, f"{path}[].{name}")
-    for name, below in schema.get("properties", {}).items():
-        yield from _problems(below, f"{path}.{name}")
