@@ -52,6 +52,8 @@ def test_recommendations_are_those_of_the_replica_calculator(
         ([4_000], 0, 0, 1, 5),
         ([800], 0, 0, 1, 1),
         ([880], 0, 0, 1, 1),
+        # A mean of 880.5 is 880 to the HPA controller, which counts in whole thousandths.
+        ([880, 881], 0, 0, 2, 2),
         ([720], 0, 0, 2, 2),
         ([719, 719], 0, 0, 2, 2),
         ([300, 300], 0, 0, 2, 1),
