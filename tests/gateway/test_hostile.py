@@ -197,11 +197,13 @@ async def test_a_client_that_asks_first_is_told_to_go_on_or_why_not() -> None:
         too_large = await reader.readuntil(b"}}")
         writer.close()
         odd = await bench.talk(a_request(BODY, "Connection: close", "Expect: 200-ok"))
+        old = await bench.talk(a_request(BODY, *expects, version="HTTP/1.0"))
 
     assert welcome.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
     assert (read_answer(too_large)[0], read_answer(too_large)[1]["error"]["code"]) == (413, "request_too_large")
     assert (read_answer(odd)[0], read_answer(odd)[1]["error"]["code"]) == (417, "bad_expect")
-    assert upstream.requests == 1
+    assert old.startswith(b"HTTP/1.0 200 OK"), "HTTP/1.0 knows no 100"
+    assert upstream.requests == 2
 
 
 def deflated(size: int) -> bytes:

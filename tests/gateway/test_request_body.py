@@ -77,6 +77,15 @@ def test_images_that_differ_in_either_end_or_in_length_spread(other: str) -> Non
     assert first != second
 
 
+def test_the_order_of_an_images_fields_is_no_difference() -> None:
+    image = an_image()
+    turned = {**image, "image_url": dict(reversed(image["image_url"].items()))}
+
+    first, second = (affinity(messages=[{"role": "user", "content": [each]}]) for each in (image, turned))
+
+    assert first == second is not None
+
+
 def test_the_affinity_of_a_large_image_is_found_without_copying_it() -> None:
     fields = {"messages": [{"role": "user", "content": [an_image("A" * 20_000_000), *[WORDS] * 100_000]}]}
     tracemalloc.start()
