@@ -416,7 +416,10 @@ class Engine:
             self._records.first_tokens_s.append(now - times.arrival_s)
 
     def _record_step(self, decision: SchedulerOutput, started: float, ended: float) -> None:
-        gap_s = None if self._last_step_end_s is None else started - self._last_step_end_s
+        before, gap_s = self._last_step_end_s, None
+        if before is not None:
+            # A step that was launched before the last had ended begins where that one ends.
+            gap_s, started = max(0.0, started - before), max(started, before)
         self._last_step_end_s = self._clock() if self.has_work else None
         self._tell_compiled()
         if self._records is not None:

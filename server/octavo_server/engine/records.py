@@ -16,8 +16,9 @@ class StepRecord:
 
     num_tokens: int
     seconds: float
+    """Of steps that overlap, since the end of the one before."""
     gap_s: float | None
-    """Since the step before, where work was waiting all along."""
+    """Since the step before, where work was waiting all along; 0 where they overlap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

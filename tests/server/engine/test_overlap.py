@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -112,7 +113,9 @@ class Arrival:
     aborted_at: int | None
 
 
-def an_engine(overlaps: bool, config: dict[str, int], fails_at: frozenset[int] = frozenset()) -> tuple[Engine, Runner]:
+def an_engine(
+    overlaps: bool, config: dict[str, int], fails_at: frozenset[int] = frozenset(), **more: Any
+) -> tuple[Engine, Runner]:
     runner = Runner(config["blocks"], fails_at)
     kv = KVCacheManager(num_blocks=config["blocks"] + 1, block_size=2)
     limits = SchedulerConfig(
@@ -123,7 +126,7 @@ def an_engine(overlaps: bool, config: dict[str, int], fails_at: frozenset[int] =
         overlaps=overlaps,
     )
     vocabulary = Vocabulary(tokens=Tokens(), size=MODEL.vocabulary, grammars=cast("GrammarCompiler", Grammars()))
-    engine = Engine(scheduler=Scheduler(limits, kv), runner=runner, vocabulary=vocabulary)
+    engine = Engine(scheduler=Scheduler(limits, kv), runner=runner, vocabulary=vocabulary, **more)
     return engine, runner
 
 
@@ -243,6 +246,24 @@ def test_steps_overlap_and_one_that_ends_at_its_limit_wastes_nothing() -> None:
 
     assert runner.most_unread == 1
     assert (len(told.tokens), runner.num_launches) == (6, 6)
+
+
+def test_times_of_steps_that_overlap_are_counted_once() -> None:
+    now = itertools.count()
+    engine, _ = an_engine(
+        True, {"blocks": 30, "budget": 20, "seqs": 4}, keeps_records=True, clock=lambda: float(next(now))
+    )
+    request = Request(
+        request_id="0", prompt_token_ids=(3, 4), params=SamplingParams(max_tokens=6, ignore_eos=True), arrival_s=0.0
+    )
+
+    live(engine, [Arrival(1, request, None)])
+
+    steps = engine.take_records().steps
+    assert len(steps) == 6
+    assert [step.gap_s for step in steps] == [None] + [0.0] * 5
+    assert all(step.seconds > 0 for step in steps)
+    assert sum(step.seconds for step in steps) < next(now)
 
 
 def test_one_that_a_token_ends_is_computed_one_step_more() -> None:
