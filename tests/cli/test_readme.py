@@ -272,10 +272,24 @@ def test_manifests_and_values_that_are_shown_are_valid(tmp_path: Path) -> None:
     assert values
 
 
-def test_links_lead_somewhere() -> None:
-    for document in DOCUMENTS:
-        targets = re.findall(r"\]\(([^)#:]+)(?:#\w+)?\)", document.read_text())
-        assert [target for target in targets if not (document.parent / target).exists()] == []
+@pytest.mark.parametrize(
+    "document",
+    [*DOCUMENTS, *(ROOT / name for name in ("ARCHITECTURE.md", "e2e/README.md"))],
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", document.read_text())
+
+    for target, heading in links:
+        found = (document.parent / target) if target else document
+        assert found.exists(), target
+        assert not heading or heading in headings(found), f"{target}#{heading}"
+
+
+def headings(document: Path) -> set[str]:
+    """As a link names them."""
+    titles = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_every_page_is_a_link_of_the_readme() -> None:
