@@ -1,8 +1,8 @@
 """From a process's start to the engine's first answer: stage by stage, and what Triton compiles before and after ready.
 
 The engine is built as `octavo serve` builds it, in a fresh process; the HTTP server in front needs packages that the report
-does without, and `octavo bench startup` measures it. The model is Llama 8B's shape in one safetensors file of zeros that takes no room on the disk: reading it is timed as of a
-file in the page cache, and what is computed from it means nothing.
+does without, and `octavo bench startup` measures it. The model is Llama 8B's shape in one safetensors file of zeros that
+takes no room on the disk: reading it is timed as of a file in the page cache, and what is computed from it means nothing.
 """
 
 from __future__ import annotations
