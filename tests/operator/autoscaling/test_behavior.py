@@ -55,11 +55,25 @@ def test_what_a_side_leaves_out_is_as_the_api_server_would_default_it(apiserver:
     )
 
 
+@pytest.mark.parametrize("tolerance", ["0", 0, 0.05])
+def test_the_bounds_themselves_are_taken(apiserver: ApiServer, tolerance: object) -> None:
+    policy = {"type": "Pods", "value": 2**31 - 1, "periodSeconds": 1800}
+    rules = {"stabilizationWindowSeconds": 3600, "policies": [policy], "tolerance": tolerance}
+
+    policies = (Policy(is_percent=False, value=2**31 - 1, period_s=1800),)
+    assert read(scaleDown=rules).down == Rules(
+        window_s=3600, select="Max", policies=policies, tolerance=float(str(tolerance))
+    )
+    manifest = render_hpa(a_resource(), Scaling(max_replicas=4, behavior={"scaleDown": rules}))
+    assert apiserver.request("POST", f"{HPAS}?dryRun=All&fieldValidation=Strict", manifest).status == 201
+
+
 WRONG = {
     "window": ({"stabilizationWindowSeconds": 3601}, "scaleUp.stabilizationWindowSeconds: is 3601"),
     "no window": ({"stabilizationWindowSeconds": -1}, "scaleUp.stabilizationWindowSeconds"),
     "select": ({"selectPolicy": "Most"}, "scaleUp.selectPolicy: is 'Most', must be one of Max, Min, Disabled"),
     "no policy": ({"policies": []}, "scaleUp.policies: must be a list of at least one policy"),
+    "no list": ({"policies": {"type": "Pods"}}, "scaleUp.policies: must be a list of at least one policy"),
     "type": (
         {"policies": [{"type": "Nodes", "value": 1, "periodSeconds": 1}]},
         "scaleUp.policies[0].type: is 'Nodes', must be one of Pods, Percent",
@@ -67,6 +81,14 @@ WRONG = {
     "no type": ({"policies": [{"value": 1, "periodSeconds": 1}]}, "scaleUp.policies[0].type"),
     "no value": ({"policies": [{"type": "Pods", "periodSeconds": 1}]}, "scaleUp.policies[0].value: is required"),
     "nothing": ({"policies": [{"type": "Pods", "value": 0, "periodSeconds": 1}]}, "scaleUp.policies[0].value: is 0"),
+    "too much": (
+        {"policies": [{"type": "Pods", "value": 2**31, "periodSeconds": 1}]},
+        "scaleUp.policies[0].value: is 2147483648",
+    ),
+    "no time": (
+        {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 0}]},
+        "scaleUp.policies[0].periodSeconds: is 0, must be from 1 to 1800",
+    ),
     "no period": ({"policies": [{"type": "Pods", "value": 1}]}, "scaleUp.policies[0].periodSeconds: is required"),
     "period": (
         {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 1801}]},
@@ -77,6 +99,7 @@ WRONG = {
         {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 1, "every": 1}]},
         "scaleUp.policies[0].every: unknown field",
     ),
+    "words": ({"tolerance": "little"}, "scaleUp.tolerance: 'little' is no quantity"),
     "tolerance": ({"tolerance": "-1"}, "scaleUp.tolerance: '-1' is no quantity of 0 or more"),
 }
 

@@ -150,7 +150,9 @@ STEPS = [
     (10, 1, (1, 1000), None, policies(0, 0, 50, 180), (*spread(2), *spread(-4)), 6),
     (100, 0, (1, 1000), None, policies(0, 0, 10, 120), spread(-10, -10, -10), 100),
     (10, 5, (1, 1000), None, policies(0, 0, 1000, 120), spread(-10, -10, -10), 5),
-    # Not in that table: the other choices of a policy, and the end of a period.
+    # Not in that table: a share that is no whole number, the other choices of a policy, and the end of a period.
+    (10, 50, (1, 1000), policies(0, 0, 25, 60), None, (), 13),
+    (10, 2, (1, 1000), None, policies(0, 0, 25, 60), (), 7),
     (10, 500, (1, 1000), policies(2, 60, 100, 60, select="Min"), None, (), 12),
     (10, 500, (1, 1000), policies(2, 60, 0, 0, select="Disabled"), None, (), 10),
     (100, 2, (1, 1000), None, policies(20, 60, 1, 60, select="Min"), (), 99),
