@@ -94,8 +94,8 @@ def test_a_tolerance_of_its_own_holds_in_its_direction() -> None:
     eager = Behavior(up=rules(tolerance=0.0), down=rules(tolerance=0.5))
 
     assert recommend(PodLoads(pressures=(801,)), current=1, target=800, behavior=eager) == 2
-    assert recommend(PodLoads(pressures=(401, 401)), current=2, target=800, behavior=eager) == 2
-    assert recommend(PodLoads(pressures=(399, 399)), current=2, target=800, behavior=eager) == 1
+    assert recommend(PodLoads(pressures=(401,) * 3), current=3, target=800, behavior=eager) == 3
+    assert recommend(PodLoads(pressures=(399,) * 3), current=3, target=800, behavior=eager) == 2
 
 
 # The table of TestScalingWithRules in horizontal_test.go, as far as it has rules
