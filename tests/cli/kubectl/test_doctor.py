@@ -285,6 +285,12 @@ def test_a_healthy_cluster_passes_every_check() -> None:
         ),
         ("quotas of team", {"quotas": [a_quota("4", "2")], "models": [a_gpu_model(count=2)]}, "ok", "room left"),
         (
+            "quotas of team",
+            {"quotas": [a_quota("4", "2")], "models": [a_gpu_model(count=4, claims=CLAIMS)]},
+            "ok",
+            "room left",
+        ),
+        (
             "model qwen",
             {"models": [a_model("qwen", a_condition("Ready", "False", "InsufficientGPU", "none is free"))]},
             "warn",
@@ -310,8 +316,11 @@ def test_nothing_is_said_of_the_size_of_what_fits_or_counts_no_gpus(gpu: dict[st
     assert [each for each in found if each.check == "GPUs of qwen"] == []
 
 
-def test_nothing_is_said_of_sizes_where_nodes_may_not_be_listed() -> None:
-    found = judge(replace(HEALTHY, nodes=None, models=[a_gpu_model(count=16)]), NOW)
+@pytest.mark.parametrize(
+    ("nodes", "count"), [(None, 16), ([a_node(cordoned=True)], 0)], ids=["unlisted", "no GPU asked"]
+)
+def test_nothing_is_said_of_sizes_where_there_is_nothing_to_compare(nodes: list[Any] | None, count: int) -> None:
+    found = judge(replace(HEALTHY, nodes=nodes, models=[a_gpu_model(count=count)]), NOW)
 
     assert [each for each in found if each.check == "GPUs of qwen"] == []
 
