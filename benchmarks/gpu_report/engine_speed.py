@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _KV_SHARE = 0.85
 """Of the memory that is free once the weights are there; the rest is for activations."""
 
+_NUM_KERNELS = 14
+"""That a profile names."""
+
 
 def run(record: PartRecord, device: torch.device, part: EnginePart, deadline_s: float) -> None:
     """What the part is about in full; then its weights in fewer bits, in short, as far as there is time."""
@@ -77,9 +80,8 @@ def _measure(record: PartRecord, device: torch.device, model: Model, part: Engin
     tiny = record.is_tiny
     short, middle, long = (8, 20, 40) if tiny else (128, 8192, 32768)
     single_ms = _measure_decodes(record, model, (1, 4, 16, 64, 256), "")
-    record.figure(
-        "host gap", _host_gap(model, device, short, 2 if tiny else 8), "% of a step", "batch 1, by the profiler"
-    )
+    for batch in (1, 2) if tiny else (1, 64):
+        _profile(record, device, model, batch, 2 if tiny else 8)
     long_ms = _decode_ms(model, 1, long, 2 if tiny else 16)
     how = f"batch 1, context {long} against {short}"
     record.figure("context token", (long_ms - single_ms) / (long - short), "ms", how)
@@ -124,7 +126,7 @@ def _num_blocks(model: Model, device: torch.device) -> int:
 def begin_decoding(model: Model, batch: int, context: int, num_tokens: int) -> list[sequence.Sequence]:
     """Prefills `batch` sequences, so that each step from here on decodes them all; they have to be stopped."""
     # More than all steps together, since the first decode while the last are prefilled.
-    params = greedy(num_tokens + batch * -(-context // 8192) + 2)
+    params = greedy(num_tokens + batch * -(-context // 8192) + 3)
     begun = [model.add(prompt, params) for prompt in prompts(batch, context, model.config.vocab_size)]
     while model.step() < batch:
         if any(sequence.is_finished for sequence in begun):
@@ -142,21 +144,25 @@ def _decode_ms(model: Model, batch: int, context: int, steps: int) -> float:
     return 1000 * spent / steps
 
 
-def _host_gap(model: Model, device: torch.device, context: int, steps: int) -> float:
-    """Per cent of the steps' time in which the device had nothing to do; on a CPU, in which no operator ran."""
+def _profile(record: PartRecord, device: torch.device, model: Model, batch: int, steps: int) -> None:
+    """Where a decode step's time goes; on a CPU operators stand in for kernels."""
     activity = ProfilerActivity.CPU if device.type == "cpu" else ProfilerActivity.CUDA
-    begun = begin_decoding(model, 1, context, steps)
+    begun = begin_decoding(model, batch, 8 if record.is_tiny else 128, steps)
     with profile(activities=[activity]) as profiled:
         started = perf_counter()
         for _ in range(steps):
             model.step()
         spent_us = 1e6 * (perf_counter() - started)
     model.stop(begun)
-    averages = profiled.key_averages()
-    busy_us = sum(
-        entry.self_cpu_time_total if device.type == "cpu" else entry.self_device_time_total for entry in averages
-    )
-    return 100 * max(0.0, 1 - float(busy_us) / spent_us)
+    busy_us = {
+        entry.key: float(entry.self_cpu_time_total if device.type == "cpu" else entry.self_device_time_total)
+        for entry in profiled.key_averages()
+    }
+    label = "host gap" if batch == 1 else f"host gap, batch {batch}"
+    share = 100 * max(0.0, 1 - sum(busy_us.values()) / spent_us)
+    record.figure(label, share, "% of a step", f"batch {batch}, by the profiler, {spent_us / steps:.0f} us a step")
+    for name, spent in sorted(busy_us.items(), key=lambda entry: -entry[1])[:_NUM_KERNELS]:
+        record.figure(f"batch {batch}: {name[:80]}", spent / steps, "us a step")
 
 
 def _first_token(record: PartRecord, model: Model, num_tokens: int) -> None:
@@ -196,10 +202,10 @@ def _saturate(
     for index, (num_in, num_out) in enumerate(requests):
         model.add(prompts(1, num_in, model.config.vocab_size, seed=index)[0], greedy(num_out))
     started, made = perf_counter(), 0
-    while model.scheduler.has_work and perf_counter() < deadline_s:
+    while model.has_work and perf_counter() < deadline_s:
         made += model.step()
     spent = perf_counter() - started
     wanted = sum(num_out for _, num_out in requests)
-    how = "whole" if not model.scheduler.has_work else f"cut after {made} of {wanted} tokens"
+    how = "whole" if not model.has_work else f"cut after {made} of {wanted} tokens"
     least, most = min(map(min, requests)), max(map(max, requests))
     record.figure(name, made / spent, "tok/s", f"{len(requests)} requests of {least} to {most} in and out; {how}")

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from octavo_kernels.backend import KernelBackend
+from octavo_kernels.backend import KernelBackend, TunableBackend
 from octavo_server.engine.cuda_graphs import CudaGraphRecorder
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.model_runner import DecoderRunner
-from octavo_server.engine.outputs import SampledToken, SequenceId
+from octavo_server.engine.outputs import Launched, SampledToken, SchedulerOutput, SequenceId
 from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.sequence import Sequence
@@ -87,6 +87,8 @@ class Model:
         config = parse_model_config(raw, {}, source="gpu_report")
         weights = DummyWeights(config, backend.device if source == "device" else "cpu")
         loaded = load_decoder_weights(config, weights, backend, dtype, lambda _done, _total: None)
+        if isinstance(backend, TunableBackend):
+            backend.tune(loaded.linear_layers)
         return cls(
             LoadedModel(
                 config=config,
@@ -121,10 +123,12 @@ class Model:
                 max_model_len=self.config.max_positions,
                 long_prefill_token_threshold=max_num_batched_tokens // (4 if has_fixed_pieces else 1),
                 has_fixed_pieces=has_fixed_pieces,
+                overlaps=self.loaded.backend.device.type != "cpu",
             ),
             KVCacheManager(num_blocks=num_blocks, block_size=BLOCK_SIZE, enable_prefix_caching=False),
         )
         self._num_sequences = 0
+        self._under_way: tuple[SchedulerOutput, Launched] | None = None
         self.sampled: dict[SequenceId, list[SampledToken]] = {}
 
     def record_graphs(self, max_num_seqs: int) -> bool:
@@ -142,10 +146,31 @@ class Model:
         self.scheduler.add(sequence)
         return sequence
 
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or self._under_way is not None
+
     def step(self) -> int:
-        """One round -> tokens of output."""
+        """One round, as the engine's -> tokens of output: on a GPU those of the step before, while the next one runs."""
+        if not self.scheduler.config.overlaps:
+            decision = self.scheduler.schedule(0.0)
+            return self._take_in((decision, self.runner.launch(decision))) if decision.scheduled else 0
+        num_tokens = 0
+        if self.scheduler.needs_tokens:
+            before, self._under_way = self._under_way, None
+            num_tokens += self._take_in(before)
         decision = self.scheduler.schedule(0.0)
-        result = self.runner.execute(decision)
+        before, self._under_way = self._under_way, None
+        if decision.scheduled:
+            self._under_way = (decision, self.runner.launch(decision))
+            self.scheduler.launched(decision)
+        return num_tokens + self._take_in(before)
+
+    def _take_in(self, step: tuple[SchedulerOutput, Launched] | None) -> int:
+        if step is None:
+            return 0
+        decision, launched = step
+        result = launched.result()
         if result.failed:
             raise RuntimeError(next(iter(result.failed.values())))
         self.scheduler.update(decision, result, 0.0)
@@ -156,13 +181,15 @@ class Model:
 
     def stop(self, sequences: Items[Sequence]) -> None:
         """Ends what nobody waits for any more."""
+        before, self._under_way = self._under_way, None
+        self._take_in(before)
         for sequence in sequences:
             self.scheduler.abort(sequence.sequence_id)
         self.scheduler.pop_finished()
 
     def run(self) -> None:
         """Until all that was added has ended."""
-        while self.scheduler.has_work:
+        while self.has_work:
             self.step()
 
 

@@ -65,6 +65,12 @@ class PartRecord:
         self.figures.append(Figure(name=name, value=error, unit=unit, note=note, is_right=error <= tolerance))
         self.save()
 
+    def fails(self, name: str, error: Exception) -> None:
+        """Notes a check that raised."""
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        self.figures.append(Figure(name=name, value=float("inf"), unit="error", note=text[:500], is_right=False))
+        self.save()
+
     def lacks(self, what: str, reason: str) -> None:
         """Notes that there is no figure of `what`, and why."""
         self.absent.append(f"{what}: {reason}")
