@@ -184,6 +184,12 @@ def check_mla(q: torch.Tensor, cache: torch.Tensor, num_tokens: int, num_heads: 
         require_device(name, tensor, cache.device)
 
 
+def check_scale(scale: float) -> None:
+    """Kernels take the largest score before it is multiplied."""
+    if not scale > 0:
+        raise KernelError(f"scale is {scale}, must be above 0")
+
+
 def check_variant(variant: AttentionVariant, num_heads: int, device: torch.device) -> None:
     """See `AttentionVariant`."""
     if variant.soft_cap is not None and not variant.soft_cap > 0:

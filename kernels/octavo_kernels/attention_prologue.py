@@ -22,6 +22,7 @@ from octavo_kernels.attention_checks import check_attention_prologue
 from octavo_kernels.fp8_codes import encode_fp8
 from octavo_kernels.handles import KVScales, QKNorm
 from octavo_kernels.launch import ceil_div, next_power_of_2
+from octavo_kernels.overlap import await_inputs, overlapped
 
 _HEADS = 8
 """Heads of a program: few, so that a decode of one token has several programs."""
@@ -61,7 +62,9 @@ def attention_prologue_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     HEADS: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_token = tl.program_id(0).to(tl.int64)
     i_tile = tl.program_id(1)
     o_dim = tl.arange(0, BLOCK_DIM)[None, :]
@@ -182,5 +185,6 @@ def attention_prologue(
         BLOCK_DIM=next_power_of_2(head_dim),
         HEADS=_HEADS,
         num_warps=4,
+        **overlapped(),
     )
     return out

@@ -97,50 +97,49 @@ def fold_scales(scale_log2, p_key_scales, p_value_scales, i_kv_head, IS_FP8: tl.
 
 
 @triton.jit
-def attend_tile(
+def scores(
     b_q,
     b_k,
-    b_v,
-    is_seen,
-    b_acc,
-    b_max,
-    b_sum,
     scale_log2,
     cap_log2,
     b_bias,
     PRECISION: tl.constexpr,
-    IS_WHOLE: tl.constexpr,
     IS_VECTOR: tl.constexpr,
     IS_CAPPED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
-    """Adds a tile to the running maximum, sum and weighted values of each row of q. All in fp32.
+    """Of each row of q and each position of a tile: [rows, tile] fp32, and what they are to be multiplied by to be in units of log2.
 
     IS_VECTOR: q has one row, for which the tensor cores' 16 would be a waste.
     IS_CAPPED: scale_log2 is the scale over the cap, and cap_log2 the cap in units of log2.
-    HAS_BIAS: b_bias [rows, tile] fp32 is added to the scores, in units of log2.
+    HAS_BIAS: b_bias [rows, tile] fp32 is added, in units of log2.
     """
-    # b_score: [rows, tile] fp32, in units of log2
     if IS_VECTOR:
-        b_score = tl.sum(b_q.to(tl.float32)[:, None, :] * b_k.to(tl.float32)[None, :, :], axis=2) * scale_log2
+        b_score = tl.sum(b_q.to(tl.float32)[:, None, :] * b_k.to(tl.float32)[None, :, :], axis=2)
     else:
-        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
+        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    factor = scale_log2
+    if IS_CAPPED or HAS_BIAS:
+        b_score *= scale_log2
+        factor = 1.0
     if IS_CAPPED:
         # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is 1 long before exp would be infinite
         b_power = tl.exp2(tl.minimum(b_score * (2.0 * TO_LOG2), 126.0))
         b_score = cap_log2 - 2.0 * cap_log2 / (b_power + 1.0)
     if HAS_BIAS:
         b_score += b_bias
-    if not IS_WHOLE:
-        b_score = tl.where(is_seen, b_score, float("-inf"))
-    return add_values(b_score, b_v, b_acc, b_max, b_sum, PRECISION, IS_VECTOR)
+    return b_score, factor
 
 
 @triton.jit
-def add_values(b_score, b_v, b_acc, b_max, b_sum, PRECISION: tl.constexpr, IS_VECTOR: tl.constexpr):
-    """b_score: [rows, tile] fp32, in units of log2, -inf where a row does not see; the rest as in `attend_tile`."""
-    b_new_max = tl.maximum(b_max, tl.max(b_score, axis=1))
-    b_weight = tl.exp2(b_score - b_new_max[:, None])
+def add_values(b_score, factor, b_v, b_acc, b_max, b_sum, PRECISION: tl.constexpr, IS_VECTOR: tl.constexpr):
+    """Adds a tile to the running maximum, sum and weighted values of each row, all in fp32.
+
+    b_score, factor: as `scores` gave them, the score -inf where a row does not see, the factor above 0. It is multiplied by
+    only here, in one operation with the difference.
+    """
+    b_new_max = tl.maximum(b_max, tl.max(b_score, axis=1) * factor)
+    b_weight = tl.exp2(b_score * factor - b_new_max[:, None])
     b_shrink = tl.exp2(b_max - b_new_max)
     b_sum = b_sum * b_shrink + tl.sum(b_weight, axis=1)
     b_acc = b_acc * b_shrink[:, None]

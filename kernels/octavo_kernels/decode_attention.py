@@ -22,12 +22,13 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
+from octavo_kernels.attention_checks import check_attention, check_caches, check_scale, check_variant
 from octavo_kernels.attention_plan import CONTEXT_TILE, DecodeWork, PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
-from octavo_kernels.context_tile import alibi_bias, attend_tile, fold_scales, head_slopes, load_tile, start_rows
+from octavo_kernels.context_tile import add_values, alibi_bias, fold_scales, head_slopes, load_tile, scores, start_rows
 from octavo_kernels.handles import KVScales
 from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
+from octavo_kernels.overlap import await_inputs, overlapped
 
 _SPLITS = 16
 """Splits that the combine pass joins at once."""
@@ -80,7 +81,9 @@ def decode_attention_kernel(
     HAS_SLOPES: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_FP8: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_item = (tl.program_id(0) // num_kv_heads).to(tl.int64)
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
     i_sequence = tl.load(p_item_sequence + i_item).to(tl.int64)
@@ -93,8 +96,7 @@ def decode_attention_kernel(
     first_position = 0
     if IS_WINDOWED:
         first_position = tl.maximum(seq_len - window, 0)
-    first_tile = first_position // TILE
-    num_tiles = tl.cdiv(seq_len, TILE) - first_tile
+    num_tiles = tl.cdiv(seq_len, TILE) - first_position // TILE
 
     o_group = tl.arange(0, BLOCK_GROUP)
     o_dim = tl.arange(0, BLOCK_DIM)
@@ -118,8 +120,8 @@ def decode_attention_kernel(
     p_table = p_block_tables + i_sequence * stride_table
     p_key = p_key_cache + i_kv_head * stride_key_head
     p_value = p_value_cache + i_kv_head * stride_value_head
-    i_first = (first_tile + num_tiles * i_split // num_splits) * TILE
-    i_last = (first_tile + num_tiles * (i_split + 1) // num_splits) * TILE
+    i_first = (first_position // TILE + num_tiles * i_split // num_splits) * TILE
+    i_last = (first_position // TILE + num_tiles * (i_split + 1) // num_splits) * TILE
     if IS_WINDOWED:
         i_first = tl.maximum(i_first, first_position // STEP * STEP)
     for i_position in range(i_first, i_last, STEP):
@@ -146,23 +148,9 @@ def decode_attention_kernel(
             IS_FP8,
         )
         b_bias = alibi_bias(b_slope, o_position[None, :], seq_len - 1, HAS_SLOPES)
-        b_acc, b_max, b_sum = attend_tile(
-            b_q,
-            b_k,
-            b_v,
-            m_position[None, :],
-            b_acc,
-            b_max,
-            b_sum,
-            scale_log2,
-            cap_log2,
-            b_bias,
-            PRECISION,
-            False,
-            GROUP == 1,
-            IS_CAPPED,
-            HAS_SLOPES,
-        )
+        b_score, factor = scores(b_q, b_k, scale_log2, cap_log2, b_bias, PRECISION, GROUP == 1, IS_CAPPED, HAS_SLOPES)
+        b_score = tl.where(m_position[None, :], b_score, float("-inf"))
+        b_acc, b_max, b_sum = add_values(b_score, factor, b_v, b_acc, b_max, b_sum, PRECISION, GROUP == 1)
 
     b_out = b_acc * (value_scale / b_sum)[:, None]
     if num_splits == 1:
@@ -187,7 +175,9 @@ def combine_splits_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_sequence = (tl.program_id(0) // num_heads).to(tl.int64)
     i_head = (tl.program_id(0) % num_heads).to(tl.int64)
     first_item = tl.load(p_first_item + i_sequence)
@@ -244,6 +234,7 @@ def decode_attention(
     """
     check_caches(key_cache, value_cache, scales)
     check_attention(q, key_cache, plan.num_tokens, plan.num_heads, scales)
+    check_scale(scale)
     check_variant(variant, plan.num_heads, q.device)
     work, batch = plan.decode, plan.batch
     if work is None:
@@ -299,8 +290,10 @@ def decode_attention(
         HAS_SLOPES=variant.alibi_slopes is not None,
         HAS_SINKS=variant.sinks is not None,
         IS_FP8=scales is not None,
-        num_warps=4,
+        # two warps of a program and three programs of a multiprocessor kept an H100's memory busiest
+        num_warps=4 if is_amd() else 2,
         num_stages=2 if is_amd() else 3,
+        **overlapped(),
     )
     combine_splits(work, batch.query_start_loc, out)
 
@@ -320,5 +313,7 @@ def combine_splits(work: DecodeWork, query_start_loc: torch.Tensor, out: torch.T
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(next_power_of_2(head_dim), MIN_DOT),
         SPLITS=_SPLITS,
-        num_warps=4,
+        # most programs have nothing to join, and the smaller ones end sooner
+        num_warps=2,
+        **overlapped(),
     )

@@ -7,7 +7,7 @@
 
 A row of the tile is a pair (query token, head of the group): all heads that share a key/value head read it together.
 The context is walked in two runs: tiles that every row sees whole, without a mask, and those that the diagonal or the
-window's edge cuts.
+window's edge cuts. One run with masks where they are needed took an H100 a tenth longer.
 
 Caches: [num_blocks, num_kv_heads, block_size, head_dim]. Addresses are int64; positions past the end are not loaded, for
 a freed block may hold anything, NaN too.
@@ -24,12 +24,21 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.attention_checks import check_attention, check_caches, check_variant
+from octavo_kernels.attention_checks import check_attention, check_caches, check_scale, check_variant
 from octavo_kernels.attention_plan import PagedAttentionPlan
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
-from octavo_kernels.context_tile import alibi_bias, attend_tile, fold_scales, head_slopes, load_tile, start_rows
+from octavo_kernels.context_tile import add_values, alibi_bias, fold_scales, head_slopes, load_tile, scores, start_rows
 from octavo_kernels.handles import KVScales
-from octavo_kernels.launch import LOG2_E, MIN_DOT, dot_precision, is_amd, is_interpreted, next_power_of_2
+from octavo_kernels.launch import (
+    LOG2_E,
+    MIN_DOT,
+    dot_precision,
+    has_wide_tiles,
+    is_amd,
+    is_interpreted,
+    next_power_of_2,
+)
+from octavo_kernels.overlap import await_inputs, overlapped
 
 
 @triton.jit
@@ -77,7 +86,9 @@ def extend_attention_kernel(
     HAS_SLOPES: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_FP8: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_tile = tl.program_id(0) // num_kv_heads
     i_kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
     i_sequence = tl.load(p_tile_sequence + i_tile).to(tl.int64)
@@ -137,23 +148,8 @@ def extend_attention_kernel(
             IS_FP8,
         )
         b_bias = alibi_bias(b_slope, o_position[None, :], o_row_position[:, None], HAS_SLOPES)
-        b_acc, b_max, b_sum = attend_tile(
-            b_q,
-            b_k,
-            b_v,
-            None,
-            b_acc,
-            b_max,
-            b_sum,
-            scale_log2,
-            cap_log2,
-            b_bias,
-            PRECISION,
-            True,
-            False,
-            IS_CAPPED,
-            HAS_SLOPES,
-        )
+        b_score, factor = scores(b_q, b_k, scale_log2, cap_log2, b_bias, PRECISION, False, IS_CAPPED, HAS_SLOPES)
+        b_acc, b_max, b_sum = add_values(b_score, factor, b_v, b_acc, b_max, b_sum, PRECISION, False)
     # the columns cut by the window's edge, [first, inner), then those cut by the diagonal, [whole, end); a third stage of
     # loads would spill, and the run is too short for it
     for i_cut in tl.range(whole - (inner - first), end, COLUMNS, num_stages=2):
@@ -178,23 +174,9 @@ def extend_attention_kernel(
             IS_FP8,
         )
         b_bias = alibi_bias(b_slope, o_position[None, :], o_row_position[:, None], HAS_SLOPES)
-        b_acc, b_max, b_sum = attend_tile(
-            b_q,
-            b_k,
-            b_v,
-            is_seen,
-            b_acc,
-            b_max,
-            b_sum,
-            scale_log2,
-            cap_log2,
-            b_bias,
-            PRECISION,
-            False,
-            False,
-            IS_CAPPED,
-            HAS_SLOPES,
-        )
+        b_score, factor = scores(b_q, b_k, scale_log2, cap_log2, b_bias, PRECISION, False, IS_CAPPED, HAS_SLOPES)
+        b_score = tl.where(is_seen, b_score, float("-inf"))
+        b_acc, b_max, b_sum = add_values(b_score, factor, b_v, b_acc, b_max, b_sum, PRECISION, False)
 
     b_out = (b_acc * (value_scale / b_sum)[:, None]).to(p_out.dtype.element_ty)
     tl.store(p_out + o_token * stride_out_token + o_head * stride_out_head + o_dim[None, :], b_out, mask=m_q)
@@ -251,7 +233,7 @@ def extend_tiling(group: int, head_dim: int, dtype: torch.dtype, *, has_bias: bo
     elif block_dim > 64 and (has_bias or is_coded or is_odd):
         rows, columns, num_warps = 128, 32, 8
     else:
-        rows, columns, num_warps = 128, 64, 8
+        rows, columns, num_warps = 128, 128 if block_dim == 128 and has_wide_tiles() else 64, 8
     rows = max(rows, next_power_of_2(group))
     # a wavefront of AMD's has 64 lanes, so half as many hold as much
     return ExtendTiling(
@@ -276,6 +258,7 @@ def extend_attention(
     """
     check_caches(key_cache, value_cache, scales)
     check_attention(q, key_cache, plan.num_tokens, plan.num_heads, scales)
+    check_scale(scale)
     check_variant(variant, plan.num_heads, q.device)
     work, batch = plan.extend, plan.batch
     if work is None:
@@ -332,4 +315,5 @@ def extend_attention(
         IS_FP8=scales is not None,
         num_warps=tiling.num_warps,
         num_stages=2 if is_amd() else 3,
+        **overlapped(),
     )

@@ -19,6 +19,7 @@ import triton.language as tl
 from octavo_kernels.checks import check_fp8_linear
 from octavo_kernels.fp8_weight import FP8, Fp8Weight
 from octavo_kernels.launch import next_power_of_2
+from octavo_kernels.overlap import await_inputs, overlapped
 from octavo_kernels.skinny_linear import MAX_ROWS, launch_skinny
 from octavo_kernels.split_k import Epilogue, SplitTiling
 
@@ -37,7 +38,8 @@ def rounded_to_e4m3(b_x):
 
 
 @triton.jit
-def quantize_rows_kernel(p_x, p_codes, p_scales, stride_x, width, BLOCK: tl.constexpr):
+def quantize_rows_kernel(p_x, p_codes, p_scales, stride_x, width, BLOCK: tl.constexpr, IS_OVERLAPPED: tl.constexpr):
+    await_inputs(IS_OVERLAPPED)
     i_row = tl.program_id(0).to(tl.int64)
     # b_largest: [BLOCK] fp32
     b_largest = tl.zeros([BLOCK], tl.float32)
@@ -72,6 +74,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             width=width,
             BLOCK=min(_BLOCK, next_power_of_2(width)),
             num_warps=8,
+            **overlapped(),
         )
     return codes, scales
 

@@ -30,6 +30,7 @@ import triton.language as tl
 from octavo_kernels.checks import check_expert_weights, check_experts
 from octavo_kernels.launch import MIN_DOT, ceil_div, dot_precision, is_amd, is_interpreted
 from octavo_kernels.moe_align import align
+from octavo_kernels.overlap import await_inputs, overlapped
 
 _SUM_BLOCK = 1024
 
@@ -52,7 +53,9 @@ def moe_gate_up_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     num_column_blocks = tl.cdiv(inner, BLOCK_N)
     i_tile = tl.program_id(0) // num_column_blocks
     i_expert = tl.load(p_experts + i_tile).to(tl.int64)
@@ -107,7 +110,9 @@ def moe_down_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WIDENED: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     num_column_blocks = tl.cdiv(hidden, BLOCK_N)
     i_tile = tl.program_id(0) // num_column_blocks
     i_expert = tl.load(p_experts + i_tile).to(tl.int64)
@@ -139,7 +144,8 @@ def moe_down_kernel(
 
 
 @triton.jit
-def moe_sum_kernel(p_part, p_out, num_chosen, hidden, BLOCK: tl.constexpr):
+def moe_sum_kernel(p_part, p_out, num_chosen, hidden, BLOCK: tl.constexpr, IS_OVERLAPPED: tl.constexpr):
+    await_inputs(IS_OVERLAPPED)
     i_token = tl.program_id(0).to(tl.int64)
     o_column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_column = o_column < hidden
@@ -215,12 +221,29 @@ def fused_moe(
         "num_stages": tiling.num_stages,
     }
     moe_gate_up_kernel[(num_tiles * ceil_div(inner, tiling.block_n),)](
-        p_x=x, p_gate_up=gate_up, p_inner=inner_rows, stride_x=x.stride(0), num_chosen=num_chosen, **shared
+        p_x=x,
+        p_gate_up=gate_up,
+        p_inner=inner_rows,
+        stride_x=x.stride(0),
+        num_chosen=num_chosen,
+        **shared,
+        **overlapped(),
     )
     moe_down_kernel[(num_tiles * ceil_div(hidden, tiling.block_n),)](
-        p_inner=inner_rows, p_down=down, p_expert_weights=expert_weights.contiguous(), p_part=parts, **shared
+        p_inner=inner_rows,
+        p_down=down,
+        p_expert_weights=expert_weights.contiguous(),
+        p_part=parts,
+        **shared,
+        **overlapped(),
     )
     moe_sum_kernel[(num_tokens, ceil_div(hidden, _SUM_BLOCK))](
-        p_part=parts, p_out=out, num_chosen=num_chosen, hidden=hidden, BLOCK=_SUM_BLOCK, num_warps=4
+        p_part=parts,
+        p_out=out,
+        num_chosen=num_chosen,
+        hidden=hidden,
+        BLOCK=_SUM_BLOCK,
+        num_warps=4,
+        **overlapped(),
     )
     return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 MIN_DOT = 16
@@ -29,6 +31,22 @@ def is_interpreted(kernel: object) -> bool:
 
 def is_amd() -> bool:
     return torch.version.hip is not None
+
+
+@cache
+def nvidia_capability() -> tuple[int, int]:
+    """Compute capability of the current GPU; (0, 0) on AMD's, and where there is none."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() and not is_amd() else (0, 0)
+
+
+def has_wide_tiles() -> bool:
+    """Whether matrix units read operands from shared memory, of which a block may have 227 KiB: NVIDIA's 9.0 and 10."""
+    return nvidia_capability()[0] in (9, 10)
+
+
+def can_overlap() -> bool:
+    """Whether a kernel may be placed before the one before it has ended."""
+    return nvidia_capability() >= (9, 0)
 
 
 def dot_precision(dtype: torch.dtype, kernel: object) -> str:

@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 Choice = SplitTiling | None
 """None: the vendor's product."""
 
-MARGIN = 0.97
-"""Of the vendor's time, what ours must stay below: within so much a measurement says nothing."""
-
 _VERSION = 1
 """Of what the kernels are. Raised with any change that makes old measurements wrong."""
 
@@ -53,13 +50,13 @@ class FewRows:
 
 
 def choose(candidates: Iterable[SplitTiling], seconds: Callable[[Choice], float]) -> Choice:
-    """The fastest candidate, the first of several; None where none is clearly faster than the vendor's product.
+    """The fastest candidate, the first of several; None where none is faster than the vendor's product.
 
     Args:
         candidates: ways of ours.
         seconds: what one takes, None being the vendor's; infinite where it cannot be run.
     """
-    best, least = None, MARGIN * seconds(None)
+    best, least = None, seconds(None)
     for candidate in candidates:
         taken = seconds(candidate)
         if taken < least:

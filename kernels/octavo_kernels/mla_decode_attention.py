@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.attention_checks import check_mla
+from octavo_kernels.attention_checks import check_mla, check_scale
 from octavo_kernels.attention_plan import CONTEXT_TILE, PagedAttentionPlan
 from octavo_kernels.context_tile import LOWEST, add_values
 from octavo_kernels.decode_attention import combine_splits
@@ -105,9 +105,9 @@ def mla_decode_attention_kernel(
         if IS_WIDENED:
             b_c, b_r = b_c.to(tl.float32), b_r.to(tl.float32)
         b_score = tl.dot(b_q, tl.trans(b_c), input_precision=PRECISION)
-        b_score = tl.dot(b_q_rope, tl.trans(b_r), b_score, input_precision=PRECISION) * scale_log2
+        b_score = tl.dot(b_q_rope, tl.trans(b_r), b_score, input_precision=PRECISION)
         b_score = tl.where(m_position[None, :], b_score, float("-inf"))
-        b_acc, b_max, b_sum = add_values(b_score, b_c, b_acc, b_max, b_sum, PRECISION, False)
+        b_acc, b_max, b_sum = add_values(b_score, scale_log2, b_c, b_acc, b_max, b_sum, PRECISION, False)
 
     b_out = b_acc / b_sum[:, None]
     m_out = m_head[:, None] & m_latent[None, :]
@@ -152,6 +152,7 @@ def mla_decode_attention(
     The plan is one of num_kv_heads 1 and head_dim latent.
     """
     check_mla(q, cache, plan.num_tokens, plan.num_heads, out)
+    check_scale(scale)
     work, batch = plan.decode, plan.batch
     if work is None:
         return

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from octavo_kernels.launch import next_power_of_2
 from octavo_kernels.moe_tiles import ExpertTiles, max_tiles
+from octavo_kernels.overlap import await_inputs, overlapped
 
 _BLOCK = 1024
 """Pairs that a program looks at at once."""
@@ -33,7 +34,9 @@ def moe_align_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     BINS: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_expert = tl.program_id(0)
     o_bin = tl.arange(0, BINS)
     # b_count: [BINS] int32; what is past the last pair falls into bin num_experts
@@ -82,5 +85,6 @@ def align(expert_ids: torch.Tensor, num_experts: int, tile: int) -> ExpertTiles:
         BLOCK=_BLOCK,
         BINS=next_power_of_2(num_experts + 1),
         num_warps=4,
+        **overlapped(),
     )
     return ExpertTiles(tile=tile, order=order, experts=experts)

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from octavo_kernels.checks import check_route
 from octavo_kernels.launch import next_power_of_2
+from octavo_kernels.overlap import await_inputs, overlapped
 
 
 @triton.jit
@@ -30,7 +31,9 @@ def moe_routing_kernel(
     RENORMALIZES: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_CHOSEN: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_token = tl.program_id(0).to(tl.int64)
     o_expert = tl.arange(0, BLOCK)
     o_slot = tl.arange(0, BLOCK_CHOSEN)
@@ -76,5 +79,6 @@ def route(logits: torch.Tensor, num_chosen: int, *, renormalizes: bool) -> tuple
             BLOCK=next_power_of_2(num_experts),
             BLOCK_CHOSEN=next_power_of_2(num_chosen),
             num_warps=1,
+            **overlapped(),
         )
     return ids, shares

@@ -18,6 +18,7 @@ from octavo_kernels.attention_checks import (
     check_copy_blocks,
     check_layer,
     check_num_heads,
+    check_scale,
     check_table_width,
     check_window,
 )
@@ -150,6 +151,7 @@ class NumbaBackend:
             raise KernelError(f"the numba backend has no attention with {variant.description}; use the torch backend")
         own, rows = require_own(cache, TransposedCache), require_own(plan, RowPlan)
         check_layer(layer, own.spec.num_layers)
+        check_scale(scale)
         require_float32("q", q)
         require_shape("q", q, (rows.num_tokens, rows.num_heads, own.spec.head_dim))
         out = torch.empty(q.shape, dtype=torch.float32)

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from octavo_kernels.checks import check_add_rms_norm, check_rms_norm
 from octavo_kernels.launch import next_power_of_2
+from octavo_kernels.overlap import await_inputs, overlapped
 
 
 @triton.jit
@@ -32,7 +33,9 @@ def rms_norm_kernel(
     eps,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_row = tl.program_id(0).to(tl.int64)
     o_hidden = tl.arange(0, BLOCK)
     m_hidden = o_hidden < hidden
@@ -88,4 +91,5 @@ def _launch(
         HAS_RESIDUAL=residual is not None,
         BLOCK=block,
         num_warps=min(max(block // 512, 1), 16),
+        **overlapped(),
     )

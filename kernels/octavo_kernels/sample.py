@@ -22,6 +22,7 @@ import triton.language as tl
 from octavo_kernels.batches import NOT_FINITE, NOTHING_LEFT, SamplingBatch
 from octavo_kernels.checks import check_sample
 from octavo_kernels.launch import ceil_div, next_power_of_2
+from octavo_kernels.overlap import await_inputs, overlapped
 from octavo_kernels.sample_ref import marked
 
 _BLOCK = 4096
@@ -40,7 +41,9 @@ def keep_threshold_kernel(
     stride_logits,
     vocab,
     BLOCK: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_row = tl.program_id(0).to(tl.int64)
     temperature = tl.load(p_temperature + i_row)
     top_k = tl.load(p_top_k + i_row)
@@ -104,7 +107,9 @@ def gumbel_argmax_kernel(
     IS_BROKEN: tl.constexpr,
     IS_EMPTY: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_row = (tl.program_id(0) // num_tiles).to(tl.int64)
     i_tile = tl.program_id(0) % num_tiles
     o_token = i_tile * BLOCK + tl.arange(0, BLOCK)
@@ -237,6 +242,7 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         vocab=vocab,
         BLOCK=block,
         num_warps=8,
+        **overlapped(),
     )
     gumbel_argmax_kernel[(num_rows * num_tiles,)](
         p_logits=logits,
@@ -256,6 +262,7 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         IS_EMPTY=NOTHING_LEFT,
         BLOCK=block,
         num_warps=8,
+        **overlapped(),
     )
     # the first of equal tiles holds the lowest id
     return tokens.gather(1, values.argmax(dim=1, keepdim=True)).squeeze(1)

@@ -14,12 +14,14 @@ import triton.language as tl
 
 from octavo_kernels.checks import check_silu_and_mul
 from octavo_kernels.launch import ceil_div
+from octavo_kernels.overlap import await_inputs, overlapped
 
 _BLOCK = 1024
 
 
 @triton.jit
-def silu_and_mul_kernel(p_x, p_out, stride_x, width, BLOCK: tl.constexpr):
+def silu_and_mul_kernel(p_x, p_out, stride_x, width, BLOCK: tl.constexpr, IS_OVERLAPPED: tl.constexpr):
+    await_inputs(IS_OVERLAPPED)
     i_token = tl.program_id(0).to(tl.int64)
     o_column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_column = o_column < width
@@ -39,6 +41,12 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     if out.numel() == 0:
         return out
     silu_and_mul_kernel[(num_tokens, ceil_div(width, _BLOCK))](
-        p_x=x, p_out=out, stride_x=x.stride(0), width=width, BLOCK=_BLOCK, num_warps=4
+        p_x=x,
+        p_out=out,
+        stride_x=x.stride(0),
+        width=width,
+        BLOCK=_BLOCK,
+        num_warps=4,
+        **overlapped(),
     )
     return out

@@ -19,6 +19,7 @@ import triton.language as tl
 from octavo_kernels.checks import check_linear, check_linear_weight
 from octavo_kernels.errors import KernelError
 from octavo_kernels.launch import MIN_DOT, ceil_div, dot_precision, is_amd, is_interpreted
+from octavo_kernels.overlap import await_inputs, overlapped
 from octavo_kernels.split_k import Epilogue, SplitTiling, num_splits, room_for_parts, scaled, sum_splits
 
 MAX_ROWS = MIN_DOT
@@ -46,7 +47,9 @@ def skinny_linear_kernel(
     IS_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OPERAND: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_split = tl.program_id(1).to(tl.int64)
     o_row = tl.arange(0, ROWS)
     o_column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -141,6 +144,7 @@ def launch_skinny(
         OPERAND=_operand(x.dtype),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
+        **overlapped(),
     )
     sum_splits(parts, out, tiling.splits, epilogue)
 

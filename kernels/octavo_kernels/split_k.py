@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.launch import ceil_div
+from octavo_kernels.overlap import await_inputs, overlapped
 
 MAX_SPLITS = 16
 """More would add up longer than they save."""
@@ -79,7 +80,9 @@ def sum_splits_kernel(
     num_columns,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_row = tl.program_id(0).to(tl.int64)
     o_row = i_row + tl.arange(0, 1)
     o_column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -140,4 +143,5 @@ def sum_splits(parts: torch.Tensor, out: torch.Tensor, splits: int, epilogue: Ep
         SPLITS=splits,
         BLOCK=_SUM_BLOCK,
         num_warps=2,
+        **overlapped(),
     )

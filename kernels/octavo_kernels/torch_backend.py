@@ -20,6 +20,7 @@ from octavo_kernels.attention_checks import (
     check_copy_blocks,
     check_layer,
     check_num_heads,
+    check_scale,
     check_store_kv,
     check_table_width,
     check_variant,
@@ -157,6 +158,7 @@ class TorchBackend:
         own_plan = require_own(plan, torch_attention.TorchAttentionPlan)
         check_layer(layer, own.spec.num_layers)
         check_attention(q, own.keys[layer], own_plan.num_tokens, own_plan.num_heads)
+        check_scale(scale)
         check_variant(variant, own_plan.num_heads, q.device)
         return torch_attention.attention(q, own.slots[layer], own_plan, scale, variant)
 

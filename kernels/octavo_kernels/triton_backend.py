@@ -42,8 +42,8 @@ from octavo_kernels.store_kv import store_kv
 from octavo_kernels.triton_linear import LinearShapes, TritonFp8Linear, TritonLinear, TritonPackedLinear
 from octavo_kernels.whole_weights import WholeExperts
 
-_PROGRAMS_PER_PROCESSOR = 4
-"""Decode programs to aim at for each multiprocessor: about two run at once, and twice that evens out the tail."""
+_PROGRAMS_PER_PROCESSOR = 3
+"""Decode programs to aim at for each multiprocessor: as many as run at once on an H100."""
 
 _INVARIANT_TILES = 16
 """Context tiles of a decode item where its size may depend on nothing else: 1,024 tokens."""

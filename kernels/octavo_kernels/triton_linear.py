@@ -161,7 +161,7 @@ class LinearShapes:
         num_columns, depth = weight.shape
         return [
             tiling_of(num_columns, depth, weight.dtype, self._num_processors, block_n=block_n, num_stages=num_stages)
-            for block_n, num_stages in ((64, 4), (32, 6), (128, 3))
+            for block_n, num_stages in ((64, 6), (64, 4), (32, 6), (128, 3))
         ]
 
 

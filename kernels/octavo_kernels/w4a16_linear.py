@@ -27,6 +27,7 @@ import triton.language as tl
 
 from octavo_kernels.checks import check_packed_linear
 from octavo_kernels.launch import ceil_div, dot_precision, is_amd, is_interpreted
+from octavo_kernels.overlap import await_inputs, overlapped
 from octavo_kernels.packed_weight import CHUNK, PackedWeight
 from octavo_kernels.split_k import Epilogue, SplitTiling, num_splits, room_for_parts, scaled, sum_splits
 
@@ -52,7 +53,13 @@ def dequantized(p_codes, p_pairs, i_chunk, o_column, m, num_columns, BITS: tl.co
     b_minimum = ((b_pair >> 16) & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
     if BITS == 4:
         b_codes = tl.interleave(b_codes & 15, b_codes >> 4)
-    return b_codes.to(tl.float32) * b_scale[:, None] + b_minimum[:, None]
+    return whole_number(b_codes) * b_scale[:, None] + b_minimum[:, None]
+
+
+@triton.jit
+def whole_number(b_codes):
+    """u8 -> fp32, by the mantissa of 2^23 + code: a chip converts whole numbers at a quarter of its rate."""
+    return (b_codes.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
 
 # num_rows changes from step to step, and each value that Triton looks at would be another kernel to compile
@@ -79,7 +86,9 @@ def w4a16_linear_kernel(
     IS_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OPERAND: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
+    await_inputs(IS_OVERLAPPED)
     i_split = tl.program_id(1).to(tl.int64)
     o_row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     o_column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -136,8 +145,8 @@ def dequantize_kernel(
 
 
 def w4a16_tiling(num_columns: int, depth: int, bits: int, dtype: torch.dtype, num_processors: int) -> SplitTiling:
-    """A step reads 128 columns of four chunks of 4 bits, of one of 8; of float32 what registers hold."""
-    block_n, chunks, num_stages = (32, 1, 2) if dtype == torch.float32 else (128, 4 if bits == 4 else 1, 4)
+    """A step reads 128 columns of two chunks of 4 bits, of one of 8; of float32 what registers hold."""
+    block_n, chunks, num_stages = (32, 1, 2) if dtype == torch.float32 else (128, 2 if bits == 4 else 1, 4)
     return SplitTiling(
         block_n=block_n,
         block_k=chunks * CHUNK,
@@ -187,6 +196,7 @@ def _fused(x: torch.Tensor, weight: PackedWeight, out: torch.Tensor, tiling: Spl
         OPERAND=tl.float32 if is_widened else _OPERANDS[x.dtype],
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
+        **overlapped(),
     )
     sum_splits(parts, out, tiling.splits, epilogue)
 

@@ -16,6 +16,8 @@ from octavo_kernels.attention_variant import PLAIN, AttentionVariant
 from octavo_kernels.errors import KernelError
 from octavo_kernels.handles import KVCacheSpec
 from octavo_kernels.numba_backend import NumbaBackend
+from octavo_kernels.torch_backend import TorchBackend
+from octavo_kernels.triton_backend import TritonBackend
 from octavo_testing.kernels import PagedCase, Shape, a_paged_case, assert_close
 from octavo_testing.paged_attention import MIXED, TOLERANCE, by_reference, by_torch, by_triton
 
@@ -164,6 +166,20 @@ def test_torch_backend_cuts_a_long_prefill_into_runs_of_rows(monkeypatch: pytest
 def test_a_wrong_variant_is_refused(implementation: Any, variant: AttentionVariant, message: str) -> None:
     with pytest.raises(KernelError, match=message):
         implementation(a_paged_case([1], [3]), variant=variant)
+
+
+@pytest.mark.parametrize("name", ["torch", "triton", "numba"])
+@pytest.mark.parametrize("scale", [0.0, -0.2, float("nan")])
+def test_a_scale_that_is_not_above_0_is_refused(name: str, scale: float) -> None:
+    cpu = torch.device("cpu")
+    backend = {"torch": TorchBackend, "triton": TritonBackend}[name](cpu) if name != "numba" else NumbaBackend(1)
+    dtype = torch.float16 if name == "numba" else torch.float32
+    spec = KVCacheSpec(num_layers=1, num_blocks=4, block_size=16, num_kv_heads=3, head_dim=24, dtype=dtype)
+    cache, case = backend.allocate_kv_cache(spec), a_paged_case([1], [3])
+    plan = backend.plan_attention(case.batch, cache, 6)
+
+    with pytest.raises(KernelError, match=f"scale is {scale}, must be above 0"):
+        backend.attention(case.q, cache, 0, plan, scale)
 
 
 def test_the_numba_backend_refuses_variants_and_names_the_fallback() -> None:

@@ -56,6 +56,18 @@ DOTS = {
     "invariant_linear_kernel",
 }
 
+LAUNCHED_IN_TURN = {
+    "rotary_kernel",
+    "store_kv_kernel",
+    "copy_blocks_kernel",
+    "lora_shrink_kernel",
+    "lora_expand_kernel",
+    "mla_decode_attention_kernel",
+    "dequantize_kernel",
+    "invariant_linear_kernel",
+}
+"""After all that was launched before has ended: no decode of a served model has them, or not often."""
+
 WITHOUT_DOT = {
     ("attention-mha-96-bf16", "decode_attention_kernel"),
     ("attention-mha-96-bf16-window", "decode_attention_kernel"),
@@ -105,6 +117,17 @@ def test_nothing_spills_and_shared_memory_and_tensor_cores_are_as_the_chip_has_t
     results: list[dict[str, str | int]],
 ) -> None:
     assert_fits(results)
+
+
+def test_what_may_be_launched_early_waits_for_what_was_launched_before(results: list[dict[str, str | int]]) -> None:
+    """Once, and on chips that have it alone."""
+    waits = {(r["kernel"], r["target"], r["num_waits"]) for r in results}
+
+    expected = {
+        (kernel, "sm_90", 0 if kernel in LAUNCHED_IN_TURN else 1) for kernel in KERNELS | {"quantize_rows_kernel"}
+    }
+    assert {entry for entry in waits if entry[1] == "sm_90"} == expected
+    assert {entry for entry in waits if entry[1] != "sm_90" and entry[2]} == set()
 
 
 @pytest.mark.full

@@ -295,6 +295,8 @@ def test_real_sizes_on_a_gpu(num_tokens: int) -> None:
     """A few rows of Qwen3-30B-A3B's experts against the reference."""
     x, gate_up, down, ids, shares = (t.cuda() for t in a_case(num_tokens, torch.bfloat16, (128, 8, 2048, 768)))
 
-    out = fused_moe.fused_moe(x, gate_up, down, ids, shares)
+    out = fused_moe.fused_moe(x, gate_up, down, ids, shares)[:8].float()
+    expected = fused_moe_ref.fused_moe(x[:8], gate_up, down, ids[:8], shares[:8]).float()
 
-    assert_close(out[:8], fused_moe_ref.fused_moe(x[:8], gate_up, down, ids[:8], shares[:8]))
+    # against the largest: what is rounded on the way is as large as the terms, not as their sum
+    assert (out - expected).abs().max() <= TOLERANCE[torch.bfloat16] * expected.abs().max()

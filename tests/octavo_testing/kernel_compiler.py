@@ -34,7 +34,7 @@ TENSOR_CORES = {
     "sm_90": r"\b(?:mma\.sync|wgmma\.mma_async)",
     "gfx942": r"\bv_mfma_",
 }
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -57,6 +57,8 @@ class Compiled:
     registers: int
     shared_bytes: int
     tensor_core_instructions: int
+    num_waits: int
+    """For the kernels before it; where there is one, it may be launched before they have ended."""
 
 
 def compile_case(case: str, targets: list[str]) -> list[Compiled]:
@@ -71,8 +73,13 @@ def compile_case(case: str, targets: list[str]) -> list[Compiled]:
             compiled.append(_compile(case, kernel, arguments, target))
 
         is_amd = TARGETS[target].backend == "hip"
-        # the wrappers ask torch what chip it was built for
-        with patch.object(JITFunction, "run", compile_instead), patch("torch.version.hip", "6" if is_amd else None):
+        capability = (0, 0) if is_amd else divmod(TARGETS[target].arch, 10)
+        with (
+            patch.object(JITFunction, "run", compile_instead),
+            # the wrappers ask what chip torch was built for, and which is there
+            patch("torch.version.hip", "6" if is_amd else None),
+            patch("octavo_kernels.launch.nvidia_capability", lambda capability=capability: capability),
+        ):
             (CASES | MORE_CASES)[case]()
     return compiled
 
@@ -111,6 +118,7 @@ def _compile(case: str, kernel: JITFunction[Any], arguments: dict[str, Any], tar
         registers=registers,
         shared_bytes=binary.metadata.shared,
         tensor_core_instructions=len(re.findall(TENSOR_CORES[target], assembly)),
+        num_waits=len(re.findall(r"griddepcontrol\.wait", assembly)),
     )
 
 

@@ -57,7 +57,7 @@ def gather_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, counts: list[
     at_once = CPU_ROWS if logits.device.type == "cpu" else len(counts)
     parts = list(zip(torch.split(logits, at_once), torch.split(chosen, at_once), strict=True))
     # normaliser: [num_rows, 1] float32; subtracting it late spares a second [num_rows, vocab]
-    normaliser = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows, _ in parts])
+    normaliser = torch.cat([_normaliser(rows) for rows, _ in parts])
     ranks = torch.cat([(rows > own).sum(dim=-1, dtype=torch.int32) for rows, own in parts]).add_(1)
     width = min(max(counts), logits.shape[1])
     top_values, top_ids = logits.topk(width, dim=-1) if width else (logits[:, :0], ids[:, :0])
@@ -65,3 +65,11 @@ def gather_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, counts: list[
         counts=counts,
         tensors=(token_ids, (chosen - normaliser).squeeze(1), ranks, top_values - normaliser, top_ids),
     )
+
+
+def _normaliser(rows: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of the exponentials of each row: [num_rows, 1] float32, the same bits whatever rows stand beside it."""
+    if rows.device.type == "cpu":
+        return rows.logsumexp(dim=-1, keepdim=True)
+    # A GPU's sums are cut by how many there are; its softmax has a block of threads to each row.
+    return rows.amax(dim=-1, keepdim=True) - rows.log_softmax(dim=-1).amax(dim=-1, keepdim=True)
