@@ -122,9 +122,11 @@ def _decode(record: PartRecord, backend: KernelBackend, name: str, lens: list[in
         coded_ms, _ = _attention_ms(backend, heads, [1] * len(lens), lens, torch.float8_e4m3fn)
         record.figure(f"decode attention over 8 bits, {name}", ms / coded_ms, "x", f"{coded_ms:.3f} ms against 16 bits")
     if len(set(lens)) == 1:
-        k = torch.randn(len(lens), heads.kv, lens[0], heads.dim, device=backend.device).bfloat16()
+        k, v = (
+            torch.randn(len(lens), heads.kv, lens[0], heads.dim, device=backend.device).bfloat16() for _ in range(2)
+        )
         mine = q.unsqueeze(2)
-        peer = milliseconds(lambda: scaled_dot_product_attention(mine, k, k, enable_gqa=True), backend.device)
+        peer = milliseconds(lambda: scaled_dot_product_attention(mine, k, v, enable_gqa=True), backend.device)
         record.figure(
             f"decode attention, {name}, against SDPA", peer / ms, "x", f"SDPA on contiguous K/V {peer:.3f} ms"
         )
@@ -145,9 +147,9 @@ def _prefill(record: PartRecord, backend: KernelBackend, count: int, length: int
         roof=(intensity, rate),
     )
     mine = q.view(count, length, heads.q, heads.dim).transpose(1, 2)
-    k = torch.randn(count, heads.kv, length, heads.dim, device=backend.device).bfloat16()
+    k, v = (torch.randn(count, heads.kv, length, heads.dim, device=backend.device).bfloat16() for _ in range(2))
     peer = milliseconds(
-        lambda: scaled_dot_product_attention(mine, k, k, is_causal=True, enable_gqa=True), backend.device
+        lambda: scaled_dot_product_attention(mine, k, v, is_causal=True, enable_gqa=True), backend.device
     )
     record.figure(f"{name}, against SDPA", peer / ms, "x", f"SDPA {peer:.3f} ms")
 
