@@ -78,7 +78,7 @@ make_environment() {
     "$uv" venv -q --clear --python "$python" "$VENV"
     "$uv" pip install --python "$VENV/bin/python" -e "$ROOT[$extras]" >&2
     # Bytecode of what is always imported, so that read-only mounts and the first start find it.
-    env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c 'import torch, transformers, aiohttp, gguf, tokenizers, safetensors.torch' >&2 || true
+    env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c 'import torch, transformers, aiohttp, gguf, numba, tokenizers, safetensors.torch' >&2 || true
     printf %s "${UV_TORCH_BACKEND:-}" >"$VENV/.torch-backend"
     echo "$stamp" >"$VENV/.octavo"
 }

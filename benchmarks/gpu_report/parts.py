@@ -41,21 +41,21 @@ class EnginePart(Part):
 
 
 PARTS: dict[str, Part] = {
-    "kernel-checks": Part(title="Kernels against their references", budget_s=95),
+    "kernel-checks": Part(title="Kernels against their references", budget_s=60),
     "model-checks": Part(title="Small models against the reference", budget_s=55),
     "limits": Part(title="What the device can do", budget_s=15),
-    "kernels": Part(title="Kernels against the limits", budget_s=45),
-    "engine-llama-8b": EnginePart(title="Engine, Llama 8B, bf16", budget_s=80, shape="llama-8b"),
+    "kernels": Part(title="Kernels against the limits", budget_s=35),
+    "engine-llama-8b": EnginePart(title="Engine, Llama 8B, bf16", budget_s=85, shape="llama-8b"),
     "transformers": Part(title="Beside transformers' continuous batching, Llama 8B", budget_s=50),
-    "start-up": Part(title="Start of the server, Llama 8B", budget_s=40),
+    "start-up": Part(title="Start of the server, Llama 8B", budget_s=60),
     "engine-qwen3-0.6b": EnginePart(
-        title="Engine, Qwen3 0.6B", budget_s=40, shape="qwen3-0.6b", also=("fp8", "int4"), has_ragged=True
+        title="Engine, Qwen3 0.6B", budget_s=55, shape="qwen3-0.6b", also=("fp8", "int4"), has_ragged=True
     ),
-    "engine-llama-8b-fp8": EnginePart(title="Engine, Llama 8B, FP8", budget_s=40, shape="llama-8b", quantization="fp8"),
+    "engine-llama-8b-fp8": EnginePart(title="Engine, Llama 8B, FP8", budget_s=50, shape="llama-8b", quantization="fp8"),
     "engine-llama-8b-int4": EnginePart(
         title="Engine, Llama 8B, W4A16", budget_s=35, shape="llama-8b", quantization="int4"
     ),
-    "engine-qwen3-moe": EnginePart(title="Engine, Qwen3 30B-A3B", budget_s=40, shape="qwen3-moe", also=("fp8", "int4")),
+    "engine-qwen3-moe": EnginePart(title="Engine, Qwen3 30B-A3B", budget_s=35, shape="qwen3-moe", also=("fp8", "int4")),
 }
 """In the order of their worth: what is wrong need not be fast. 535 seconds in all."""
 

@@ -151,7 +151,8 @@ async def test_a_cancel_keeps_the_lines_that_have_finished(client: Client) -> No
     short, long = [a_line(n, max_tokens=2) for n in range(3)], [a_line(9, max_tokens=400, ignore_eos=True)]
     batch = await client.create(jsonl(*short, *long))
     await client.server.until(lambda: client.server.state.num_active == 4)
-    fake.runner.let_through(5)
+    # more than the short ones need, also where they begin one after another, and fewer than the long one
+    fake.runner.let_through(50)
     batch = await client.until(batch, lambda now: now.request_counts is not None and now.request_counts.completed == 3)
 
     cancelling = await client.openai.batches.cancel(batch.id)
@@ -199,7 +200,7 @@ async def test_lines_whose_time_has_passed_say_so(client: Client) -> None:
         jsonl(a_line(1, max_tokens=1), a_line(2, max_tokens=400, ignore_eos=True), "bad"), completion_window="60s"
     )
     await client.server.until(lambda: client.server.state.num_active == 2)
-    fake.runner.let_through(5)
+    fake.runner.let_through(50)
     await client.until(batch, lambda now: now.request_counts is not None and now.request_counts.completed == 1)
 
     client.server.state.wall_clock = lambda: batch.created_at + 61.0
