@@ -12,10 +12,10 @@ from octavo_operator.api.quantity import parse_quantity
 from .cluster import Json
 from .facts import Facts, Level, Outcome
 from .gpu_checks import check_claims, check_device_plugins, check_gpus, check_sizes, gpus_of, is_gpu
-from .resources import condition, flag_of, labels_of, name_of, namespace_of, status_of
+from .resources import condition, labels_of, name_of, namespace_of, status_of
+from .scaling_checks import check_keda, check_metrics
 
 OLDEST_MINOR = 30
-METRIC = "octavo_kv_pressure_ratio"
 
 
 def judge(facts: Facts, now: datetime.datetime) -> list[Outcome]:
@@ -32,6 +32,7 @@ def judge(facts: Facts, now: datetime.datetime) -> list[Outcome]:
         *check_sizes(facts),
         *check_claims(facts),
         check_metrics(facts),
+        *check_keda(facts),
         *check_quotas(facts),
         *check_models(facts),
     ]
@@ -133,48 +134,6 @@ def check_rights(facts: Facts) -> Iterable[Outcome]:
             yield Outcome(level="skip", check=check, message="you may not ask (create subjectaccessreviews)")
         else:
             yield Outcome(level="ok", check=check, message=f"all {len(mine)} that are needed")
-
-
-def check_metrics(facts: Facts) -> Outcome:
-    scaled = [name_of(each) for each in facts.models if _scales_by_metric(each, facts)]
-    need: Level = "fail" if scaled else "warn"
-    cost = (
-        f"; {', '.join(scaled)} cannot be scaled" if scaled else "; models of scaling.backend HPA could not be scaled"
-    )
-    if facts.metrics_service is None and facts.metrics is None:
-        return Outcome(
-            level=need,
-            check="metrics API",
-            message=f"nobody serves custom.metrics.k8s.io{cost}",
-            remedy="install the chart with metricsAdapter.enabled: auto, or let the operator scale: scaling.backend BuiltIn",
-        )
-    service = (facts.metrics_service or {}).get("spec", {}).get("service") or {}
-    who = f"{service.get('namespace', '?')}/{service.get('name', '?')}"
-    available = condition(facts.metrics_service or {}, "Available")
-    if available.get("status") == "False":
-        message = f"{who} does not answer the API server: {available.get('message', '')}{cost}"
-        return Outcome(
-            level=need, check="metrics API", message=message, remedy="see the operator's log and its Service"
-        )
-    if not any(name.endswith(f"/{METRIC}") for name in facts.metrics or ()):
-        return Outcome(
-            level=need,
-            check="metrics API",
-            message=f"{who} serves custom metrics, but not {METRIC}{cost}",
-            remedy="add the rule of examples/autoscalers/prometheus-adapter-values.yaml, or take it over: metricsAdapter.enabled: true",
-        )
-    return Outcome(level="ok", check="metrics API", message=f"{who} serves {METRIC}")
-
-
-def _scales_by_metric(model: Json, facts: Facts) -> bool:
-    """Auto does where the operator's adapter is on or somebody else serves metrics; else it scales by other means."""
-    scaling = model["spec"].get("scaling")
-    if not scaling:
-        return False
-    is_served = facts.metrics_service is not None or facts.metrics is not None
-    has_adapter = any(flag_of(each, "metrics-adapter") != "false" for each in facts.operators)
-    backend = scaling.get("backend", "Auto")
-    return backend == "HPA" or (backend == "Auto" and (is_served or has_adapter))
 
 
 def check_quotas(facts: Facts) -> Iterable[Outcome]:

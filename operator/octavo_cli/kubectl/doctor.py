@@ -11,12 +11,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from octavo_operator.desired import names
 from octavo_operator.kube import kinds
 
 from .checks import judge
 from .cluster import Cluster, Json, Refused, find
 from .facts import Facts, Level, Outcome, Right
-from .resources import GROUP, collection, flag_of, items_or_none, model_path, namespace_of, release_objects
+from .resources import (
+    GROUP,
+    KEDA,
+    collection,
+    flag_of,
+    items_or_none,
+    model_path,
+    namespace_of,
+    release_objects,
+    scaled_objects_of,
+)
 
 _MARKS: dict[Level, tuple[str, str]] = {
     "ok": ("✔", "green"),
@@ -26,6 +37,7 @@ _MARKS: dict[Level, tuple[str, str]] = {
 }
 CUSTOM_METRICS = "/apis/custom.metrics.k8s.io/v1beta2"
 DEVICES = "/apis/resource.k8s.io/v1"
+KEDA_OPERATOR = "app.kubernetes.io/name=keda-operator"
 APPLIED = ("list", "watch", "create", "patch", "delete")
 
 
@@ -86,6 +98,9 @@ def gather(cluster: Cluster) -> Facts:
         models=(items_or_none(cluster, model_path(namespace)) or ()) if is_served else (),
         serves_claims=find(cluster, DEVICES) is not None,
         claim_templates=items_or_none(cluster, collection(DEVICES, "resourceclaimtemplates", namespace)),
+        serves_keda=find(cluster, KEDA) is not None,
+        keda_operators=items_or_none(cluster, "/apis/apps/v1/deployments", labelSelector=KEDA_OPERATOR),
+        scaled_objects=scaled_objects_of(cluster, namespace, names.ALL_OBJECTS_SELECTOR),
         rights={
             right: _may(cluster, right, account)
             for right, account in [*_own_rights(namespace), *_rights_of(operators, gateways)]

@@ -69,4 +69,10 @@ class Facts:
     """Whether the API server serves resource.k8s.io/v1."""
     claim_templates: Sequence[Json] | None = ()
     """ResourceClaimTemplates of the namespace."""
+    serves_keda: bool = False
+    """Whether the API server serves keda.sh/v1alpha1."""
+    keda_operators: Sequence[Json] | None = ()
+    """Deployments of KEDA's operator, wherever they are."""
+    scaled_objects: Sequence[Json] | None = ()
+    """Octavo's ScaledObjects of the namespace."""
     rights: Mapping[Right, bool | None] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from octavo_operator.desired import names
 from .cluster import Cluster, Json, Refused, find
 
 GROUP = "/apis/octavo.dev/v1alpha1"
+KEDA = "/apis/keda.sh/v1alpha1"
 SYSTEM_NAMESPACE = "octavo-system"
 
 
@@ -55,6 +56,11 @@ def items_or_none(cluster: Cluster, path: str, **query: str) -> list[Json] | Non
 def pods_of(cluster: Cluster, namespace: str, name: str) -> list[Json]:
     pods = items(cluster, collection("/api/v1", "pods", namespace), labelSelector=names.selector_text(name))
     return sorted(pods, key=name_of)
+
+
+def scaled_objects_of(cluster: Cluster, namespace: str, selector: str) -> list[Json] | None:
+    """Empty where there is no KEDA; None where they may not be listed."""
+    return items_or_none(cluster, collection(KEDA, "scaledobjects", namespace), labelSelector=selector)
 
 
 def release_objects(cluster: Cluster, api: str, plural: str, component: str) -> list[Json]:

@@ -28,11 +28,16 @@ from .resources import (
     name_of,
     namespace_of,
     pods_of,
+    scaled_objects_of,
     status_of,
 )
 
 NUM_EVENTS = 5
 START_STAGES = ("scheduled", "imagePull", "download", "load", "warmup", "total")
+FINE_WHERE_FALSE = ("Progressing", "Active")
+"""A rollout that has ended, and a ScaledObject whose model nobody asks: its least number of replicas stays."""
+AMISS_WHERE_TRUE = ("Fallback", "Paused")
+"""Of a ScaledObject."""
 GOOD, BAD, BUSY, QUIET = "green", "red", "yellow", "dim"
 
 
@@ -44,6 +49,8 @@ class Snapshot:
     deployments: Sequence[Json] = ()
     pods: Sequence[Json] = ()
     scaler: Json | None = None
+    """A HorizontalPodAutoscaler: the operator's, or the one that KEDA made of the ScaledObject, whose labels it bears."""
+    scaled_object: Json | None = None
     events: Sequence[Json] = field(default_factory=tuple)
 
 
@@ -80,6 +87,7 @@ def observe(cluster: Cluster, model: Json) -> Snapshot:
         deployments=items(cluster, collection("/apis/apps/v1", "deployments", namespace), labelSelector=selector),
         pods=pods_of(cluster, namespace, name),
         scaler=next(iter(scalers or ()), None),
+        scaled_object=next(iter(scaled_objects_of(cluster, namespace, selector) or ()), None),
         events=events or (),
     )
 
@@ -97,8 +105,9 @@ def status_tree(seen: Snapshot, now: datetime.datetime) -> Tree:
     for each in status.get("conditions") or ():
         branch.add(_condition_line(each, now))
     _add_revisions(tree, seen, now)
+    above = tree if seen.scaled_object is None else _add_scaled_object(tree, seen.scaled_object, now)
     if seen.scaler is not None:
-        _add_scaler(tree, seen.scaler)
+        _add_scaler(above, seen.scaler)
     _add_events(tree, seen.events, now)
     return tree
 
@@ -139,17 +148,24 @@ def _capacity(found: Json) -> str:
 
 
 def _condition_line(found: Json, now: datetime.datetime) -> Text:
-    # Progressing that is False is a rollout that has ended.
-    is_good = found["status"] == "True" or found["type"] == "Progressing"
-    mark, colour = ("✔", GOOD) if found["status"] == "True" else ("·", QUIET) if is_good else ("✘", BAD)
-    mark, colour = ("?", BUSY) if found["status"] == "Unknown" else (mark, colour)
+    mark, colour = _mark(found["type"], found["status"])
     return Text.assemble(
         (f"{mark} ", colour),
         f"{found['type']} ",
-        (f"{found['reason']} ", colour),
+        (f"{found['reason']} " if found.get("reason") else "", colour),
         str(found.get("message", "")),
         (f"  {age(found.get('lastTransitionTime'), now)}", QUIET),
     )
+
+
+def _mark(kind: str, status: str) -> tuple[str, str]:
+    if status == "Unknown":
+        return "?", BUSY
+    if kind in AMISS_WHERE_TRUE:
+        return ("✘", BAD) if status == "True" else ("·", QUIET)
+    if status == "True":
+        return "✔", GOOD
+    return ("·", QUIET) if kind in FINE_WHERE_FALSE else ("✘", BAD)
 
 
 def _add_revisions(tree: Tree, seen: Snapshot, now: datetime.datetime) -> None:
@@ -198,6 +214,20 @@ def _pod_line(model: Json, raw: Json, now: datetime.datetime) -> Text:
         (f"  {restarts} restarts" if restarts else "", BUSY),
         (f"  {age(raw['metadata'].get('creationTimestamp'), now)}", QUIET),
     )
+
+
+def _add_scaled_object(tree: Tree, scaled: Json, now: datetime.datetime) -> Tree:
+    """Ready and Active always, and what else KEDA says that is amiss."""
+    spec = scaled["spec"]
+    bounds = f"{spec.get('minReplicaCount', 0)}…{spec.get('maxReplicaCount', 100)}"
+    branch = tree.add(Text.assemble(("autoscaler ", QUIET), f"ScaledObject {name_of(scaled)}  {bounds}"))
+    told = status_of(scaled).get("conditions") or ()
+    if not told:
+        branch.add(Text("✘ KEDA has not looked at it: does its operator run? kubectl octavo doctor", style=BAD))
+    for each in told:
+        if each["type"] in ("Ready", "Active") or _mark(each["type"], each["status"])[0] == "✘":
+            branch.add(_condition_line(each, now))
+    return branch
 
 
 def _add_scaler(tree: Tree, scaler: Json) -> None:

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from octavo_cli.kubectl import __main__ as plugin
-from octavo_testing.apiserver import ApiServer, apiserver_with_crd
+from octavo_testing import keda
+from octavo_testing.apiserver import ApiServer, BinariesMissingError, apiserver_with_crd
+from octavo_testing.chart import install_optional_kinds
 from octavo_testing.operator_process import Namespace, running_operator, until
 
 PATIENCE_S = 120.0
@@ -179,6 +181,35 @@ def test_doctor_fails_on_a_cluster_without_octavo_and_says_what_to_do(server: Ap
     assert "no Deployment of the operator is found" in ran.stdout
     assert "→ install the chart" in ran.stdout
     assert "nobody serves custom.metrics.k8s.io" in ran.stdout
+
+
+def test_what_keda_writes_is_shown_as_its_own_definition_lets_it_be_written(server: ApiServer) -> None:
+    """By the CustomResourceDefinition of KEDA 2.21, which drops what it does not know; KEDA itself is not there."""
+    try:
+        install_optional_kinds(server)
+    except BinariesMissingError as error:
+        pytest.skip(str(error))
+    namespace, flags = Namespace(server, "plugin-keda"), (f"--kubeconfig={server.kubeconfig}", "-n", "plugin-keda")
+    scaling = {"maxReplicas": 4, "backend": "KEDA"}
+    made = namespace.create("qwen", scaling=scaling)
+    scaled = keda.a_scaled_object(namespace="plugin-keda")
+    scaled["metadata"]["ownerReferences"][0]["uid"] = made["metadata"]["uid"]
+    namespace.post("ScaledObject", scaled)
+
+    before = octavo("status", "qwen", *flags).stdout
+    status = keda.a_status(keda.TRIGGER_ERROR, keda.IDLE, keda.FALLBACK, keda.NOT_PAUSED, keda.HPA_FAILS)
+    written = namespace.patch("ScaledObject", "qwen", {"status": status}, subresource="status")
+    after = octavo("status", "qwen", *flags).stdout
+    judged = " ".join(octavo("doctor", *flags).stdout.split())
+
+    assert written["status"] == status
+    assert "autoscaler ScaledObject qwen  1…4" in before
+    assert "KEDA has not looked at it" in before
+    assert "✘ Ready TriggerError Triggers defined in ScaledObject are not working correctly" in after
+    assert "· Active ScalerNotActive" in after
+    assert "✘ HPAActive FailedGetExternalMetric" in after
+    assert "keda.sh is served, but no Deployment keda-operator is found; qwen cannot be scaled" in judged
+    assert "ScaledObject qwen Ready is False: Triggers defined in ScaledObject are not working correctly" in judged
 
 
 def test_a_kubeconfig_that_is_not_accepted_is_told_as_that(server: ApiServer, tmp_path: Path) -> None:

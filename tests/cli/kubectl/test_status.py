@@ -12,6 +12,8 @@ from rich.console import Console
 from octavo_cli.errors import CliError
 from octavo_cli.kubectl import __main__ as plugin
 from octavo_cli.kubectl import status
+from octavo_testing import keda
+from octavo_testing.keda import a_scaled_object
 from octavo_testing.kube_objects import MODELS, FakeCluster, a_condition, a_deployment, a_model, a_pod
 
 NOW = datetime.datetime(2026, 1, 1, 12, 5, tzinfo=datetime.UTC)
@@ -149,6 +151,55 @@ def test_an_autoscaler_that_cannot_read_and_the_newest_events_are_told() -> None
     assert text.index("R1 m") < text.index("R5 m")
 
 
+KEDAS_HPA = {
+    "metadata": {"name": "keda-hpa-qwen"},
+    "spec": {"minReplicas": 1, "maxReplicas": 4},
+    "status": {"currentReplicas": 1, "desiredReplicas": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "shown"),
+    [
+        (
+            (keda.READY, keda.IDLE, keda.FALLBACK, keda.NOT_PAUSED),
+            [
+                "✔ Ready ScaledObjectReady ScaledObject is defined correctly and is ready for scaling",
+                "· Active ScalerNotActive Scaling is not performed because triggers are not active",
+            ],
+        ),
+        (
+            (keda.TRIGGER_ERROR, {"type": "Active", "status": "Unknown"}, keda.FALLBACK, keda.PAUSED),
+            [
+                "✘ Ready TriggerError Triggers defined in ScaledObject are not working correctly",
+                "? Active",
+                "✘ Paused ScaledObjectPaused ScaledObject is paused",
+            ],
+        ),
+        (
+            (keda.READY, keda.ACTIVE, keda.FALLBACK, keda.NOT_PAUSED, keda.HPA_FAILS),
+            [
+                "✔ Ready ScaledObjectReady ScaledObject is defined correctly and is ready for scaling",
+                "✔ Active ScalerActive Scaling is performed because triggers are active",
+                "✘ HPAActive FailedGetExternalMetric HPA is not actively scaling: unable to get external metric",
+            ],
+        ),
+        ((), ["✘ KEDA has not looked at it: does its operator run? kubectl octavo doctor"]),
+    ],
+    ids=["idle", "Prometheus is silent", "metrics do not arrive", "no KEDA"],
+)
+def test_a_scaled_object_says_whether_keda_scales_by_it_and_why_not(
+    conditions: tuple[dict[str, Any], ...], shown: list[str]
+) -> None:
+    lines = told(status.Snapshot(model=a_model(), scaled_object=a_scaled_object(*conditions), scaler=KEDAS_HPA))
+
+    at = lines.index("└── autoscaler ScaledObject qwen  1…4")
+    assert lines[at + 1 :] == [
+        *(f"    ├── {line}" for line in shown),
+        "    └── autoscaler keda-hpa-qwen  1 → 2 of 1…4",
+    ]
+
+
 def run(cluster: FakeCluster, *arguments: str) -> tuple[int, str]:
     parser = plugin.parser(only="status")
     status.add_arguments(parser.subcommands["status"])
@@ -178,6 +229,14 @@ def test_what_may_not_be_read_is_left_out() -> None:
     assert code == 0
     assert "team/qwen" in text
     assert "events" not in text
+
+
+@pytest.mark.parametrize(("found", "is_shown"), [([a_scaled_object(keda.READY)], True), (403, False), (404, False)])
+def test_a_scaled_object_is_read_where_there_is_keda_and_the_right_to_it(found: Any, is_shown: bool) -> None:
+    code, text = run(a_cluster(**{"/apis/keda.sh/v1alpha1/namespaces/team/scaledobjects": found}), "qwen")
+
+    assert code == 0
+    assert ("autoscaler ScaledObject qwen" in text) is is_shown
 
 
 def test_without_a_name_every_model_of_the_namespace_is_shown() -> None:
