@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -24,24 +24,34 @@ def next_start(cron: str, time_zone: str, now: datetime) -> datetime:
     return next(CronSim(cron, now.astimezone(_zone(time_zone))))
 
 
-def check_cron(path: str, cron: str, time_zone: str) -> None:
-    """Raises SpecInvalidError for an expression or zone of the spec's field `path` that the schema cannot judge."""
-    _checked(f"{path}.timeZone", lambda: _zone(time_zone))
-    _checked(f"{path}.cron", lambda: next_start(cron, time_zone, datetime(2026, 1, 1, tzinfo=_zone(time_zone))))
+def check_crons(crons: Iterable[tuple[str, str, str]]) -> None:
+    """Raises SpecInvalidError for each expression or zone that the schema cannot judge.
+
+    `crons` are paths of the spec's fields, each with its expression and its zone.
+    """
+    found = (_find_problem(path, cron, time_zone) for path, cron, time_zone in crons)
+    problems = tuple(problem for problem in found if problem is not None)
+    if problems:
+        raise SpecInvalidError(problems)
+
+
+def _find_problem(path: str, cron: str, time_zone: str) -> Problem | None:
+    unknown = _try(f"{path}.timeZone", lambda: _zone(time_zone))
+    return unknown or _try(
+        f"{path}.cron", lambda: next_start(cron, time_zone, datetime(2026, 1, 1, tzinfo=_zone(time_zone)))
+    )
 
 
 def _zone(name: str) -> ZoneInfo:
     return ZoneInfo(name or "UTC")
 
 
-def _checked(path: str, read: Callable[[], object]) -> None:
+def _try(path: str, read: Callable[[], object]) -> Problem | None:
     try:
         read()
     except StopIteration:
-        problem = "never fires"
+        return Problem(path, "never fires")
     except (CronSimError, ValueError, OSError, KeyError) as error:
         # zoneinfo raises a KeyError for an unknown zone, a ValueError or OSError for what cannot be a name.
-        problem = str(error.args[0] if error.args else error)
-    else:
-        return
-    raise SpecInvalidError((Problem(path, problem),))
+        return Problem(path, str(error.args[0] if error.args else error))
+    return None

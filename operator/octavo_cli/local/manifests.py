@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ from typing import Any
 import yaml
 
 from octavo_cli.errors import CliError
+from octavo_operator.api.reader import Problem
 from octavo_operator.api.types import ModelDeployment
 from octavo_operator.api.validation import parse_model_deployment
+from octavo_operator.autoscaling.behavior import read_behavior
+from octavo_operator.autoscaling.schedule import check_schedules
 from octavo_operator.errors import SpecInvalidError
+from octavo_operator.rollout.when import check_window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,9 @@ def load_manifests(paths: Sequence[str]) -> list[Manifest]:
                     problems.append(f"{where}: no Secret with metadata.name and text in data or stringData")
                 continue
             try:
-                manifests.append(Manifest(raw=document, resource=parse_model_deployment(document, creating=True)))
+                resource = parse_model_deployment(document, creating=True)
+                _check_beyond_schema(resource)
+                manifests.append(Manifest(raw=document, resource=resource))
             except SpecInvalidError as error:
                 problems += [f"{where}: {problem}" for problem in error.problems]
     problems += _clashes(manifests)
@@ -58,6 +64,25 @@ def load_manifests(paths: Sequence[str]) -> list[Manifest]:
     return [
         replace(manifest, secrets={name: secrets[name] for name in _key_secrets(manifest)}) for manifest in manifests
     ]
+
+
+def _check_beyond_schema(resource: ModelDeployment) -> None:
+    """What no schema can judge and the operator does; raises SpecInvalidError with every problem.
+
+    None of it does anything here, and all of it would be refused on a cluster.
+    """
+    checks: list[Callable[[], object]] = [lambda: check_window(resource.spec.rollout.when)]
+    scaling = resource.spec.scaling
+    if scaling is not None:
+        checks += [lambda: check_schedules(scaling), lambda: read_behavior(scaling)]
+    problems: list[Problem] = []
+    for check in checks:
+        try:
+            check()
+        except SpecInvalidError as error:
+            problems += error.problems
+    if problems:
+        raise SpecInvalidError(tuple(problems))
 
 
 def _secret(document: dict[str, Any]) -> tuple[str, dict[str, bytes]]:

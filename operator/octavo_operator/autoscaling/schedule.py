@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from octavo_operator.api.types import ModelDeployment, ScalingSchedule
-from octavo_operator.cron import check_cron, last_start, next_start
+from octavo_operator.api.types import ModelDeployment, Scaling, ScalingSchedule
+from octavo_operator.cron import check_crons, last_start, next_start
 
 SOONEST_LOOK_S = 1.0
 """Two clocks never agree; a timer that is a little early must not spin."""
@@ -34,8 +34,7 @@ def apply_schedules(resource: ModelDeployment, *, now: datetime) -> Scheduled:
     scaling = resource.spec.scaling
     if scaling is None or not scaling.schedules:
         return Scheduled(resource=resource)
-    for number, schedule in enumerate(scaling.schedules):
-        check_cron(f"spec.scaling.schedules[{number}]", schedule.cron, schedule.time_zone)
+    check_schedules(scaling)
     newest = max(enumerate(scaling.schedules), key=lambda each: (_began(each[1], now), each[0]))[1]
     begins = min(next_start(each.cron, each.time_zone, now) for each in scaling.schedules)
     bounded = replace(
@@ -47,6 +46,14 @@ def apply_schedules(resource: ModelDeployment, *, now: datetime) -> Scheduled:
         resource=replace(resource, spec=replace(resource.spec, scaling=bounded)),
         schedule=newest.name,
         look_again_s=max(SOONEST_LOOK_S, (begins - now).total_seconds()),
+    )
+
+
+def check_schedules(scaling: Scaling) -> None:
+    """Raises SpecInvalidError for each cron expression or time zone that the schema cannot judge."""
+    check_crons(
+        (f"spec.scaling.schedules[{number}]", schedule.cron, schedule.time_zone)
+        for number, schedule in enumerate(scaling.schedules)
     )
 
 

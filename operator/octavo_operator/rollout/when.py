@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from octavo_operator.api.rollout_status import format_time
 from octavo_operator.api.types import RolloutWhen
-from octavo_operator.cron import check_cron, last_start, next_start
+from octavo_operator.cron import check_crons, last_start, next_start
 
 IDLE_S = 60
 """So long nobody must have asked before an idle model rolls over."""
@@ -38,7 +38,7 @@ def why_wait(when: RolloutWhen, *, idle_for_s: float | None, now: datetime) -> W
 def check_window(when: RolloutWhen) -> None:
     """Raises SpecInvalidError for a cron expression or time zone that the schema cannot judge."""
     if when.policy == "Window":
-        check_cron("spec.rollout.when", when.cron, when.time_zone)
+        check_crons([("spec.rollout.when", when.cron, when.time_zone)])
 
 
 def _wait_for_idleness() -> Wait:

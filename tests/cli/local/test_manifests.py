@@ -41,6 +41,33 @@ def test_every_problem_is_told_with_its_place(tmp_path: Path) -> None:
     assert "spec.zzz" in lines[2]
 
 
+def test_what_only_the_operator_can_judge_is_refused_by_name(tmp_path: Path) -> None:
+    """All of it, although none of it does anything here: a manifest is one on both sides."""
+    schedules = [
+        {"name": "day", "cron": "0 8 * * 1-5"},
+        {"name": "odd", "cron": "0 25 * * *"},
+        {"name": "far", "cron": "0 8 * * *", "timeZone": "Europe/Nowhere"},
+        {"name": "never", "cron": "0 0 31 2 *"},
+    ]
+    behavior = {"scaleUp": {"stabilizationWindowSeconds": 9999}}
+    scaling = {"maxReplicas": 2, "schedules": schedules, "behavior": behavior}
+    rollout = {"when": {"policy": "Window", "cron": "61 8 * * *", "duration": "1h"}}
+    good = a_manifest("b", replicas=None, scaling={"maxReplicas": 2, "schedules": schedules[:1]})
+    path = write_manifests(tmp_path / "m.yaml", a_manifest("a", replicas=None, scaling=scaling, rollout=rollout), good)
+
+    with pytest.raises(CliError) as refused:
+        load_manifests([str(path)])
+
+    told = [line.strip().partition(", document 1: ")[2] for line in str(refused.value).splitlines()]
+    assert [line.split(" ")[0].rstrip(":") for line in told] == [
+        "spec.rollout.when.cron",
+        "spec.scaling.schedules[1].cron",
+        "spec.scaling.schedules[2].timeZone",
+        "spec.scaling.schedules[3].cron",
+        "spec.scaling.behavior.scaleUp.stabilizationWindowSeconds",
+    ]
+
+
 def test_a_name_or_served_name_twice_is_refused(tmp_path: Path) -> None:
     path = write_manifests(
         tmp_path / "m.yaml", a_manifest("a"), a_manifest("a"), a_manifest("b", servedNames=["a", "x"])
