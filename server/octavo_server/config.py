@@ -105,17 +105,29 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     return read
 
 
-def only_auto(text: str) -> str:
-    """Reads a type of the KV cache.
+KV_CACHE_DTYPES_OF_OTHERS = {
+    "fp8_e5m2": "it has a bit of mantissa less than fp8 (e4m3) and saves no more",
+    "fp8_inc": "it is of Gaudi chips",
+    "fp8_ds_mla": "it is of DeepSeek's latent attention, whose models are not served",
+    "fp8_per_token_head": "scales are of layers, not of tokens",
+    "int8_per_token_head": "scales are of layers, not of tokens",
+    "int4_per_token_head": "8 bits are the fewest",
+    "nvfp4": "8 bits are the fewest",
+    "int8": "the 8 bits that are kept are those of fp8",
+}
+"""Names that vLLM or the resource has, and why they are not served."""
 
-    Raises:
-        ConfigError: it is not auto.
-    """
-    if text != "auto":
+
+def read_kv_cache_dtype(text: str) -> str:
+    """With vLLM's other name of fp8; its further ones are refused by name."""
+    if text in ("float16", "bfloat16"):
         raise ConfigError(
-            f"--kv-cache-dtype {text[:40]} is not supported yet in this version of Octavo; leave it out (auto)"
+            f"{text} is what auto takes from the activations; leave it out, and use --dtype {text} for both"
         )
-    return text
+    if text in KV_CACHE_DTYPES_OF_OTHERS:
+        reason = KV_CACHE_DTYPES_OF_OTHERS[text]
+        raise ConfigError(f"{text} is not supported yet in this version of Octavo: {reason}; use fp8 or auto")
+    return "fp8" if text == "fp8_e4m3" else text
 
 
 def origin(text: str) -> str:
@@ -228,8 +240,9 @@ class EngineConfig:
     """Order of the waiting requests: fcfs by arrival; priority by the request's field `priority` (lower first);
     cache-aware by the longest prefix hit, without starving anyone."""
 
-    kv_cache_dtype: str = setting("auto", parse=only_auto)
-    """Type of the KV cache. auto, the one choice of this version: the type of the activations."""
+    kv_cache_dtype: Literal["auto", "fp8"] = setting("auto", parse=read_kv_cache_dtype)
+    """Type of the KV cache. auto: that of the activations, on a CPU with --quantization float16. fp8, or fp8_e4m3: 8-bit
+    floats on GPUs, so that twice the tokens fit as in 16 bits; keys and values are rounded to 3 bits of mantissa."""
 
     enforce_eager: bool = setting(False)
     """Launch every decode step operation by operation instead of as a CUDA graph that was recorded when the engine
@@ -262,7 +275,6 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        only_auto(self.kv_cache_dtype)
         if self.batch_invariant and self.enable_prefix_caching:
             raise ConfigError(
                 "--batch-invariant: what the prefix cache holds decides how much of a prompt is computed at once; "

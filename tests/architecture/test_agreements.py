@@ -134,6 +134,7 @@ _EVERY_FLAG = {
         "gpuMemoryUtilization": "0.8",
         "dtype": "bfloat16",
         "quantization": "int8",
+        "kvCacheDtype": "fp8",
         "prefixCaching": False,
     },
 }
@@ -168,11 +169,10 @@ def test_what_the_resource_calls_served_the_server_takes_and_nothing_else() -> N
 
     assert {*QUANTIZATIONS} - {""} == {*settings["quantization"].choices} - {"none"}
     assert {*DTYPES} == {*settings["dtype"].choices}
-    for name in KV_CACHE_DTYPES:
-        EngineConfig(model="m", kv_cache_dtype=name)
+    assert {*KV_CACHE_DTYPES} == {*settings["kv_cache_dtype"].choices}
     for name in NOT_SERVED_KV_CACHE_DTYPES:
         with pytest.raises(ConfigError, match="not supported yet"):
-            EngineConfig(model="m", kv_cache_dtype=name)
+            settings["kv_cache_dtype"].read(name, "--kv-cache-dtype")
     assert {"--enable-lora", "--speculative-config"} <= NOT_SUPPORTED_YET
 
 

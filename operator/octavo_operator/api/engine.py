@@ -14,8 +14,8 @@ UTILIZATION = r"(0\.[0-9]{0,4}[1-9]|0\.[1-9][0-9]{0,4}|1|1\.0+)?"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("", "int8", "int4", "fp8")
 NOT_SERVED_QUANTIZATIONS = ("awq", "gptq", "compressed-tensors")
-KV_CACHE_DTYPES = ("auto",)
-NOT_SERVED_KV_CACHE_DTYPES = ("fp8", "int8")
+KV_CACHE_DTYPES = ("auto", "fp8")
+NOT_SERVED_KV_CACHE_DTYPES = ("int8",)
 RESERVED_FLAGS = (
     "--host",
     "--port",
@@ -61,11 +61,17 @@ def parse_engine(raw: ObjectReader, num_gpus: int) -> EngineSettings:
         quantization=_served(
             raw, "quantization", QUANTIZATIONS, NOT_SERVED_QUANTIZATIONS, "an unquantised checkpoint or a GGUF file"
         ),
+        kv_cache_dtype=_served(
+            raw,
+            "kvCacheDtype",
+            KV_CACHE_DTYPES,
+            NOT_SERVED_KV_CACHE_DTYPES,
+            "fp8, or auto, the type of the activations",
+        ),
         prefix_caching=raw.boolean("prefixCaching", default=True),
         tensor_parallel_size=raw.integer("tensorParallelSize", low=0, high=MAX_RANKS),
         extra_args=raw.strings("extraArgs", most=64),
     )
-    _served(raw, "kvCacheDtype", KV_CACHE_DTYPES, NOT_SERVED_KV_CACHE_DTYPES, "auto, the type of the activations")
     raw.not_served("speculative", "leave it out: the model itself computes every token")
     if num_gpus and result.tensor_parallel_size not in (0, num_gpus):
         raw.complain(

@@ -115,6 +115,7 @@ class EngineSettings:
     gpu_memory_utilization: str = ""
     dtype: str = "auto"
     quantization: str = ""
+    kv_cache_dtype: str = "auto"
     prefix_caching: bool = True
     tensor_parallel_size: int = 0
     """Ranks of a replica: 0 is one a GPU, or one on the CPU."""

@@ -79,6 +79,8 @@ def _engine_flags(spec: ModelDeploymentSpec) -> list[str]:
         flags.append(f"--dtype={engine.dtype}")
     if engine.quantization:
         flags.append(f"--quantization={engine.quantization}")
+    if engine.kv_cache_dtype != "auto":
+        flags.append(f"--kv-cache-dtype={engine.kv_cache_dtype}")
     if not engine.prefix_caching:
         flags.append("--no-enable-prefix-caching")
     return flags

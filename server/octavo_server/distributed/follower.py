@@ -48,6 +48,7 @@ class Setup:
     device: str
     quantization: str
     load_format: str
+    kv_cache_dtype: str
     num_threads: int
     """Of torch, on a CPU."""
 
@@ -147,7 +148,7 @@ def _load(setup: Setup, communicator: TorchDistributed) -> LoadedModel:
     if setup.quantization != "none" and setup.device == "cpu":
         # The compiled kernels have threads of their own.
         torch.set_num_threads(1)
-    return model
+    return model.keeping(setup.kv_cache_dtype)
 
 
 def _tell(channel: socket.socket, what: str, **values: object) -> None:

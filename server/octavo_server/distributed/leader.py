@@ -63,6 +63,7 @@ def load_in_parallel(
             device=device if device == "cpu" else f"{device}:{rank}",
             quantization=config.quantization,
             load_format=config.load_format,
+            kv_cache_dtype=config.kv_cache_dtype,
             num_threads=num_threads,
         )
         for rank in range(1, size)

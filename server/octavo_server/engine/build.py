@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from octavo_server.models.config import GenerationDefaults, ModelConfig, VectorSizes
     from octavo_server.models.loader import LoadedModel
     from octavo_server.plan.gpus import Device
+    from octavo_server.plan.layout import Layout
     from octavo_server.structured_output.compiler import GrammarCompiler
     from octavo_server.tokenizer.tokenizer import Tokenizer
 
@@ -122,10 +123,12 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     limits = config.resolve(
         context_length=model_config.max_positions, device=device, device_memory_bytes=machine.memory_bytes
     )
+    layout = choose_layout(config, stored_dtype=model_config.dtype, kind=machine.kind, ways=config.tensor_parallel_size)
     progress.enter("loading_weights")
     model = _load_model(location, config, device, progress)
     try:
-        return _around(model, config, limits, machine, progress, keeps_records=keeps_records)
+        memory = _plan_memory(config, model, layout, machine)
+        return _around(model, config, limits, memory, progress, keeps_records=keeps_records)
     except BaseException:
         model.decoder.close()
         raise
@@ -135,7 +138,7 @@ def _around(
     model: LoadedModel,
     config: EngineConfig,
     limits: ResolvedLimits,
-    machine: Device,
+    memory: MemoryPlan,
     progress: StartupProgress,
     *,
     keeps_records: bool,
@@ -144,7 +147,6 @@ def _around(
     if config.tokenizer is not None:
         # A model's own may have a few tokens more, which nobody sends.
         _check_vocabulary(text.tokenizer, model.config)
-    memory = _plan_memory(config, model, machine)
     if memory.kv is None:
         raise StartupError("KVCacheTooSmall", memory.problem)
     progress.enter("warming_up")
@@ -234,7 +236,7 @@ def _load_model(location: Path, config: EngineConfig, device: str, progress: Sta
     if config.quantization != "none" and device == "cpu":
         # The compiled kernels have threads of their own, and torch's would spin on the same cores.
         torch.set_num_threads(1)
-    return model
+    return model.keeping(config.kv_cache_dtype)
 
 
 def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
@@ -246,10 +248,8 @@ def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
         )
 
 
-def _plan_memory(config: EngineConfig, model: LoadedModel, machine: Device) -> MemoryPlan:
+def _plan_memory(config: EngineConfig, model: LoadedModel, layout: Layout, machine: Device) -> MemoryPlan:
     shape = served_shape(model.config)
-    ways = config.tensor_parallel_size
-    layout = choose_layout(config, stored_dtype=model.config.dtype, kind=machine.kind, ways=ways)
     measured = Measured(weight_bytes=model.num_weight_bytes)
     if machine.kind == "gpu":
         own = gpu_overhead_bytes(model.num_weight_bytes + rotary_bytes(shape))

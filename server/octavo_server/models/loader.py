@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from octavo_server.models.config import ModelConfig, read_model_config
 from octavo_server.models.decoder import Decoder
 from octavo_server.models.decoder_weights import load_decoder_weights
 from octavo_server.models.dummy_weights import DummyWeights
-from octavo_server.models.loaded_dtype import resolve_dtype_name
+from octavo_server.models.loaded_dtype import kv_dtype_name, resolve_dtype_name
 from octavo_server.models.location import resolve_location
 from octavo_server.models.shard import ALONE, Shard
 from octavo_server.models.weights import open_weights
@@ -51,11 +51,24 @@ class LoadedModel:
     backend: KernelBackend
     dtype: torch.dtype
     num_weight_bytes: int
+    kv_cache_dtype: str = "auto"
+    """"auto" or "fp8", see `EngineConfig`."""
     other_overhead_bytes: int = 0
     """The most that the GPU of another rank holds beside its part."""
 
+    def keeping(self, kv_cache_dtype: str) -> LoadedModel:
+        """The same with a cache of that type.
+
+        Raises:
+            StartupError: SpecInvalid, where its backend has none.
+        """
+        kv_dtype_name(kv_cache_dtype, _name(self.dtype), backend=self.backend.name)
+        return replace(self, kv_cache_dtype=kv_cache_dtype)
+
     @property
     def kv_dtype(self) -> torch.dtype:
+        if self.kv_cache_dtype == "fp8":
+            return torch.float8_e4m3fn
         return self.backend.kv_dtype if isinstance(self.backend, CompilingBackend) else self.dtype
 
     @property
@@ -149,9 +162,8 @@ def _select_backend(device: str, dtype: torch.dtype, quantization: str) -> Kerne
     if quantization == "fp8":
         return _select_fp8_backend(device, dtype)
     if device == "cpu" and dtype != torch.float32:
-        name = str(dtype).removeprefix("torch.")
         raise StartupError(
-            "SpecInvalid", f"--quantization computes in float32 on a CPU, not in {name}; leave --dtype out"
+            "SpecInvalid", f"--quantization computes in float32 on a CPU, not in {_name(dtype)}; leave --dtype out"
         )
     try:
         return select_quantized_backend(device, torch.get_num_threads())
@@ -167,15 +179,18 @@ def _select_fp8_backend(device: str, dtype: torch.dtype) -> KernelBackend:
             "--quantization fp8 needs a GPU of compute capability 8.9 or newer (L4, L40S, H100); on a CPU use int8 or int4",
         )
     if dtype != torch.bfloat16:
-        name = str(dtype).removeprefix("torch.")
         raise StartupError(
-            "SpecInvalid", f"--quantization fp8 computes in bfloat16, not in {name}; use --dtype bfloat16"
+            "SpecInvalid", f"--quantization fp8 computes in bfloat16, not in {_name(dtype)}; use --dtype bfloat16"
         )
     try:
         backend.check_fp8()
     except KernelError as error:
         raise StartupError("SpecInvalid", f"--quantization fp8: {error}") from error
     return backend
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _no_progress(_done: int, _total: int) -> None:

@@ -104,6 +104,9 @@ def _remedies(question: Question) -> list[str]:
         shorter = replace(question, config=replace(config, max_model_len=None))
         if _fits(shorter):
             found.append(f"--max-model-len {_plan(shorter).largest_context}, the largest context that fits")
+    smaller = replace(question, config=replace(config, kv_cache_dtype="fp8"))
+    if question.device.kind == "gpu" and _fits(smaller):
+        found.append("--kv-cache-dtype fp8, which keeps keys and values in 8 bits")
     if question.device.kind == "gpu":
         ways = [n for n in range(question.ways + 1, MAX_WAYS + 1) if model.can_split(n)]
         fitting = next((n for n in ways if _fits(replace(question, ways=n))), None)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from octavo_server.capacity import KVShape, StepWidths
-from octavo_server.models.loaded_dtype import resolve_dtype_name
+from octavo_server.models.loaded_dtype import FP8, kv_dtype_name, resolve_dtype_name
 
 if TYPE_CHECKING:
     from octavo_server.config import EngineConfig
     from octavo_server.plan.model_shape import ModelShape, Parameter
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, FP8: 1}
 QUANTIZATION_BITS: dict[str, int | None] = {"none": None, "int8": 8, "int4": 4, "fp8": None}
 FP8_MULTIPLE = 16
 """Of outputs and of inputs of a float8 matrix; others stay exact."""
@@ -81,14 +81,18 @@ class WeightSizes:
 
 
 def choose_layout(config: EngineConfig, *, stored_dtype: str, kind: Literal["cpu", "gpu"], ways: int = 1) -> Layout:
-    """What the engine chooses on a device of that kind."""
+    """What the engine chooses on a device of that kind.
+
+    Raises:
+        StartupError: SpecInvalid, where that device has no such cache.
+    """
     bits = QUANTIZATION_BITS[config.quantization]
     dtype = resolve_dtype_name(config.dtype, stored_dtype, is_cpu=kind == "cpu")
     backend: Literal["torch", "numba", "triton"] = "triton" if kind == "gpu" else "torch" if bits is None else "numba"
     return Layout(
         backend=backend,
         dtype=dtype,
-        kv_dtype="float16" if backend == "numba" else dtype,
+        kv_dtype=kv_dtype_name(config.kv_cache_dtype, dtype, backend=backend),
         bits=bits,
         block_size=config.block_size,
         ways=ways,

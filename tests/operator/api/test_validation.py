@@ -40,7 +40,7 @@ WHOLE: dict[str, Any] = {
         "gpuMemoryUtilization": "0.85",
         "dtype": "float16",
         "quantization": "int8",
-        "kvCacheDtype": "auto",
+        "kvCacheDtype": "fp8",
         "prefixCaching": False,
         "tensorParallelSize": 2,
         "speculative": {},
@@ -99,7 +99,11 @@ def test_every_field_of_the_server_is_read() -> None:
     assert (spec.resources.cpu, spec.resources.memory, spec.resources.shared_memory) == ("2", "1Gi", "2Gi")
     assert spec.resources.gpu.resource_name == "amd.com/gpu"
     assert (spec.engine.max_model_len, spec.engine.max_num_seqs, spec.engine.dtype) == (4096, 8, "float16")
-    assert (spec.engine.quantization, spec.engine.tensor_parallel_size) == ("int8", 2)
+    assert (spec.engine.quantization, spec.engine.kv_cache_dtype, spec.engine.tensor_parallel_size) == (
+        "int8",
+        "fp8",
+        2,
+    )
     assert spec.engine.extra_args == ("--seed=1",)
     assert (spec.replicas, spec.drain_timeout_s, spec.suspend) == (2, 60, True)
     assert (spec.routing.strategy, spec.routing.max_held_requests, spec.routing.hold_timeout_s) == (
@@ -271,8 +275,8 @@ INVALID = {
     ),
     "quantization": ({"engine": {"quantization": "int3"}}, "spec.engine.quantization: is 'int3', must be one of"),
     "a small K/V cache": (
-        {"engine": {"kvCacheDtype": "fp8"}},
-        "spec.engine.kvCacheDtype: fp8 is not served yet, only auto; use auto, the type of the activations",
+        {"engine": {"kvCacheDtype": "int8"}},
+        "spec.engine.kvCacheDtype: int8 is not served yet, only auto and fp8; use fp8, or auto, the type of the activations",
     ),
     "a guess": ({"engine": {"speculative": {"numTokens": 0}}}, "spec.engine.speculative: is not served yet; leave it"),
     "fewer ranks than GPUs": (

@@ -193,7 +193,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "adapters": ({"adapters": [{"name": "sql", "uri": "hf://org/sql"}]}, "adapters are not served yet; merge"),
     "quantization of a later version": ({"engine": {"quantization": "awq"}}, "not served yet, int8, int4 and fp8 are"),
     "quantization of nobody": ({"engine": {"quantization": "int3"}}, "spec.engine.quantization: Unsupported value"),
-    "a small K/V cache": ({"engine": {"kvCacheDtype": "fp8"}}, "kvCacheDtype fp8 and int8 are not served yet"),
+    "a small K/V cache": (
+        {"engine": {"kvCacheDtype": "int8"}},
+        "kvCacheDtype int8 is not served yet; use fp8, or auto",
+    ),
+    "a K/V cache of nobody": ({"engine": {"kvCacheDtype": "fp7"}}, "spec.engine.kvCacheDtype: Unsupported value"),
     "a guess": ({"engine": {"speculative": {"method": "ngram"}}}, "speculative is not served yet; leave it out"),
     "half a guess": ({"engine": {"speculative": {"numTokens": 4}}}, "speculative is not served yet; leave it out"),
     "a small model": ({"engine": {"speculative": {"model": "hf://org/s"}}}, "speculative is not served yet"),

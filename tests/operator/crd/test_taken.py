@@ -32,7 +32,7 @@ EVERYTHING = {
         "gpuMemoryUtilization": "0.85",
         "dtype": "float32",
         "quantization": "int4",
-        "kvCacheDtype": "auto",
+        "kvCacheDtype": "fp8",
         "prefixCaching": False,
         "tensorParallelSize": 8,
         "speculative": {},

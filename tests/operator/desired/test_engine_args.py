@@ -29,6 +29,7 @@ def test_every_setting_of_the_engine_becomes_a_flag() -> None:
         "gpuMemoryUtilization": "0.85",
         "dtype": "float16",
         "quantization": "int4",
+        "kvCacheDtype": "fp8",
         "prefixCaching": False,
         "extraArgs": ["--seed=1"],
     }
@@ -47,6 +48,7 @@ def test_every_setting_of_the_engine_becomes_a_flag() -> None:
         "--gpu-memory-utilization=0.85",
         "--dtype=float16",
         "--quantization=int4",
+        "--kv-cache-dtype=fp8",
         "--no-enable-prefix-caching",
         "--shutdown-timeout=30",
         "--seed=1",

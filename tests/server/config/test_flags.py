@@ -64,6 +64,8 @@ def test_defaults_stand_where_nothing_is_given() -> None:
         (["--enforce-eager"], "enforce_eager", True),
         (["--overlap-steps", "on"], "overlap_steps", "on"),
         (["--kv-cache-dtype", "auto"], "kv_cache_dtype", "auto"),
+        (["--kv-cache-dtype", "fp8"], "kv_cache_dtype", "fp8"),
+        (["--kv-cache-dtype", "fp8_e4m3"], "kv_cache_dtype", "fp8"),
         (["--tensor-parallel-size", "2"], "tensor_parallel_size", 2),
         (
             ["--allowed-origins", "https://a.example", "http://b:1"],
@@ -144,7 +146,13 @@ def test_a_service_link_of_kubernetes_is_ignored_with_a_warning(caplog: pytest.L
         (["m", "--dtype", "int3"], "--dtype is 'int3', it must be one of auto, float32, bfloat16, float16"),
         (["m", "--max-model-len", "many"], "--max-model-len: 'many' is not a whole number"),
         (["m", "--load-format", "pt"], "--load-format is 'pt', it must be one of auto, safetensors, gguf, dummy"),
-        (["m", "--kv-cache-dtype", "fp8"], "--kv-cache-dtype fp8 is not supported yet"),
+        (["m", "--kv-cache-dtype", "fp7"], "--kv-cache-dtype is 'fp7', it must be one of auto, fp8"),
+        (
+            ["m", "--kv-cache-dtype", "fp8_e5m2"],
+            "fp8_e5m2 is not supported yet in this version of Octavo: it has a bit",
+        ),
+        (["m", "--kv-cache-dtype", "int8"], "int8 is not supported yet in this version of Octavo: the 8 bits"),
+        (["m", "--kv-cache-dtype", "bfloat16"], "leave it out, and use --dtype bfloat16 for both"),
         (["m", "--tensor-parallel-size", "0"], "--tensor-parallel-size is 0, it must be at least 1"),
         (["m", "--allowed-origins", "https://a.example/"], "'https://a.example/' is no origin"),
         ([], "MODEL is missing"),

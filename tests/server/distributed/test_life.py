@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from octavo_server import LLM, SamplingParams
 from octavo_server.config import EngineConfig
 from octavo_server.distributed import followers
+from octavo_server.distributed.communicator import TorchDistributed
 from octavo_server.distributed.follower import Setup
 from octavo_server.distributed.orders import Connect, encode
 from octavo_server.engine.build import build_engine
@@ -139,6 +141,7 @@ def test_a_rank_that_waits_for_the_others_ends_with_rank_0(tiny_model: Path, tmp
         device="cpu",
         quantization="none",
         load_format="auto",
+        kv_cache_dtype="auto",
         num_threads=1,
     )
     process = followers.start(setup)
@@ -210,6 +213,25 @@ def test_more_ranks_than_gpus_end_the_start(tiny_model: Path, monkeypatch: pytes
 
     with pytest.raises(StartupError, match=r"size 4 needs 4 GPUs, torch finds 2; use 2 or less"):
         load_in_parallel(config, tiny_model, "cuda", lambda **_: pytest.fail("too early"))
+
+
+def test_every_rank_keeps_its_cache_as_the_first_does(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by what one on a CPU refuses."""
+    from octavo_server.distributed import follower, leader
+
+    def told(setups: list[Setup], *_: object) -> None:
+        (setup,) = setups
+        follower._load(replace(setup, device="cpu", num_threads=torch.get_num_threads()), TorchDistributed(1, 2))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(leader.tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    monkeypatch.setattr(leader, "Followers", told)
+    config = EngineConfig(model=str(tiny_model), tensor_parallel_size=2, kv_cache_dtype="fp8")
+
+    with pytest.raises(StartupError, match="--kv-cache-dtype fp8 is kept by the kernels of GPUs alone"):
+        leader.load_in_parallel(config, tiny_model, "cuda", lambda **_: pytest.fail("too late"))
 
 
 def test_ranks_share_the_processors_of_one(tiny_model: Path) -> None:

@@ -42,6 +42,7 @@ def remedy_of(found: Answer, flag: str) -> str:
 
 QUESTIONS = {
     "context": a_question(LLAMA_8B, GPUS["L4"], max_model_len=100_000),
+    "context in 16 bits": a_question(LLAMA_8B, GPUS["L4"], max_model_len=50_000),
     "weights on a gpu": a_question(MIXTRAL_8X7B, GPUS["H100"]),
     "weights on many": a_question(DEEPSEEK_V3, GPUS["H200"], ways=8),
     "weights on a cpu": a_question(LLAMA_8B, cpu(20)),
@@ -67,6 +68,15 @@ def test_the_largest_context_is_the_largest(name: str) -> None:
     best = int(remedy_of(answer(question), "--max-model-len").split()[1].strip(","))
 
     assert not answer(replace(question, config=replace(question.config, max_model_len=best + 1))).fits
+
+
+def test_a_cache_of_8_bits_is_told_where_it_is_enough_and_not_yet_taken() -> None:
+    question, on_a_cpu = QUESTIONS["context in 16 bits"], QUESTIONS["context on a cpu"]
+    taken = replace(question, config=replace(question.config, kv_cache_dtype="fp8", max_model_len=131_072))
+
+    assert remedy_of(answer(question), "--kv-cache-dtype").startswith("--kv-cache-dtype fp8")
+    for other in (QUESTIONS["context"], QUESTIONS["weights on a gpu"], taken, on_a_cpu):
+        assert not any(remedy.startswith("--kv-cache-dtype") for remedy in answer(other).remedies)
 
 
 def test_the_fewest_gpus_are_the_fewest_that_heads_can_be_dealt_to() -> None:

@@ -92,6 +92,8 @@ def test_json_has_the_tables_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--num-gpu-blocks-override", "100"], "kv_cache_bytes", True),
         (["--max-model-len", "1k"], "max_model_len", True),
         (["--block-size", "64"], "num_blocks", True),
+        (["--kv-cache-dtype", "fp8"], "kv_bytes_per_token", True),
+        (["--kv-cache-dtype", "fp8"], "num_blocks", False),
     ],
 )
 def test_every_flag_changes_its_number(
@@ -104,6 +106,30 @@ def test_every_flag_changes_its_number(
     assert isinstance(before, int)
     assert isinstance(after, int)
     assert after < before if smaller else after > before
+
+
+def test_a_cache_of_8_bits_takes_half_the_bytes_and_holds_twice_the_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(a_config(tmp_path, QWEN3_06B))
+    wide = of_json(capsys, folder, "--gpu", "L4")
+
+    small = of_json(capsys, folder, "--gpu", "L4", "--kv-cache-dtype", "fp8")
+
+    # 28 layers, keys and values of 8 heads of 128 numbers
+    assert (wide["kv_bytes_per_token"], small["kv_bytes_per_token"]) == (28 * 2 * 8 * 128 * 2, 28 * 2 * 8 * 128)
+    assert (wide["num_blocks"], small["num_blocks"]) == (9931, 2 * 9931 + 1)
+    assert small["kv_cache_dtype"] == "float8_e4m3fn"
+    assert main(["plan", folder, "--gpu", "L4", "--kv-cache-dtype", "fp8"]) == 0
+    assert "56.0 KiB a token in float8_e4m3fn (--kv-cache-dtype)" in capsys.readouterr().out
+
+
+def test_a_cache_of_8_bits_is_planned_on_no_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(a_config(tmp_path, QWEN3_06B))
+
+    message = error_of(capsys, folder, "--gpu", "cpu", "--kv-cache-dtype", "fp8", status=1)
+
+    assert "--kv-cache-dtype fp8 is kept by the kernels of GPUs alone; on a CPU leave it out" in message
 
 
 def test_what_does_not_fit_is_printed_with_what_would_and_status_1(
@@ -163,6 +189,7 @@ def test_settings_come_from_the_servers_file_and_variables(
         (["--gpu", "cpu", "--tp", "3"], ("possible are 1, 2, 4, 8, 16",)),
         (["--gpu", "H200", "--max-model-len", "50k"], ("50000", "40960")),
         (["--gpu", "H200", "--kv-cache-dtype", "fp7"], ("--kv-cache-dtype",)),
+        (["--gpu", "H200", "--kv-cache-dtype", "fp8_e5m2"], ("fp8_e5m2 is not supported yet", "use fp8 or auto")),
         (["--gpu", "H200", "--port", "1"], ("unknown flag --port",)),
         (["--revision", "main"], ("--revision is for models of the hub",)),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,10 @@ def test_with_torch_bits_do_depend_on_batch_mates_otherwise() -> None:
     assert any(answers(model, [asked[index]], 5) != [among[index]] for index in (0, 17, 40, 63))
 
 
-def test_with_tritons_kernels_no_bit_depends_on_batch_mates(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_with_tritons_kernels_no_bit_depends_on_batch_mates(
+    kv_cache_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Enough rows in a step for another tiling of the experts, which the interpreter's bits would not show."""
     from octavo_kernels import fused_moe
     from octavo_kernels.triton_backend import TritonBackend
@@ -68,6 +72,7 @@ def test_with_tritons_kernels_no_bit_depends_on_batch_mates(monkeypatch: pytest.
     choose = fused_moe.expert_tiling
     monkeypatch.setattr(fused_moe, "expert_tiling", lambda *given: tilings.add(made := choose(*given)) or made)
     model = Model.of(TINY["qwen3-moe"], "host", TritonBackend(CPU, is_batch_invariant=True), torch.float32)
+    model.loaded = replace(model.loaded, kv_cache_dtype=kv_cache_dtype)
     asked = prompts(3, 31, model.config.vocab_size)
 
     among = answers(model, asked, 2, budget=128, has_fixed_pieces=True)
