@@ -90,16 +90,16 @@ class LaunchedStep:
         refused: dict[SequenceId, str],
     ) -> dict[SequenceId, SampledToken]:
         sampled: dict[SequenceId, SampledToken] = {}
-        for item, token in zip(self._samples, tokens, strict=True):
-            sequence_id = item.sequence.sequence_id
+        sequence_ids = [item.sequence.sequence_id for item in self._samples]
+        for sequence_id, token in zip(sequence_ids, tokens, strict=True):
             if sequence_id in failed:
                 continue
-            if token is None:
-                failed[sequence_id] = NON_FINITE
-            elif isinstance(token, str):
-                refused[sequence_id] = token
-            else:
+            if isinstance(token, SampledToken):
                 sampled[sequence_id] = token
+            elif token is None:
+                failed[sequence_id] = NON_FINITE
+            else:
+                refused[sequence_id] = token
         return sampled
 
     def _states(self, states: torch.Tensor, failed: dict[SequenceId, str]) -> dict[SequenceId, bytes]:

@@ -53,15 +53,8 @@ class LogitEdits:
 
     def touches(self, sequence: Sequence) -> bool:
         """Whether `apply` may change the sequence's next logits."""
-        params = sequence.request.params
-        return bool(
-            sequence.grammar is not None
-            or params.allowed_token_ids is not None
-            or params.logit_bias
-            or sequence.request.bad_token_ids
-            or sequence.num_sampled_tokens < params.min_tokens
-            or params.has_penalty
-        )
+        min_tokens = sequence.request.params.min_tokens
+        return sequence.edits_logits or (min_tokens > 0 and sequence.num_sampled_tokens < min_tokens)
 
     def apply_to_prompt(self, logits: torch.Tensor, params: SamplingParams) -> None:
         """What holds for a prompt's tokens too: allowed_token_ids and logit_bias; the rest is about the output.

@@ -107,14 +107,14 @@ class DecoderRunner:
     def _replay(self, step: PlacedStep, graphs: DecodeGraphs) -> LaunchedStep:
         items, slots = step.rows.samples, self._slots
         tokens, logits = graphs.run(step.slots, step.starts, step.token_ids)
+        if self._sampler.is_plain(items):
+            return LaunchedStep(items, failed=step.invalid, choice=Choice(tokens=tokens))
+        assert slots is not None
         failed = {**self._unservable(items), **step.invalid}
-        choice = Choice(tokens=tokens)
-        if not self._sampler.is_plain(items):
-            assert slots is not None
-            indices, positions = upload([step.slots, step.starts], np.int64, self._device)
-            sampling = slots.sampling(indices, positions + 1, all_greedy=step.all_greedy)
-            choice = self._sampler.sample(logits, items, _places(items, failed), sampling)
-            slots.keep_tokens(indices, choice.tokens)
+        indices, positions = upload([step.slots, step.starts], np.int64, self._device)
+        sampling = slots.sampling(indices, positions + 1, all_greedy=step.all_greedy)
+        choice = self._sampler.sample(logits, items, _places(items, failed), sampling)
+        slots.keep_tokens(indices, choice.tokens)
         return LaunchedStep(items, failed=failed, choice=choice)
 
     def _launch(self, batch: ForwardBatch) -> LaunchedStep:

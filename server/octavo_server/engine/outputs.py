@@ -2,13 +2,14 @@
 
     Scheduler.schedule -> SchedulerOutput -> ModelRunner.execute -> RunnerOutput -> Scheduler.update
 
-`SchedulerOutput` names sequences and token ranges; it never holds a tensor.
+`SchedulerOutput` names sequences and token ranges; it never holds a tensor. What a step has one of for each sequence is a
+NamedTuple: made in a third of the time of a frozen dataclass, hundreds of times a step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NewType, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
 
 from octavo_server.structured_output.params import STRUCTURED_OUTPUTS
 
@@ -24,8 +25,7 @@ GRAMMAR_ENDED = f"{STRUCTURED_OUTPUTS}: "
 NOTHING_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to choose; relax one of them"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduledSequence:
+class ScheduledSequence(NamedTuple):
     """Compute tokens [start, start + num_tokens) of `sequence` in this step."""
 
     sequence: Sequence
@@ -59,8 +59,7 @@ class TokenLogprob:
     rank: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """What a step chose for one sequence."""
 
     token_id: int
@@ -93,8 +92,7 @@ class RunnerOutput:
     """Sequences whose row alone failed (a non-finite logit), with a message; they end, the others go on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceOutput:
+class SequenceOutput(NamedTuple):
     """What a step gave one sequence; `stop_reason` and `error` stand in the sequence itself."""
 
     sequence: Sequence

@@ -55,15 +55,13 @@ class RequestSlots:
 
     def place(self, items: Items[ScheduledSequence]) -> list[int]:
         """The slots of a step's sequences, with everything of theirs on its way to the tables."""
-        present = {item.sequence.sequence_id for item in items}
-        for sequence_id in [taken for taken in self._taken if taken not in present]:
+        for sequence_id in self._taken.keys() - [item.sequence.sequence_id for item in items]:
             self._free.append(self._taken.pop(sequence_id).index)
         come: list[tuple[int, Sequence]] = []
         places: list[int] = []
         blocks: list[int] = []
         slots: list[int] = []
-        for item in items:
-            sequence = item.sequence
+        for sequence in [item.sequence for item in items]:
             slot = self._taken.get(sequence.sequence_id)
             if slot is None or slot.num_preemptions != sequence.num_preemptions:
                 index = self._free.pop() if slot is None else slot.index

@@ -8,6 +8,7 @@ operations takes as long as a few sequences.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from octavo_server.engine.batch import ForwardBatch, LogitRows, logit_rows, repl
 from octavo_server.engine.transfers import upload
 
 if TYPE_CHECKING:
-    from octavo_server.engine.outputs import ScheduledSequence, SchedulerOutput, SequenceId
+    from octavo_server.engine.outputs import SchedulerOutput, SequenceId
     from octavo_server.engine.request_slots import RequestSlots
 
 NOT_KNOWN = -1
@@ -67,20 +68,22 @@ class ResidentBatchBuilder:
         """The step as the host knows it, with all that its slots need on the way to them."""
         token_ids: list[int] = []
         unknown: list[int] = []
-        first_rows = [0]
         for item in output.scheduled:
-            token_ids += known_tokens(item)
-            first_rows.append(first_rows[-1] + item.num_tokens)
-            if len(token_ids) < first_rows[-1]:
+            known, start, count = item.sequence.token_ids, item.start, item.num_tokens
+            if start < len(known):
+                token_ids += known[start : start + count]
+            if start + count > len(known):
                 unknown.append(len(token_ids))
                 token_ids.append(0)
+        counts = [item.num_tokens for item in output.scheduled]
+        first_rows = [0, *accumulate(counts)]
         invalid = replace_invalid(output, token_ids, first_rows, self._vocab_size)
         for row in unknown:
             token_ids[row] = NOT_KNOWN
         return PlacedStep(
             slots=self.slots.place(output.scheduled),
             starts=[item.start for item in output.scheduled],
-            counts=[item.num_tokens for item in output.scheduled],
+            counts=counts,
             token_ids=token_ids,
             rows=logit_rows(output, first_rows),
             invalid=invalid,
@@ -117,11 +120,6 @@ class ResidentBatchBuilder:
             sampling=self.slots.sampling(sampled_slots, last + 1, all_greedy=step.all_greedy) if rows.samples else None,
             sampled_slots=sampled_slots if rows.samples else None,
         )
-
-
-def known_tokens(item: ScheduledSequence) -> list[int]:
-    """Those to compute that the host has; all, or all but the last."""
-    return item.sequence.token_ids[item.start : item.start + item.num_tokens]
 
 
 def table_width(max_seq_len: int, block_size: int) -> int:

@@ -55,7 +55,10 @@ class Choice:
         """A token a row, or why the request leaves none, or None where a logit is not finite. tensors: on the host."""
         found = self.logprobs.read(tensors[1:]) if self.logprobs is not None else []
         told = dict(zip(self.told_rows, found, strict=True))
-        return [self._read_row(row, token_id, told) for row, token_id in enumerate(tensors[0].tolist())]
+        token_ids: list[int] = tensors[0].tolist()
+        if not (told or self.refused) and min(token_ids, default=0) >= 0:
+            return [SampledToken(token_id) for token_id in token_ids]
+        return [self._read_row(row, token_id, told) for row, token_id in enumerate(token_ids)]
 
     def _read_row(self, row: int, token_id: int, told: dict[int, Entry]) -> SampledToken | str | None:
         if token_id == NOT_FINITE:

@@ -96,17 +96,11 @@ class _StepPlan:
     scheduled: dict[SequenceId, ScheduledSequence] = field(default_factory=dict)
     preempted: list[SequenceId] = field(default_factory=list)
 
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
+    def add(self, sequence: Sequence, start: int, num_tokens: int, *, is_last: bool) -> None:
+        """`is_last`: whether nothing that the sequence counts lies behind these tokens."""
         assert num_tokens > 0, f"sequence {sequence.sequence_id} was left out of a step"
-        start = sequence.next_position
-        is_last = num_tokens == sequence.num_uncomputed_tokens
-        self.scheduled[sequence.sequence_id] = ScheduledSequence(
-            sequence=sequence,
-            start=start,
-            num_tokens=num_tokens,
-            samples=is_last and sequence.max_output_tokens > 0,
-            pools=is_last and sequence.request.pools,
-        )
+        samples, pools = is_last and sequence.max_output_tokens > 0, is_last and sequence.request.pools
+        self.scheduled[sequence.sequence_id] = ScheduledSequence(sequence, start, num_tokens, samples, pools)
         self.budget -= num_tokens
 
     def preempt(self, sequence: Sequence) -> None:
@@ -195,7 +189,8 @@ class Scheduler:
     def needs_tokens(self) -> bool:
         """Whether a sequence's next token cannot be chosen before its last one is known on the host."""
         return any(
-            sequence.num_unread_tokens
+            sequence.edits_logits
+            and sequence.num_unread_tokens
             and (sequence.grammar is not None or sequence.token_counts is not None or sequence.request.bad_token_ids)
             for sequence in self._running.values()
         )
@@ -203,8 +198,9 @@ class Scheduler:
     def launched(self, output: SchedulerOutput) -> None:
         """Counts a step that is under way, so that the next may be decided before `update` has taken it in."""
         for item in output.scheduled:
-            item.sequence.num_launched_tokens += item.num_tokens
-            item.sequence.num_unread_tokens += int(item.samples)
+            sequence = item.sequence
+            sequence.num_launched_tokens += item.num_tokens
+            sequence.num_unread_tokens += item.samples
 
     def forget_launched(self) -> None:
         """As if no step were under way: what was launched will not come back, and is decided anew."""
@@ -215,11 +211,12 @@ class Scheduler:
         """Takes in what a step gave; says what is new for each sequence, ended ones included."""
         results: list[SequenceOutput] = []
         for item in output.scheduled:
+            sequence = item.sequence
             # Else it was aborted while the step ran
-            if item.sequence.status is SequenceStatus.RUNNING:
-                if item.sequence.num_launched_tokens:
-                    item.sequence.num_launched_tokens -= item.num_tokens
-                    item.sequence.num_unread_tokens -= int(item.samples)
+            if sequence.status is SequenceStatus.RUNNING:
+                if sequence.num_launched_tokens:
+                    sequence.num_launched_tokens -= item.num_tokens
+                    sequence.num_unread_tokens -= item.samples
                 result = self._advance(item, runner_output, now)
                 if result is not None:
                     results.append(result)
@@ -273,8 +270,8 @@ class Scheduler:
     def _schedule_running(self, plan: _StepPlan, share: int) -> None:
         for sequence in list(self._running.values()):
             # Else it was preempted by one before it
-            if sequence.status is SequenceStatus.RUNNING and not _ends_by_itself(sequence):
-                self._schedule_tokens(sequence, min(_num_wanted(sequence, share), plan.budget), plan)
+            if sequence.status is SequenceStatus.RUNNING:
+                self._schedule_tokens(sequence, share, plan)
 
     def _schedule_waiting(self, plan: _StepPlan, share: int, now: float) -> None:
         if not self._has_room(plan):
@@ -292,10 +289,11 @@ class Scheduler:
             spare = promised + self._watermark_blocks if self._running else 0
             if not self.kv.can_hold(sequence, hits, spare_blocks=spare):
                 return
-            if self.config.has_fixed_pieces and _num_wanted(sequence, share) > plan.budget:
+            wanted = min(sequence.num_tokens, _own_share(sequence, share))
+            if self.config.has_fixed_pieces and wanted > plan.budget:
                 return
             self._admit(sequence, hits, now)
-            self._schedule_tokens(sequence, min(_num_wanted(sequence, share), plan.budget), plan)
+            self._schedule_tokens(sequence, share, plan)
             promised += self._blocks_to_come(sequence)
             in_the_making.add(next_hash)
 
@@ -303,10 +301,20 @@ class Scheduler:
         """Whether one more sequence may enter, memory aside."""
         return len(self._waiting) > 0 and plan.budget > 0 and len(self._running) < self.config.max_num_seqs
 
-    def _schedule_tokens(self, sequence: Sequence, num_tokens: int, plan: _StepPlan) -> None:
-        end = sequence.next_position + num_tokens
+    def _schedule_tokens(self, sequence: Sequence, share: int, plan: _StepPlan) -> None:
+        """Its next tokens, as far as `share` and the budget go; none where what is under way is all that it computes."""
+        start = sequence.num_computed_tokens + sequence.num_launched_tokens
+        num_counted = len(sequence.token_ids) + sequence.num_unread_tokens
+        num_left = num_counted - start
+        is_over = sequence.num_unread_tokens and num_counted - sequence.num_prompt_tokens >= sequence.max_output_tokens
+        if num_left == 0 or is_over:
+            return
+        num_tokens = min(num_left, plan.budget)
+        if num_tokens > 1:
+            num_tokens = min(num_tokens, _own_share(sequence, share))
+        end = start + num_tokens
         if end <= len(sequence.block_ids) * self.kv.block_size or self._make_room(sequence, end, plan):
-            plan.add(sequence, num_tokens)
+            plan.add(sequence, start, num_tokens, is_last=num_tokens == num_left)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, plan: _StepPlan) -> bool:
         """Gives the sequence blocks for its first `num_tokens` tokens; False if it had to make room itself."""
@@ -357,23 +365,24 @@ class Scheduler:
         plan.preempt(sequence)
 
     def _advance(self, item: ScheduledSequence, runner_output: RunnerOutput, now: float) -> SequenceOutput | None:
-        sequence = item.sequence
-        sequence.is_refused = sequence.sequence_id in runner_output.refused
-        if sequence.is_refused or sequence.sequence_id in runner_output.failed:
+        sequence, sequence_id = item.sequence, item.sequence.sequence_id
+        if sequence_id in runner_output.refused or sequence_id in runner_output.failed:
+            sequence.is_refused = sequence_id in runner_output.refused
             endings = runner_output.refused if sequence.is_refused else runner_output.failed
-            sequence.error = endings[sequence.sequence_id]
+            sequence.error = endings[sequence_id]
             self._finish(sequence, FinishReason.ERROR, keep=False)
-            return SequenceOutput(sequence=sequence, finish_reason=FinishReason.ERROR)
+            return SequenceOutput(sequence, finish_reason=FinishReason.ERROR)
         computed = sequence.num_computed_tokens = item.start + item.num_tokens
         if computed >= (sequence.num_published_blocks + 1) * self.kv.block_size:
             sequence.num_published_blocks = self.kv.publish(sequence)
         tokens: tuple[SampledToken, ...] = ()
         hidden_state = None
         if item.samples:
-            tokens = (runner_output.sampled[sequence.sequence_id],)
-            self._append_token(sequence, tokens[0].token_id, now)
+            token = runner_output.sampled[sequence_id]
+            tokens = (token,)
+            self._append_token(sequence, token.token_id, now)
         elif item.pools:
-            hidden_state = runner_output.hidden_states[sequence.sequence_id]
+            hidden_state = runner_output.hidden_states[sequence_id]
             self._finish(sequence, FinishReason.STOP)
         elif computed == sequence.num_tokens:
             # Asked for its prompt alone (max_tokens 0): nothing is sampled and nothing is left
@@ -381,13 +390,7 @@ class Scheduler:
         prompt_logprobs = _unreported(sequence, runner_output) if runner_output.prompt_logprobs else ()
         if not (tokens or prompt_logprobs or sequence.is_finished):
             return None
-        return SequenceOutput(
-            sequence=sequence,
-            tokens=tokens,
-            prompt_logprobs=prompt_logprobs,
-            hidden_state=hidden_state,
-            finish_reason=sequence.finish_reason,
-        )
+        return SequenceOutput(sequence, tokens, prompt_logprobs, hidden_state, sequence.finish_reason)
 
     def _append_token(self, sequence: Sequence, token_id: int, now: float) -> None:
         """Takes in a sampled token and applies the stop rules; every rule but the length waits for `min_tokens`."""
@@ -432,22 +435,14 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_launched_tokens = sequence.num_unread_tokens = 0
 
 
-def _ends_by_itself(sequence: Sequence) -> bool:
-    """Whether what is under way is all that it computes, whatever that gives: the next step would be wasted on it."""
-    is_last = sequence.num_unread_tokens > 0 and sequence.num_sampled_tokens >= sequence.max_output_tokens
-    return is_last or sequence.num_uncomputed_tokens == 0
-
-
 def _ends_at_eos(sequence: Sequence, *, may_stop: bool) -> bool:
     """A grammar allows an end only where it is one, whatever else was asked."""
     return sequence.grammar is not None or (may_stop and not sequence.request.params.ignore_eos)
 
 
-def _num_wanted(sequence: Sequence, share: int) -> int:
-    """Tokens to compute where `share` plain ones are allowed."""
-    if not sequence.reads_prefix_cache:
-        share = max(1, share // SCORED_TOKEN_COST)
-    return min(sequence.num_uncomputed_tokens, share)
+def _own_share(sequence: Sequence, share: int) -> int:
+    """Tokens that it may compute where `share` plain ones are allowed."""
+    return share if sequence.reads_prefix_cache else max(1, share // SCORED_TOKEN_COST)
 
 
 def _next_hash(sequence: Sequence, num_blocks: int) -> bytes | None:

@@ -63,6 +63,8 @@ class Sequence:
     """Prompt, then output; only `append` changes it."""
     token_counts: TokenCounts | None = field(init=False)
     """Of both; None where no penalty asks for it."""
+    edits_logits: bool = field(init=False)
+    """Whether something is asked that changes its logits at every token; `min_tokens` does so at the first ones."""
     num_prompt_tokens: int = field(init=False)
     max_output_tokens: int = 0
     """The request's `max_tokens` or what the context has room for, whichever is less; set when it is added."""
@@ -103,6 +105,13 @@ class Sequence:
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.token_counts = TokenCounts(self.token_ids) if self.request.params.has_penalty else None
+        self.edits_logits = bool(
+            self.grammar is not None
+            or self.token_counts is not None
+            or self.request.params.allowed_token_ids is not None
+            or self.request.params.logit_bias
+            or self.request.bad_token_ids
+        )
         self.prefix_extra = canonical_extra(self.request.cache_salt)
 
     def append(self, token_id: int) -> None:
@@ -129,19 +138,9 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def num_uncomputed_tokens(self) -> int:
-        """What a step without any limit would compute."""
-        return len(self.token_ids) + self.num_unread_tokens - self.next_position
-
-    @property
-    def next_position(self) -> int:
-        """Of the token with which the next step begins."""
-        return self.num_computed_tokens + self.num_launched_tokens
-
-    @property
     def num_sampled_tokens(self) -> int:
         """Output tokens, those included that have not come to the host."""
-        return self.num_output_tokens + self.num_unread_tokens
+        return len(self.token_ids) + self.num_unread_tokens - self.num_prompt_tokens
 
     @property
     def is_finished(self) -> bool:

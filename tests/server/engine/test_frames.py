@@ -29,13 +29,12 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    """Anything that the type says; of a dataclass every field, so that a new one is covered as it comes."""
+    """Anything that the type says; of a dataclass or a NamedTuple every field, so that a new one is covered as it comes."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind in PLAIN:
         return PLAIN[kind]
-    if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return st.builds(kind, **{item.name: values_of(hints[item.name]) for item in dataclasses.fields(kind)})
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
+        return st.builds(kind, **{name: values_of(hint) for name, hint in get_type_hints(kind).items()})
     if origin is Literal:
         return st.sampled_from(parts)
     if origin in (Union, UnionType):

@@ -74,8 +74,8 @@ class TestPreemption:
     def test_the_budget_of_a_victim_goes_to_those_after_it(self) -> None:
         plan = _StepPlan(budget=8)
         victim, prompt = a_sequence(3), a_sequence(9)
-        plan.add(victim, 3)
-        plan.add(prompt, 1)
+        plan.add(victim, 0, 3, is_last=True)
+        plan.add(prompt, 0, 1, is_last=False)
 
         plan.preempt(victim)
         plan.preempt(a_sequence(1))

@@ -15,7 +15,6 @@ def test_tokens_are_prompt_then_output() -> None:
     assert sequence.num_tokens == 5
     assert sequence.output_token_ids == [8, 9]
     assert sequence.num_output_tokens == 2
-    assert sequence.num_uncomputed_tokens == 2
     assert sequence.arrival_s == 4.5
     assert not sequence.is_finished
 
