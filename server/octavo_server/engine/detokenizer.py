@@ -10,7 +10,6 @@ the same character, the longest.
 from __future__ import annotations
 
 import codecs
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ def is_hidden(token_id: int, tokens: TokenTable, shown_special_ids: Collection[i
     return tokens.is_special(token_id) and token_id not in shown_special_ids
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What one call of `append` released."""
 
     text: str
@@ -84,7 +82,7 @@ class Detokenizer:
     def append(self, token_ids: Sequence[int]) -> TextDelta:
         """Takes the next tokens and releases what is certain."""
         if not self._stop:
-            return TextDelta(text="".join([self._decode(token_id) for token_id in token_ids]))
+            return TextDelta("".join([self._decode(token_id) for token_id in token_ids]))
         released = ""
         for count, token_id in enumerate(token_ids, start=1):
             self._num_tokens += 1

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from octavo_server.engine.admission import Limits, check_request
 from octavo_server.engine.detokenizer import Detokenizer, TextDelta
@@ -41,12 +41,11 @@ MAX_FAILED_STEPS = 8
 FAILED_MESSAGE = "the engine failed on this request; the server's log holds the reason"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputDelta:
+class OutputDelta(NamedTuple):
     """What is new for one output of a request. The last one of each output has a `finish_reason`."""
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple's own, which nobody asks a delta for
     text: str = ""
     tokens: tuple[SampledToken, ...] = ()
     num_held_tokens: int = 0
@@ -341,12 +340,11 @@ class Engine:
         sequence = update.sequence
         output = self._outputs[sequence.sequence_id]
         finish_reason, stop_reason, error = update.finish_reason, sequence.stop_reason, sequence.error
-        released = TextDelta(text="")
         try:
             released = self._text_of(update, output)
         except Exception:  # The others must not end with the one whose text cannot be made
             logger.exception("tokens could not be turned into text", extra={"request_id": sequence.request.request_id})
-            finish_reason, error = FinishReason.ERROR, FAILED_MESSAGE
+            released, finish_reason, error = TextDelta(""), FinishReason.ERROR, FAILED_MESSAGE
             self._scheduler.finish(sequence.sequence_id, FinishReason.ERROR)
         if released.stop is not None:
             finish_reason, stop_reason = FinishReason.STOP, released.stop
@@ -375,7 +373,7 @@ class Engine:
         """What the step's tokens release, and all that was held where they are the last."""
         params = update.sequence.request.params
         if not params.detokenize:
-            return TextDelta(text="")
+            return TextDelta("")
         ids = [token.token_id for token in update.tokens]
         # The token that ended it (end of sequence, or a stop token) is counted but not shown.
         num_ending = int(update.finish_reason is FinishReason.STOP and not params.include_stop_str_in_output)

@@ -100,8 +100,7 @@ def joined_deltas(deltas: Sequence[OutputDelta]) -> OutputDelta:
     """Deltas of one output, in order, as one."""
     if len(deltas) == 1:
         return deltas[0]
-    return replace(
-        deltas[-1],
+    return deltas[-1]._replace(
         text="".join([delta.text for delta in deltas]),
         tokens=tuple(chain.from_iterable([delta.tokens for delta in deltas])),
         prompt_logprobs=tuple(chain.from_iterable([delta.prompt_logprobs for delta in deltas])),
