@@ -6,7 +6,7 @@ import torch
 
 from octavo_kernels.attention_variant import AttentionVariant
 from octavo_kernels.batches import AttentionBatch
-from octavo_kernels.checks import check_rms_norm, check_rotary
+from octavo_kernels.checks import check_angles, check_rms_norm
 from octavo_kernels.errors import KernelError
 from octavo_kernels.fp8_weight import FP8
 from octavo_kernels.handles import KVCacheSpec, KVScales, QKNorm
@@ -63,9 +63,7 @@ def check_store_kv(
         _require_dtype_of_cache(name, tensor, key_cache, scales)
         require_last_contiguous(name, tensor)
         require_device(name, tensor, key_cache.device)
-    require_rank("slot_mapping", slot_mapping, 1)
-    require_dtype("slot_mapping", slot_mapping, torch.int64)
-    require_device("slot_mapping", slot_mapping, key_cache.device)
+    check_slots(slot_mapping, key_cache.device)
 
 
 def check_attention_prologue(
@@ -82,14 +80,23 @@ def check_attention_prologue(
     check_caches(key_cache, value_cache, scales)
     num_kv_heads = key_cache.shape[1]
     require_shape("qkv", qkv, (slot_mapping.shape[0], None, key_cache.shape[3]))
-    num_heads = qkv.shape[1] - 2 * num_kv_heads
-    check_num_heads(num_heads, num_kv_heads)
-    q, k, v = qkv[:, :num_heads], qkv[:, num_heads:-num_kv_heads], qkv[:, -num_kv_heads:]
-    check_rotary(q, k, cos_sin, positions)
-    check_store_kv(k, v, key_cache, value_cache, slot_mapping, scales)
+    check_num_heads(qkv.shape[1] - 2 * num_kv_heads, num_kv_heads)
+    require_floating("qkv", qkv.dtype)
+    _require_dtype_of_cache("qkv", qkv, key_cache, scales)
+    require_last_contiguous("qkv", qkv)
+    require_device("qkv", qkv, key_cache.device)
+    check_angles(cos_sin, positions, qkv)
+    check_slots(slot_mapping, key_cache.device)
     if norm is not None:
-        check_rms_norm(q, norm.q)
-        check_rms_norm(k, norm.k)
+        check_rms_norm(qkv, norm.q)
+        check_rms_norm(qkv, norm.k)
+
+
+def check_slots(slot_mapping: torch.Tensor, device: torch.device) -> None:
+    """[num_tokens] int64."""
+    require_rank("slot_mapping", slot_mapping, 1)
+    require_dtype("slot_mapping", slot_mapping, torch.int64)
+    require_device("slot_mapping", slot_mapping, device)
 
 
 def check_caches(key_cache: torch.Tensor, value_cache: torch.Tensor, scales: KVScales | None = None) -> None:
@@ -129,6 +136,10 @@ def check_attention_batch(batch: AttentionBatch) -> None:
     if not 1 <= batch.max_query_len <= batch.max_seq_len:
         raise KernelError(
             f"max_query_len {batch.max_query_len} must be between 1 and max_seq_len, which is {batch.max_seq_len}"
+        )
+    if not 1 <= batch.min_query_len <= batch.max_query_len:
+        raise KernelError(
+            f"min_query_len {batch.min_query_len} must be between 1 and max_query_len, which is {batch.max_query_len}"
         )
 
 

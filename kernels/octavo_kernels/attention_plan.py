@@ -85,12 +85,9 @@ def plan_paged_attention(
     """
     num_tokens = batch.slot_mapping.shape[0]
     query_lens = batch.query_start_loc.diff()
-    return PagedAttentionPlan(
-        batch=batch,
-        num_tokens=num_tokens,
-        num_heads=num_heads,
-        window=window,
-        decode=_plan_decode(
+    decode = None
+    if batch.min_query_len == 1:
+        decode = _plan_decode(
             batch,
             query_lens,
             num_heads=num_heads,
@@ -98,7 +95,13 @@ def plan_paged_attention(
             target=ceil_div(target_items, num_kv_heads),
             window=window,
             tiles_per_item=tiles_per_item,
-        ),
+        )
+    return PagedAttentionPlan(
+        batch=batch,
+        num_tokens=num_tokens,
+        num_heads=num_heads,
+        window=window,
+        decode=decode,
         extend=_plan_extend(batch, query_lens, query_tile, window) if batch.max_query_len > 1 else None,
     )
 

@@ -39,7 +39,8 @@ class AttentionBatch:
     """[num_tokens] int64: block_id * block_size + offset for each row, PAD_SLOT where nothing is to be written."""
     max_query_len: int
     max_seq_len: int
-    """Both on the host, so that planning needs no synchronisation."""
+    min_query_len: int = 1
+    """All three on the host, so that planning needs no synchronisation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,16 +96,23 @@ def check_rotary(q: torch.Tensor, k: torch.Tensor, cos_sin: torch.Tensor, positi
     require_dtype("k", k, q.dtype)
     require_last_contiguous("q", q)
     require_last_contiguous("k", k)
+    require_device("k", k, q.device)
+    check_angles(cos_sin, positions, q)
+
+
+def check_angles(cos_sin: torch.Tensor, positions: torch.Tensor, heads: torch.Tensor) -> None:
+    """cos_sin, positions: see `KernelBackend.rotary`; heads: [num_tokens, any, head_dim]."""
     require_rank("cos_sin", cos_sin, 2)
     require_dtype("cos_sin", cos_sin, torch.float32)
     require_last_contiguous("cos_sin", cos_sin)
+    num_tokens, _, head_dim = heads.shape
     rotary_dim = cos_sin.shape[1]
-    if rotary_dim % 2 or not 0 < rotary_dim <= q.shape[2]:
-        raise KernelError(f"cos_sin has {rotary_dim} columns, must be even and at most head_dim {q.shape[2]}")
-    require_shape("positions", positions, (q.shape[0],))
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        raise KernelError(f"cos_sin has {rotary_dim} columns, must be even and at most head_dim {head_dim}")
+    require_shape("positions", positions, (num_tokens,))
     require_dtype("positions", positions, torch.int64)
-    for name, tensor in (("k", k), ("cos_sin", cos_sin), ("positions", positions)):
-        require_device(name, tensor, q.device)
+    for name, tensor in (("cos_sin", cos_sin), ("positions", positions)):
+        require_device(name, tensor, heads.device)
 
 
 def check_silu_and_mul(x: torch.Tensor) -> None:

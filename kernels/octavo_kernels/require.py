@@ -20,9 +20,17 @@ def require_rank(name: str, tensor: torch.Tensor, rank: int) -> None:
 
 def require_shape(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...]) -> None:
     """None stands for any size."""
-    if tensor.ndim != len(shape) or any(w is not None and w != s for s, w in zip(tensor.shape, shape, strict=True)):
+    # Asked several times a launch, of which a prefill has hundreds: tuples are compared in C.
+    actual = tensor.shape
+    if actual == shape:
+        return
+    if len(actual) != len(shape) or actual != tuple(map(_or_own, shape, actual)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise KernelError(f"{name} has shape {list(tensor.shape)}, must be [{wanted}]")
+        raise KernelError(f"{name} has shape {list(actual)}, must be [{wanted}]")
+
+
+def _or_own(wanted: int | None, actual: int) -> int:
+    return actual if wanted is None else wanted
 
 
 def require_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:

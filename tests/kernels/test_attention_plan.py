@@ -24,6 +24,7 @@ def a_plan(
         block_tables=torch.zeros(len(seq_lens), 1, dtype=torch.int32),
         slot_mapping=torch.zeros(sum(query_lens), dtype=torch.int64),
         max_query_len=max(query_lens),
+        min_query_len=min(query_lens),
         max_seq_len=max(seq_lens),
     )
     return plan_paged_attention(
@@ -104,6 +105,11 @@ def test_a_step_of_decodes_alone_has_no_extend_work() -> None:
     assert a_plan([1, 1], [5, 6]).extend is None
 
 
+def test_a_step_without_decodes_has_no_decode_work() -> None:
+    assert a_plan([2, 3], [5, 6]).decode is None
+    assert a_plan([2, 1], [5, 6]).decode is not None
+
+
 def test_the_tile_with_the_longest_context_stands_first() -> None:
     work = a_plan([8, 8], [8, 100]).extend
     assert work is not None
@@ -129,12 +135,13 @@ def test_every_list_names_all_work_once_and_ends_within_its_size(
     )  # fmt: skip
     num_seqs = len(sequences)
 
-    assert plan.decode is not None
-    items = plan.decode.item_sequence.tolist()
-    for i, count in enumerate(items_of(plan)):
-        assert (count > 0) == (query_lens[i] == 1)
-        assert items.count(i) == count
-    assert items == sorted(items)
+    assert (plan.decode is None) == (1 not in query_lens)
+    if plan.decode is not None:
+        items = plan.decode.item_sequence.tolist()
+        for i, count in enumerate(items_of(plan)):
+            assert (count > 0) == (query_lens[i] == 1)
+            assert items.count(i) == count
+        assert items == sorted(items)
     if plan.extend is not None:
         tiles = zip(plan.extend.tile_sequence.tolist(), plan.extend.tile_start.tolist(), strict=True)
         expected = {

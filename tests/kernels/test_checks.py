@@ -186,6 +186,10 @@ def test_backends_refuse_what_cannot_be_a_cache_a_batch_or_a_layer(make: Callabl
         "max_query_len 21 must be between 1 and max_seq_len, which is 20",
         lambda: backend.plan_attention(long, cache, 6),
     )
+    short_of = replace(case.batch, min_query_len=case.batch.max_query_len + 1)
+    refuses(
+        r"min_query_len \d+ must be between 1 and max_query_len", lambda: backend.plan_attention(short_of, cache, 6)
+    )
     typed = replace(case.batch, seq_lens=case.batch.seq_lens.long())
     refuses("seq_lens is torch.int64, must be torch.int32", lambda: backend.plan_attention(typed, cache, 6))
     short = replace(case.batch, query_start_loc=case.batch.query_start_loc[:2])

@@ -79,6 +79,7 @@ def a_paged_case(
             block_tables=tables.to(device),
             slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
             max_query_len=max(query_lens),
+            min_query_len=min(query_lens),
             max_seq_len=max(seq_lens),
         ),
         contexts=contexts,

@@ -105,6 +105,7 @@ class LeadingDecoder(Decoder):
             num_rows=ALL_ROWS if rows is None else rows.shape[0],
             max_query_len=attention.max_query_len,
             max_seq_len=attention.max_seq_len,
+            min_query_len=attention.min_query_len,
             num_blocks=cache.spec.num_blocks,
             block_size=cache.spec.block_size,
         )

@@ -19,7 +19,7 @@ from octavo_kernels.batches import AttentionBatch
 if TYPE_CHECKING:
     import socket
 
-_ORDER = struct.Struct("<9q")
+_ORDER = struct.Struct("<10q")
 ALL_ROWS = -1
 
 
@@ -39,6 +39,7 @@ class Forward:
     """Of which the hidden state is wanted; ALL_ROWS: of every token."""
     max_query_len: int
     max_seq_len: int
+    min_query_len: int
     num_blocks: int
     block_size: int
     """Both of rank 0's KV cache: the others allocate one like it before their first step."""
@@ -75,7 +76,7 @@ class StepTensors:
 def encode(order: Order) -> bytes:
     """Always of one size."""
     numbers = [getattr(order, field.name) for field in fields(order)]
-    return _ORDER.pack(_KINDS.index(type(order)), *numbers, *[0] * (8 - len(numbers)))
+    return _ORDER.pack(_KINDS.index(type(order)), *numbers, *[0] * (9 - len(numbers)))
 
 
 def receive(channel: socket.socket) -> Order | None:
@@ -120,6 +121,7 @@ def unpack(words: torch.Tensor, order: Forward) -> StepTensors:
             slot_mapping=slots,
             max_query_len=order.max_query_len,
             max_seq_len=order.max_seq_len,
+            min_query_len=order.min_query_len,
         ),
         rows=None if order.num_rows == ALL_ROWS else rows,
     )

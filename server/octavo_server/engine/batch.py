@@ -111,6 +111,7 @@ class BatchBuilder:
                 slot_mapping=upload(slots, np.int64, device),
                 max_query_len=max(item.num_tokens for item in output.scheduled),
                 max_seq_len=max(ends),
+                min_query_len=min(item.num_tokens for item in output.scheduled),
             ),
             logit_rows=None if is_plain else upload(rows.rows, np.int64, device),
             samples=rows.samples,

@@ -87,7 +87,7 @@ class DecodeGraphs:
     def _step(self, size: int) -> None:
         slots, starts, given = self._inputs[size]
         token_ids, positions, attention = prepare(
-            self._slots, slots, starts, None, given, max_query_len=1, max_seq_len=self._max_model_len
+            self._slots, slots, starts, None, given, query_lens=(1, 1), max_seq_len=self._max_model_len
         )
         hidden = self._decoder.forward(token_ids, positions, attention, self._cache)
         logits = self._logits[:size]

@@ -205,6 +205,7 @@ class DecoderRunner:
             slot_mapping=torch.full(positions.shape, PAD_SLOT, dtype=torch.int64, device=device),
             max_query_len=longest,
             max_seq_len=longest,
+            min_query_len=min(query_lens),
         )
         # zeros serve as token ids
         token_ids, last_rows = torch.zeros_like(positions), upload(starts[1:] - 1, np.int64, device)

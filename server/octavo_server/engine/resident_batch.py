@@ -102,7 +102,7 @@ class ResidentBatchBuilder:
             starts,
             None if max(counts) == 1 else num,
             ids,
-            max_query_len=max(counts),
+            query_lens=(min(counts), max(counts)),
             max_seq_len=max(start + count for start, count in zip(step.starts, counts, strict=True)),
         )
         # Sampled rows stand first, and each is the last of its sequence.
@@ -134,7 +134,7 @@ def prepare(
     counts: torch.Tensor | None,
     token_ids: torch.Tensor,
     *,
-    max_query_len: int,
+    query_lens: tuple[int, int],
     max_seq_len: int,
 ) -> tuple[torch.Tensor, torch.Tensor, AttentionBatch]:
     """Token ids, positions and attention of a step, on the device from what is there.
@@ -145,7 +145,7 @@ def prepare(
         starts: [num_seqs] int64, the position of each sequence's first token of this step.
         counts: [num_seqs] int64, how many of its tokens are computed; None: one each.
         token_ids: [num_tokens] int64, NOT_KNOWN where the slot's last token is meant.
-        max_query_len: the most of `counts`.
+        query_lens: the least and the most of `counts`.
         max_seq_len: tokens of the longest sequence at most.
     """
     size, num_seqs, num_tokens = tables.block_size, slots.shape[0], token_ids.shape[0]
@@ -169,8 +169,9 @@ def prepare(
         block_tables=block_tables,
         # What fills a step up has null blocks alone, and is written nowhere.
         slot_mapping=torch.where(blocks == NULL_BLOCK, PAD_SLOT, blocks * size + positions % size),
-        max_query_len=max_query_len,
+        max_query_len=query_lens[1],
         max_seq_len=max_seq_len,
+        min_query_len=query_lens[0],
     )
     token_ids = torch.where(token_ids == NOT_KNOWN, tables.tokens[slots[owners]], token_ids)
     return token_ids, positions, attention

@@ -27,6 +27,7 @@ FORWARD = Forward(
     table_width=3,
     num_rows=2,
     max_query_len=4,
+    min_query_len=1,
     max_seq_len=40,
     num_blocks=9,
     block_size=16,
@@ -76,6 +77,7 @@ def test_a_steps_tensors_are_packed_into_one(rows: torch.Tensor | None) -> None:
     for name in ("query_start_loc", "seq_lens", "block_tables", "slot_mapping"):
         assert torch.equal(getattr(step.attention, name), getattr(found.attention, name))
         assert getattr(step.attention, name).dtype == getattr(found.attention, name).dtype
-    assert (found.attention.max_query_len, found.attention.max_seq_len) == (4, 40)
+    attention = found.attention
+    assert (attention.min_query_len, attention.max_query_len, attention.max_seq_len) == (1, 4, 40)
     assert (found.rows is None) == (rows is None)
     assert rows is None or torch.equal(rows, found.rows)

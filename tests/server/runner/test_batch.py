@@ -51,7 +51,8 @@ def test_a_chunk_a_decode_and_a_whole_prompt_stand_in_one_batch() -> None:
     assert batch.attention.seq_lens.tolist() == [7, 5, 2]
     assert batch.attention.block_tables.tolist() == [[5, 3], [7, 2], [9, 0]]
     assert batch.attention.slot_mapping.tolist() == [22, 23, 12, 13, 14, 8, 36, 37]
-    assert (batch.attention.max_query_len, batch.attention.max_seq_len) == (5, 7)
+    attention = batch.attention
+    assert (attention.min_query_len, attention.max_query_len, attention.max_seq_len) == (1, 5, 7)
     assert batch.logit_rows is not None
     assert batch.logit_rows.tolist() == [5, 7]
     assert [item.sequence for item in batch.samples] == [decode, prompt]

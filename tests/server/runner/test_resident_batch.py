@@ -171,7 +171,7 @@ def test_what_fills_a_step_up_is_written_nowhere() -> None:
         torch.zeros(2, dtype=torch.int64),
         None,
         torch.zeros(2, dtype=torch.int64),
-        max_query_len=1,
+        query_lens=(1, 1),
         max_seq_len=8,
     )
 
