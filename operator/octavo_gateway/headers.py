@@ -53,9 +53,6 @@ def to_client(upstream: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 
 def _without(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    named = {token.strip().lower() for value in headers.getall("Connection", []) for token in value.split(",")}
-    kept = CIMultiDict[str]()
-    for name, value in headers.items():
-        if name.lower() not in dropped and name.lower() not in named:
-            kept.add(name, value)
-    return kept
+    named = {token.strip().lower() for value in headers.getall("Connection", ()) for token in value.split(",")}
+    ended = dropped | named if named else dropped
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in ended)

@@ -57,6 +57,7 @@ class Reply:
         Raises UpstreamFailed where it breaks off, or is silent for `stall_timeout_s` (0 is no limit).
         """
         stall = StallLimit(stall_timeout_s)
+        last = b""
         try:
             async with stall:
                 if self._response is not None and not _is_good_stream(upstream):
@@ -67,7 +68,10 @@ class Reply:
                 async for piece in upstream.content.iter_any():
                     stall.hear()
                     shown = reader.feed(piece) if reader is not None else piece
-                    if shown:
+                    if upstream.content.at_eof():
+                        # Goes out with the end of the answer, in one packet.
+                        last = shown
+                    elif shown:
                         await self._write(shown)
                     stall.wait()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -77,9 +81,7 @@ class Reply:
                 ) from error
             raise UpstreamFailed("The replica broke off in the middle of its answer; ask again.") from error
         rest = reader.end() if reader is not None else b""
-        if rest:
-            await self._write(rest)
-        return await self._finish()
+        return await self._finish(last + rest)
 
     async def fail(self, error: GatewayError) -> web.StreamResponse:
         self.code = error.status
@@ -136,10 +138,10 @@ class Reply:
         except (ConnectionError, aiohttp.ClientConnectionError) as error:
             raise ClientGone from error
 
-    async def _finish(self) -> web.StreamResponse:
+    async def _finish(self, last: bytes = b"") -> web.StreamResponse:
         assert self._response is not None
         try:
-            await self._response.write_eof()
+            await self._response.write_eof(last)
         except (ConnectionError, aiohttp.ClientConnectionError) as error:
             raise ClientGone from error
         return self._response
