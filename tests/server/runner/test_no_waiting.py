@@ -115,10 +115,19 @@ def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
         yield jit
 
 
-def a_runner(model: str = "dense", mode: LogprobsMode = "raw") -> DecoderRunner:
+def a_runner(model: str = "dense", mode: LogprobsMode = "raw", kv_dtype: torch.dtype = torch.bfloat16) -> DecoderRunner:
     decoder = a_fake_decoder(MODELS[model])
-    spec = KVCacheSpec(num_layers=2, num_blocks=64, block_size=16, num_kv_heads=1, head_dim=16, dtype=torch.bfloat16)
+    spec = KVCacheSpec(num_layers=2, num_blocks=64, block_size=16, num_kv_heads=1, head_dim=16, dtype=kv_dtype)
     return DecoderRunner(decoder, spec, mode)
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
+@pytest.mark.parametrize("step", STEPS)
+def test_launching_a_step_over_8_bits_waits_for_nothing(step: str) -> None:
+    runner = a_runner(kv_dtype=torch.float8_e4m3fn)
+
+    with NoWaiting():
+        runner.launch(SchedulerOutput(scheduled=tuple(STEPS[step]())))
 
 
 @pytest.mark.usefixtures("on_fake_gpu")
@@ -136,12 +145,14 @@ def test_launching_a_step_waits_for_nothing(model: str, step: str, mode: Logprob
         launched.result()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "kv_dtype"), [*((model, torch.bfloat16) for model in MODELS), ("dense", torch.float8_e4m3fn)], ids=str
+)
 def test_nothing_is_compiled_after_the_warm_up(
-    model: str, on_fake_gpu: FakeJit, monkeypatch: pytest.MonkeyPatch
+    model: str, kv_dtype: torch.dtype, on_fake_gpu: FakeJit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever steps consist of: numbers of sequences and tokens, contexts, and what is asked of sampling."""
-    runner = a_runner(model)
+    runner = a_runner(model, kv_dtype=kv_dtype)
     with monkeypatch.context() as reading:
         reading.setattr(transfers, "HostCopy", ReadHostCopy)
         runner.warm_up(max_num_tokens=256, max_num_seqs=32)
