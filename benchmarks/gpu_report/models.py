@@ -173,7 +173,7 @@ class Model:
         result = launched.result()
         if result.failed:
             raise RuntimeError(next(iter(result.failed.values())))
-        self.scheduler.update(decision, result, 0.0)
+        self.scheduler.update(decision, result)
         self.scheduler.pop_finished()
         for sequence_id, token in result.sampled.items():
             self.sampled.setdefault(sequence_id, []).append(token)

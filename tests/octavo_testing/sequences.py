@@ -99,7 +99,7 @@ def a_step(
         for item in output.scheduled
         if item.samples
     }
-    results = scheduler.update(output, RunnerOutput(sampled=sampled, failed=failed or {}), now)
+    results = scheduler.update(output, RunnerOutput(sampled=sampled, failed=failed or {}))
     scheduler.check_integrity()
     return output, results
 

@@ -128,7 +128,7 @@ class Simulator:
         output = self.scheduler.schedule(self.now)
         result = self.runner.execute(output)
         self.now += STEP_S
-        self.scheduler.update(output, result, self.now)
+        self.scheduler.update(output, result)
         self.report.steps += 1
 
     def _abort_some(self, abort_share: float) -> None:

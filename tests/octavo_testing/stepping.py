@@ -97,7 +97,7 @@ class Stepper:
     def step(self) -> None:
         """One step; what it gave is kept for `run`."""
         output = self.scheduler.schedule(0.0)
-        for item in self.scheduler.update(output, self.runner.execute(output), 0.0):
+        for item in self.scheduler.update(output, self.runner.execute(output)):
             entry = self._found[item.sequence.sequence_id]
             entry.tokens += item.tokens
             entry.prompt_logprobs += item.prompt_logprobs

@@ -251,7 +251,7 @@ class Engine:
 
     def _update(self, decision: SchedulerOutput, result: RunnerOutput, started: float) -> list[OutputDelta]:
         ended = self._clock()
-        updates = self._scheduler.update(decision, result, ended)
+        updates = self._scheduler.update(decision, result)
         deltas = [self._delta(update, ended) for update in updates]
         self._scheduler.pop_finished()
         self._record_step(decision, started, ended)

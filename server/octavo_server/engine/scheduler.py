@@ -207,7 +207,7 @@ class Scheduler:
         for sequence in self._running.values():
             sequence.num_launched_tokens = sequence.num_unread_tokens = 0
 
-    def update(self, output: SchedulerOutput, runner_output: RunnerOutput, now: float) -> list[SequenceOutput]:
+    def update(self, output: SchedulerOutput, runner_output: RunnerOutput) -> list[SequenceOutput]:
         """Takes in what a step gave; says what is new for each sequence, ended ones included."""
         results: list[SequenceOutput] = []
         for item in output.scheduled:
@@ -217,7 +217,7 @@ class Scheduler:
                 if sequence.num_launched_tokens:
                     sequence.num_launched_tokens -= item.num_tokens
                     sequence.num_unread_tokens -= item.samples
-                result = self._advance(item, runner_output, now)
+                result = self._advance(item, runner_output)
                 if result is not None:
                     results.append(result)
         return results
@@ -364,7 +364,7 @@ class Scheduler:
         self._demand.add(sequence)
         plan.preempt(sequence)
 
-    def _advance(self, item: ScheduledSequence, runner_output: RunnerOutput, now: float) -> SequenceOutput | None:
+    def _advance(self, item: ScheduledSequence, runner_output: RunnerOutput) -> SequenceOutput | None:
         sequence, sequence_id = item.sequence, item.sequence.sequence_id
         if sequence_id in runner_output.refused or sequence_id in runner_output.failed:
             sequence.is_refused = sequence_id in runner_output.refused
@@ -380,7 +380,7 @@ class Scheduler:
         if item.samples:
             token = runner_output.sampled[sequence_id]
             tokens = (token,)
-            self._append_token(sequence, token.token_id, now)
+            self._append_token(sequence, token.token_id)
         elif item.pools:
             hidden_state = runner_output.hidden_states[sequence_id]
             self._finish(sequence, FinishReason.STOP)
@@ -392,12 +392,9 @@ class Scheduler:
             return None
         return SequenceOutput(sequence, tokens, prompt_logprobs, hidden_state, sequence.finish_reason)
 
-    def _append_token(self, sequence: Sequence, token_id: int, now: float) -> None:
+    def _append_token(self, sequence: Sequence, token_id: int) -> None:
         """Takes in a sampled token and applies the stop rules; every rule but the length waits for `min_tokens`."""
         sequence.append(token_id)
-        sequence.last_token_s = now
-        if sequence.first_token_s is None:
-            sequence.first_token_s = now
         params, num_output = sequence.request.params, sequence.num_output_tokens
         may_stop = num_output >= params.min_tokens
         if sequence.grammar is not None and not sequence.grammar.accept(token_id):

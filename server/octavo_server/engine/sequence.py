@@ -98,8 +98,6 @@ class Sequence:
     num_preemptions: int = 0
 
     first_scheduled_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s: float | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)

@@ -21,7 +21,7 @@ class TestPromptLogprobs:
         for part in (self.logprobs(1, 5), self.logprobs(5, 6)):
             output = scheduler.schedule(0.0)
             runner_output = RunnerOutput(sampled={}, prompt_logprobs={sequence.sequence_id: part})
-            told += scheduler.update(output, runner_output, 0.0)
+            told += scheduler.update(output, runner_output)
 
         assert [[item.position for item in result.prompt_logprobs] for result in told] == [[1, 2, 3, 4], [5]]
         assert [result.finish_reason for result in told] == [None, "length"]
@@ -59,12 +59,12 @@ class TestPromptLogprobs:
             sampled={sequence.sequence_id: SampledToken(token_id=7)},
             prompt_logprobs={sequence.sequence_id: self.logprobs(1, 6), SequenceId(10**9): ()},
         )
-        (result,) = scheduler.update(output, runner_output, 0.0)
+        (result,) = scheduler.update(output, runner_output)
 
         assert [item.position for item in result.prompt_logprobs] == [4, 5]
 
         output = scheduler.schedule(0.0)
-        (result,) = scheduler.update(output, runner_output, 0.0)
+        (result,) = scheduler.update(output, runner_output)
 
         assert result.prompt_logprobs == ()
         assert sequence.num_reported_prompt_logprobs == 6

@@ -123,7 +123,7 @@ class SchedulerLife(RuleBasedStateMachine):
         output = self.scheduler.schedule(self.now)
         assert bool(output.scheduled) == self.scheduler.has_work, "a step stands still"
         assert output.num_tokens <= self.scheduler.config.max_num_batched_tokens
-        self.take(self.scheduler.update(output, self.runner.execute(output), self.now))
+        self.take(self.scheduler.update(output, self.runner.execute(output)))
 
     @rule()
     def step_that_raises(self) -> None:
@@ -136,7 +136,7 @@ class SchedulerLife(RuleBasedStateMachine):
         output = self.scheduler.schedule(self.now)
         result = self.runner.execute(output)
         self.end(data)
-        self.take(self.scheduler.update(output, result, self.now))
+        self.take(self.scheduler.update(output, result))
 
     @rule(data=st.data())
     @precondition(lambda self: self.scheduler.has_work)

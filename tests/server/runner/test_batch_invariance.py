@@ -94,7 +94,7 @@ def test_prompts_are_cut_at_the_same_tokens_whatever_else_runs() -> None:
             for item in decision.scheduled:
                 cuts[item.sequence.sequence_id].add(item.sequence.num_computed_tokens)
             model.scheduler.check_integrity()
-            model.scheduler.update(decision, model.runner.execute(decision), 0.0)
+            model.scheduler.update(decision, model.runner.execute(decision))
 
         for prompt, found in zip(asked, cuts.values(), strict=False):
             pieces = set(range(0, len(prompt), 16))
