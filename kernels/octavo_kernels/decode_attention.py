@@ -217,6 +217,11 @@ def decode_step(group: int, block_dim: int, dtype: torch.dtype, *, has_bias: boo
     return CONTEXT_TILE // 2 if is_wide else CONTEXT_TILE
 
 
+def decode_warps(block_group: int, block_dim: int, dtype: torch.dtype) -> int:
+    """Two, of which three programs kept an H100's memory busiest, where so few hold a program's registers; else four."""
+    return 2 if block_group == MIN_DOT and block_dim <= 128 and dtype.itemsize == 2 and not is_amd() else 4
+
+
 def decode_attention(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -242,6 +247,7 @@ def decode_attention(
     _, num_kv_heads, block_size, head_dim = key_cache.shape
     group = plan.num_heads // num_kv_heads
     block_dim = max(next_power_of_2(head_dim), MIN_DOT)
+    block_group = 1 if group == 1 else max(next_power_of_2(group), MIN_DOT)
     decode_attention_kernel[(work.item_sequence.shape[0] * num_kv_heads,)](
         p_q=q,
         p_key_cache=key_cache,
@@ -275,7 +281,7 @@ def decode_attention(
         p_key_scales=scales.keys if scales is not None else None,
         p_value_scales=scales.values if scales is not None else None,
         GROUP=group,
-        BLOCK_GROUP=1 if group == 1 else max(next_power_of_2(group), MIN_DOT),
+        BLOCK_GROUP=block_group,
         HEAD_DIM=head_dim,
         BLOCK_DIM=block_dim,
         BLOCK_SIZE=block_size,
@@ -290,8 +296,7 @@ def decode_attention(
         HAS_SLOPES=variant.alibi_slopes is not None,
         HAS_SINKS=variant.sinks is not None,
         IS_FP8=scales is not None,
-        # two warps of a program and three programs of a multiprocessor kept an H100's memory busiest
-        num_warps=4 if is_amd() else 2,
+        num_warps=decode_warps(block_group, block_dim, key_cache.dtype),
         num_stages=2 if is_amd() else 3,
         **overlapped(),
     )
