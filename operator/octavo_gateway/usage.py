@@ -72,8 +72,9 @@ class StreamUsage:
         self._rest = b""
 
     def feed(self, piece: bytes) -> bytes:
-        text = self._rest + piece
-        end = _end_of_events(text)
+        text = self._rest + piece if self._rest else piece
+        # Nearly every piece of a stream is whole events.
+        end = len(text) if text.endswith(b"\n\n") else _end_of_events(text)
         if len(text) - end > MAX_EVENT_BYTES:
             end = len(text)
         whole, self._rest = text[:end], text[end:]

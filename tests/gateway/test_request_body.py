@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tracemalloc
 from dataclasses import fields
 from typing import Any
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo_gateway import request_body
 from octavo_gateway.balancer import Load
-from octavo_gateway.errors import BadRequest
+from octavo_gateway.errors import BadRequest, GatewayError
 from octavo_gateway.load_poller import parse_load
-from octavo_gateway.request_body import parse_body
+from octavo_gateway.request_body import BodyBudget, BodyLimits, BodyReader, parse_body
 
 
 def affinity(**fields: Any) -> str | None:
@@ -237,3 +241,26 @@ def test_what_was_parsed_is_not_kept() -> None:
     body = parse_body(b'{"model": "m", "prompt": "hi"}')
 
     assert {type(getattr(body, field.name)) for field in fields(body)} <= {bytes, str, bool, int, type(None)}
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["with its head", "later"])
+@pytest.mark.parametrize(
+    ("max_bytes", "budget_bytes", "code"), [(20, 99, "request_too_large"), (99, 20, "gateway_busy")]
+)
+async def test_a_body_is_under_the_same_bounds_whether_it_comes_with_its_head_or_later(
+    max_bytes: int, budget_bytes: int, code: str, is_whole: bool
+) -> None:
+    """In chunks, so that no length tells beforehand."""
+    loop = asyncio.get_running_loop()
+    content = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    request = make_mocked_request("POST", "/v1/completions", payload=content)
+    limits = BodyLimits(max_bytes=max_bytes, silence_s=5, whole_s=5)
+    content.feed_data(b'{"model": "a model"}  ')
+    loop.call_soon(content.feed_eof)
+    if is_whole:
+        await asyncio.sleep(0)
+
+    with BodyReader(BodyBudget(budget_bytes), limits) as reader, pytest.raises(GatewayError) as refused:
+        await reader.read(request)
+
+    assert refused.value.code == code
