@@ -25,7 +25,7 @@ def view_scaler(resource: ModelDeployment, scaler: Scaler, observed: Observed) -
     if scaler.kind == BUILT_IN:
         return _built_in(observed)
     if scaler.kind == KEDA:
-        return _told(observed, _condition(observed, ("ScaledObject", resource.name), "Ready"))
+        return _told(observed, _of_keda(observed, ("ScaledObject", resource.name)))
     trouble = observed.scaling_apis.adapter_trouble
     ours = f"; the operator's metrics adapter: {quote(trouble)}" if trouble else ""
     told = _condition(observed, ("HorizontalPodAutoscaler", resource.name), "ScalingActive")
@@ -37,6 +37,14 @@ def _built_in(observed: Observed) -> ScalerView:
         return ScalerView(is_active=True, message="the operator scales by the pressure that it reads from the replicas")
     silent = NO_PRESSURE if not observed.ready_pods() else "no ready replica tells its pressure"
     return ScalerView(is_active=False, message=silent)
+
+
+def _of_keda(observed: Observed, key: tuple[str, str]) -> JsonObject | None:
+    """Ready says that the object is right; where its autoscaler finds no metric of a replica, another condition does."""
+    hpa = _condition(observed, key, "HPAActive")
+    if hpa is not None and hpa["status"] == "False" and observed.ready_pods():
+        return hpa
+    return _condition(observed, key, "Ready")
 
 
 def _told(observed: Observed, condition: JsonObject | None, ours: str = "") -> ScalerView:

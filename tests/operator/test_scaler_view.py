@@ -53,6 +53,30 @@ def test_what_scales_speaks_by_the_condition_of_its_object(
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("hpa", "ready", "expected"),
+    [
+        ("False", True, ScalerView(is_active=False, message="no metric")),
+        # at zero replicas an autoscaler has nothing to look at
+        ("False", False, ScalerView(is_active=True, message="defined")),
+        ("True", True, ScalerView(is_active=True, message="defined")),
+        ("Unknown", True, ScalerView(is_active=True, message="defined")),
+    ],
+)
+def test_keda_that_is_ready_and_finds_no_metric_does_not_scale(hpa: str, ready: bool, expected: ScalerView) -> None:
+    conditions = [
+        {"type": "Ready", "status": "True", "message": "defined"},
+        {"type": "HPAActive", "status": hpa, "message": "no metric"},
+    ]
+    made = {
+        "kind": "ScaledObject",
+        "metadata": {"namespace": "default", "name": "qwen"},
+        "status": {"conditions": conditions},
+    }
+
+    assert told("KEDA", an_observed(made, pods=(SERVING if ready else LOADING,))) == expected
+
+
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_an_object_that_says_nothing_has_not_looked(kind: str) -> None:
     object_kind, _ = OBJECTS[kind]
