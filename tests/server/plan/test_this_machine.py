@@ -15,7 +15,7 @@ from octavo_server.errors import ConfigError
 from octavo_server.models.loader import load_model
 from octavo_server.plan import this_machine
 from octavo_server.plan.gpus import GIB, Device
-from octavo_server.plan.layout import rotary_bytes
+from octavo_server.plan.layout import choose_layout, rotary_bytes
 from octavo_testing.model_shapes import SMALL_QWEN3, a_config
 
 MEMINFO = "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB"
@@ -67,7 +67,8 @@ def test_an_engine_on_a_gpu_counts_what_others_hold_of_it(tmp_path: Path, monkey
     model = load_model(tmp_path, dtype="bfloat16", load_format="dummy")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GIB, 10 * GIB))
 
-    plan = build._plan_memory(config, model, Device(name="GPU", kind="gpu", memory_bytes=10 * GIB))
+    layout = choose_layout(config, stored_dtype=model.config.dtype, kind="gpu", ways=1)
+    plan = build._plan_memory(config, model, layout, Device(name="GPU", kind="gpu", memory_bytes=10 * GIB))
 
     assert plan.overhead_bytes == 5 * GIB - model.num_weight_bytes - rotary_bytes(plan.model)
     # 8 GiB may be taken in all, and 5 are: 3 are left for steps and cache
