@@ -126,7 +126,7 @@ def _num_blocks(model: Model, device: torch.device) -> int:
 
 def begin_decoding(model: Model, batch: int, context: int, num_tokens: int) -> list[sequence.Sequence]:
     """Prefills `batch` sequences, so that each step from here on decodes them all; they have to be stopped."""
-    # More than all steps together, since the first decode while the last are prefilled.
+    # More than all steps together, since the first decode while the last are prefilled, and one step is always under way.
     params = greedy(num_tokens + batch * -(-context // 8192) + 3)
     begun = [model.add(prompt, params) for prompt in prompts(batch, context, model.config.vocab_size)]
     while model.step() < batch:

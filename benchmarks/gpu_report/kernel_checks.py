@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.gpu_report.process import apart
+from benchmarks.gpu_report.record import Figure, check
 from octavo_kernels import (
     attention_prologue,
     attention_prologue_ref,
@@ -66,27 +66,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 """Largest difference over 1 + |reference|. Sums of some hundred products, in another order and rounded once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One comparison; it holds where error <= tolerance."""
-
-    name: str
-    error: float
-    tolerance: float
-    unit: str = "error"
-
-
 def run(record: PartRecord, device: torch.device) -> None:
     checks = partial(checks_of, device=device, is_tiny=record.is_tiny)
     for name, found in apart(checks, [*CASES, *SPECIAL_CASES], device):
-        if isinstance(found, Exception):
-            record.fails(name, found)
-            continue
-        for check in found:
-            record.check(check.name, error=check.error, tolerance=check.tolerance, unit=check.unit)
+        record.take(name, found)
 
 
-def checks_of(name: str, *, device: torch.device, is_tiny: bool) -> list[Check]:
+def checks_of(name: str, *, device: torch.device, is_tiny: bool) -> list[Figure]:
     """One of CASES in each dtype, or one of SPECIAL_CASES."""
     # The interpreter multiplies bfloat16 wrongly, and takes its time.
     dtypes = [torch.float32] if device.type == "cpu" else list(TOLERANCE)
@@ -98,7 +84,7 @@ def checks_of(name: str, *, device: torch.device, is_tiny: bool) -> list[Check]:
         torch.manual_seed(0)
         error = largest_error(*CASES[name](dtype, device, is_tiny))
         label = f"{name}, {str(dtype).removeprefix('torch.')}"
-        found.append(Check(name=label, error=error, tolerance=TOLERANCE[dtype]))
+        found.append(check(label, error=error, tolerance=TOLERANCE[dtype]))
     return found
 
 
@@ -282,7 +268,7 @@ def _few_bits(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[
     return torch.cat(actual), torch.cat(expected)
 
 
-def _float8(device: torch.device, _dtype: torch.dtype, is_tiny: bool) -> list[Check]:
+def _float8(device: torch.device, _dtype: torch.dtype, is_tiny: bool) -> list[Figure]:
     """Few rows by our kernel, and many by the vendor's product; nothing where the device has no float8."""
     if not _has_float8(device):
         return []
@@ -293,7 +279,7 @@ def _float8(device: torch.device, _dtype: torch.dtype, is_tiny: bool) -> list[Ch
         x = torch.randn(rows, inputs, device=device).bfloat16()
         actual = fp8_linear.fp8_linear(x, weight, None, tiling)
         error = max(error, largest_error(actual, fp8_linear_ref.fp8_linear(x, weight, None)))
-    return [Check(name="linear of float8", error=error, tolerance=TOLERANCE[torch.bfloat16])]
+    return [check("linear of float8", error=error, tolerance=TOLERANCE[torch.bfloat16])]
 
 
 def _has_float8(device: torch.device) -> bool:
@@ -310,7 +296,7 @@ def _invariant_linear(dtype: torch.dtype, device: torch.device, is_tiny: bool) -
     return actual, invariant_linear_ref.invariant_linear(x, weight, bias)
 
 
-def _rows_that_change(device: torch.device, dtype: torch.dtype, is_tiny: bool) -> list[Check]:
+def _rows_that_change(device: torch.device, dtype: torch.dtype, is_tiny: bool) -> list[Figure]:
     """Of some rows, those that have other bits alone than among all."""
     rows, outputs, inputs = (5, 70, 40) if is_tiny else (130, 4096, 4096)
     x, weight = (torch.randn(count, inputs, device=device).to(dtype) for count in (rows, outputs))
@@ -318,15 +304,15 @@ def _rows_that_change(device: torch.device, dtype: torch.dtype, is_tiny: bool) -
     picked = (0, rows // 2, rows - 1)
     alone = [invariant_linear.invariant_linear(x[row : row + 1], weight, None) for row in picked]
     wrong = float(sum(not torch.equal(out[0], together[row]) for out, row in zip(alone, picked, strict=True)))
-    return [Check(name="batch-invariant linear: rows that others change", error=wrong, tolerance=0, unit="rows")]
+    return [check("batch-invariant linear: rows that others change", error=wrong, tolerance=0, unit="rows")]
 
 
-def _wrong_draws(device: torch.device, _dtype: torch.dtype, is_tiny: bool) -> list[Check]:
+def _wrong_draws(device: torch.device, _dtype: torch.dtype, is_tiny: bool) -> list[Figure]:
     vocab, rows = (100, 2) if is_tiny else (128256, 32)
     logits = 3 * torch.randn(rows, vocab, device=device)
     params = a_sampling_batch(rows, temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, seed=3, device=str(device))
     wrong = float((sample.sample(logits, params) != sample_ref.sample(logits, params)).sum())
-    return [Check(name="sample: draws that differ", error=wrong, tolerance=0, unit="rows")]
+    return [check("sample: draws that differ", error=wrong, tolerance=0, unit="rows")]
 
 
 CASES: dict[str, Case] = {
@@ -348,7 +334,7 @@ CASES: dict[str, Case] = {
     "batch-invariant linear": _invariant_linear,
 }
 
-SPECIAL_CASES: dict[str, Callable[[torch.device, torch.dtype, bool], list[Check]]] = {
+SPECIAL_CASES: dict[str, Callable[[torch.device, torch.dtype, bool], list[Figure]]] = {
     "linear of float8": _float8,
     "rows that others change": _rows_that_change,
     "draws": _wrong_draws,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.gpu_report.models import SHAPES, SMALL, TINY, Model, greedy, prompts
+from benchmarks.gpu_report.record import check
 from octavo_server.models.config import parse_model_config
 from octavo_server.models.dummy_weights import DummyWeights
 
@@ -130,7 +131,8 @@ def _check_same(record: PartRecord, device: torch.device) -> None:
     mine = our_answers(Model.of(raw, "device", backend_on(device), torch.float32), load)
     theirs = their_answers(their_model(raw, device, torch.float32), load)
     differing = sum(a != b for a, b in zip(mine.token_ids, theirs.token_ids, strict=True))
-    record.check("float32: greedy sequences unlike transformers'", error=differing, tolerance=0, unit="of them")
+    label = "float32: greedy sequences unlike transformers'"
+    record.add(check(label, error=differing, tolerance=0, unit="of them"))
 
 
 def _our_speed(raw: dict[str, Any], device: torch.device, dtype: torch.dtype, load: Load) -> float:

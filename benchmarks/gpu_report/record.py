@@ -32,6 +32,12 @@ class Figure:
     tflop_per_s: float = 0.0
 
 
+def check(name: str, *, error: float, tolerance: float, unit: str = "error") -> Figure:
+    """A figure that is right where error <= tolerance (and is a number)."""
+    note = f"at most {tolerance:g}"
+    return Figure(name=name, value=error, unit=unit, note=note, is_right=error <= tolerance)
+
+
 @dataclass(slots=True, kw_only=True)
 class PartRecord:
     """A part's file. `error` is a traceback, or how the process ended."""
@@ -54,22 +60,19 @@ class PartRecord:
     ) -> None:
         """Notes a measured number; roof: its FLOP a byte and TFLOP/s, for the picture."""
         intensity, rate = roof
-        self.figures.append(
-            Figure(name=name, value=value, unit=unit, note=note, flop_per_byte=intensity, tflop_per_s=rate)
-        )
+        self.add(Figure(name=name, value=value, unit=unit, note=note, flop_per_byte=intensity, tflop_per_s=rate))
+
+    def add(self, figure: Figure) -> None:
+        self.figures.append(figure)
         self.save()
 
-    def check(self, name: str, *, error: float, tolerance: float, unit: str = "error") -> None:
-        """Notes a check, which holds where error <= tolerance (and is a number)."""
-        note = f"at most {tolerance:g}"
-        self.figures.append(Figure(name=name, value=error, unit=unit, note=note, is_right=error <= tolerance))
-        self.save()
-
-    def fails(self, name: str, error: Exception) -> None:
-        """Notes a check that raised."""
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        self.figures.append(Figure(name=name, value=float("inf"), unit="error", note=text[:500], is_right=False))
-        self.save()
+    def take(self, name: str, found: Iterable[Figure] | Exception) -> None:
+        """Notes checks that were made together under a name, or that what made them raised."""
+        if isinstance(found, Exception):
+            text = " ".join(f"{type(found).__name__}: {found}".split())
+            found = [Figure(name=name, value=float("inf"), unit="error", note=text[:500], is_right=False)]
+        for figure in found:
+            self.add(figure)
 
     def lacks(self, what: str, reason: str) -> None:
         """Notes that there is no figure of `what`, and why."""

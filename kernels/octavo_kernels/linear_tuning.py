@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Choice = SplitTiling | None
 """None: the vendor's product."""
 
-_VERSION = 1
+_VERSION = 2
 """Of what the kernels are. Raised with any change that makes old measurements wrong."""
 
 

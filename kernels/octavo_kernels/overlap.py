@@ -16,17 +16,27 @@ import triton.language as tl
 
 from octavo_kernels.launch import can_overlap
 
+HAS_WAIT = hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
+"""Triton has it from 3.4 on, and reads a kernel's names where they are not used too."""
 
-@triton.jit
-def await_inputs(IS_OVERLAPPED: tl.constexpr):
-    """Until all that was launched before has written what it writes; the kernel launched next may then be placed."""
-    if IS_OVERLAPPED:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+if HAS_WAIT:
+
+    @triton.jit
+    def await_inputs(IS_OVERLAPPED: tl.constexpr):
+        """Until all that was launched before has written what it writes; the kernel launched next may then be placed."""
+        if IS_OVERLAPPED:
+            tl.extra.cuda.gdc_wait()
+            tl.extra.cuda.gdc_launch_dependents()
+
+else:
+
+    @triton.jit
+    def await_inputs(IS_OVERLAPPED: tl.constexpr):
+        """Nothing: every kernel is launched once those before it have ended."""
 
 
 def overlapped() -> dict[str, bool]:
-    """What a launch is given beside its arguments; Triton knows it from 3.4 on."""
-    if can_overlap() and hasattr(tl.extra.cuda, "gdc_wait"):
+    """What a launch is given beside its arguments."""
+    if HAS_WAIT and can_overlap():
         return {"IS_OVERLAPPED": True, "launch_pdl": True}
     return {"IS_OVERLAPPED": False}

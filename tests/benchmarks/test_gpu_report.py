@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from benchmarks.gpu_report import __main__ as command
 from benchmarks.gpu_report import parts, roofline
 from benchmarks.gpu_report.engine_speed import begin_decoding
 from benchmarks.gpu_report.kernel_checks import CASES
-from benchmarks.gpu_report.models import SHAPES, TINY, Model
-from benchmarks.gpu_report.record import Figure, PartRecord, read_record
+from benchmarks.gpu_report.models import SHAPES, TINY, Model, greedy, prompts
+from benchmarks.gpu_report.process import apart
+from benchmarks.gpu_report.record import Figure, PartRecord, check, read_record
 from benchmarks.gpu_report.table import BARS, report
 from octavo_kernels.torch_backend import TorchBackend
 from octavo_testing.absent import link_packages
@@ -65,7 +67,7 @@ def test_each_part_fills_its_figures_at_toy_sizes_where_nothing_else_is_installe
     figures = {name: [figure.name for figure in record.figures] for name, record in records.items() if record}
     assert figures["limits"] == ["copy", "bf16 product"]
     assert len(figures["kernel-checks"]) == len(CASES) + 3
-    assert len(figures["model-checks"]) == 9
+    assert len(figures["model-checks"]) == 12
     assert "decode attention, skewed" in figures["kernels"]
     assert "own linear, 1 rows, against cuBLAS" in figures["kernels"]
     assert figures["transformers"][-1] == "ours against transformers"
@@ -120,13 +122,42 @@ def test_a_part_that_raises_is_recorded_with_its_traceback_and_what_it_had(
 @pytest.mark.parametrize("error", [0.2, float("nan")])
 def test_a_check_that_does_not_hold_is_no_success(tmp_path: Path, error: float) -> None:
     record = PartRecord(part="kernel-checks", path=tmp_path / "a.json", is_tiny=False, status="done")
-    record.check("rms_norm", error=0.1, tolerance=0.1)
+    record.add(check("rms_norm", error=0.1, tolerance=0.1))
     assert record.is_good
 
-    record.check("rotary", error=error, tolerance=0.1)
+    record.add(check("rotary", error=error, tolerance=0.1))
 
     assert not record.is_good
     assert "WRONG" in report([record], {"kernel-checks": "Checks"})
+
+
+def test_a_check_that_raises_is_recorded_and_those_after_it_are_made(tmp_path: Path) -> None:
+    def checks(name: str) -> list[Figure]:
+        if name == "rotary":
+            raise RuntimeError("an illegal\n  memory access")
+        return [check(name, error=0, tolerance=0)]
+
+    record = PartRecord(part="kernel-checks", path=tmp_path / "a.json", is_tiny=False, status="done")
+    for name, found in apart(checks, ["rms_norm", "rotary", "store_kv"], torch.device("cpu")):
+        record.take(name, found)
+
+    told = [(figure.name, figure.is_right, figure.note) for figure in record.figures]
+    broken = ("rotary", False, "RuntimeError: an illegal memory access")
+    assert told == [("rms_norm", True, "at most 0"), broken, ("store_kv", True, "at most 0")]
+    assert not record.is_good
+
+
+def test_on_a_gpu_each_check_is_a_process_and_one_that_dies_of_its_own_ends_no_other() -> None:
+    found = dict(apart(process_of, ["a", "b", "broken", "c"], torch.device("cuda", 0)))
+
+    assert isinstance(found.pop("broken"), RuntimeError)
+    assert len({*found.values(), os.getpid()}) == 4
+
+
+def process_of(name: str) -> int:
+    if name == "broken":
+        raise RuntimeError("the device is lost")
+    return os.getpid()
 
 
 @pytest.mark.parametrize(("value", "verdict", "shown"), [(245, "held", "245"), (244, "MISSED", "244 MISSED")])
@@ -192,3 +223,20 @@ def test_a_batch_that_the_cache_cannot_hold_at_once_is_told_of(model: Model) -> 
 
     with pytest.raises(RuntimeError, match="2 sequences of 40 tokens never decoded together"):
         begin_decoding(model, 2, 40, 2)
+
+
+def test_steps_that_overlap_give_the_tokens_of_steps_one_after_another(model: Model) -> None:
+    def answers(*, overlaps: bool) -> list[list[int]]:
+        model.start(num_blocks=60, max_num_seqs=8)
+        if overlaps:
+            # as on a GPU
+            model.runner.keep_resident(8)
+            model.scheduler.config = replace(model.scheduler.config, overlaps=True)
+        ids = [model.add(prompt, greedy(6)).sequence_id for prompt in prompts(5, 9, model.config.vocab_size)]
+        first = model.step()
+        assert first == (0 if overlaps else 5), "the first step's tokens come with the second"
+        model.run()
+        return [[token.token_id for token in model.sampled[sequence_id]] for sequence_id in ids]
+
+    assert answers(overlaps=True) == answers(overlaps=False)
+    assert not model.has_work

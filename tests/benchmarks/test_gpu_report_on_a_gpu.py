@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_report import engine_speed, startup
 from benchmarks.gpu_report.record import PartRecord
@@ -87,3 +88,14 @@ def test_the_memory_that_recording_took_stands_beside_its_time(
     assert (figure.name, figure.unit, figure.note) == ("fp8: graphs recorded", "s", "up to 256 sequences, 1.5 GB")
     assert recorded == [256]
     assert record.absent == []
+
+
+def test_kernels_that_overlap_are_counted_once_and_waits_between_them_not_at_all() -> None:
+    spans = [(0.0, 10.0), (4.0, 12.0), (5.0, 6.0), (7.0, 11.0), (20.0, 25.0), (25.0, 26.0)]
+    events = [
+        SimpleNamespace(device_type=DeviceType.CUDA, time_range=SimpleNamespace(start=start, end=end))
+        for start, end in reversed(spans)
+    ]
+    events.append(SimpleNamespace(device_type=DeviceType.CPU, time_range=SimpleNamespace(start=0.0, end=99.0)))
+
+    assert engine_speed._covered(SimpleNamespace(events=lambda: events)) == 12 + 6  # type: ignore[arg-type]  # stands in for a profile
