@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,103 +11,23 @@ from rich.console import Console
 from octavo_cli.kubectl import __main__ as plugin
 from octavo_cli.kubectl import doctor
 from octavo_cli.kubectl.checks import judge
-from octavo_cli.kubectl.facts import Facts, Outcome, Right
-from octavo_testing import keda
-from octavo_testing.keda import a_scaled_object
-from octavo_testing.kube_objects import FakeCluster, a_condition, a_model
-
-NOW = datetime.datetime(2026, 1, 1, 12, 5, tzinfo=datetime.UTC)
-LIST_PODS = Right(who="the operator", group="", resource="pods", verb="list")
-
-
-def a_release(
-    component: str,
-    *,
-    ready: int = 1,
-    version: str = "0.1.0",
-    namespace: str = "octavo-system",
-    args: Sequence[str] = ("--port=1",),
-) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/version": version, "app.kubernetes.io/component": component}
-    container = {"name": component, "args": list(args)}
-    return {
-        "metadata": {"name": f"octavo-{component}", "namespace": namespace, "labels": labels},
-        "spec": {
-            "replicas": 1,
-            "template": {"spec": {"serviceAccountName": f"octavo-{component}", "containers": [container]}},
-        },
-        "status": {"readyReplicas": ready},
-    }
-
-
-def a_lease(*, renewed: str = "2026-01-01T12:04:58.000000Z") -> dict[str, Any]:
-    spec = {"holderIdentity": "octavo-operator-x", "renewTime": renewed, "leaseDurationSeconds": 15}
-    return {"metadata": {"name": "octavo-operator", "namespace": "octavo-system"}, "spec": spec}
-
-
-def a_node(
-    name: str = "n0", *, cordoned: bool = False, labels: dict[str, str] | None = None, **allocatable: str
-) -> dict:
-    offered = {key.replace("__", "/").replace("_", "."): value for key, value in allocatable.items()}
-    return {
-        "metadata": {"name": name, "labels": labels or {}},
-        "spec": {"unschedulable": cordoned},
-        "status": {"allocatable": {"cpu": "4", **offered}},
-    }
-
-
-def a_plugin(ready: int) -> dict[str, Any]:
-    status = {"numberReady": ready, "desiredNumberScheduled": 2}
-    return {"metadata": {"name": "nvidia-device-plugin-ds", "namespace": "gpus"}, "status": status}
-
-
-def a_gpu_model(**gpu: Any) -> dict[str, Any]:
-    ready = a_condition("Ready", "True", "AllReplicasReady", "1 of 1 replicas ready")
-    return a_model("qwen", ready, spec={"resources": {"gpu": gpu}})
-
-
-def a_quota(hard: str, used: str) -> dict[str, Any]:
-    name = "requests.nvidia.com/gpu"
-    return {"metadata": {"name": "q"}, "status": {"hard": {name: hard}, "used": {name: used}}}
-
-
-L4, H200 = ({"nvidia.com/gpu.product": f"NVIDIA-{name}"} for name in ("L4", "H200"))
-CLAIMS = [{"name": "gpu", "resourceClaimTemplateName": "two-large"}]
-
-
-def a_gpu_pod(count: str = "1", **status: str) -> dict[str, Any]:
-    container = {"resources": {"limits": {"nvidia.com/gpu": count}}}
-    return {"metadata": {"name": "p"}, "spec": {"nodeName": "n0", "containers": [container]}, "status": status}
-
-
-SERVICE = {
-    "metadata": {"name": "v1beta2.custom.metrics.k8s.io"},
-    "spec": {"service": {"namespace": "octavo-system", "name": "octavo-metrics-adapter"}},
-    "status": {"conditions": [a_condition("Available", "True", "Passed")]},
-}
-BROKEN_SERVICE = {**SERVICE, "status": {"conditions": [a_condition("Available", "False", "x", "no route")]}}
-HEALTHY = Facts(
-    namespace="team",
-    version={"major": "1", "minor": "36", "gitVersion": "v1.36.4"},
-    crd={"metadata": {"annotations": {"octavo.dev/chart-version": "0.1.0"}}},
-    is_served=True,
-    operators=[a_release("operator")],
-    gateways=[a_release("gateway")],
-    leases=[a_lease()],
-    nodes=[a_node(nvidia_com__gpu="8"), a_node("n1", nvidia_com__gpu="8")],
-    pods=[a_gpu_pod("2"), a_gpu_pod("1", phase="Succeeded")],
-    daemon_sets=[],
-    metrics_service=SERVICE,
-    metrics=["pods/octavo_kv_pressure_ratio"],
-    quotas=[],
-    models=[],
-    rights={LIST_PODS: True},
+from octavo_testing.doctor import (
+    BROKEN_SERVICE,
+    CLAIMS,
+    H200,
+    HEALTHY,
+    L4,
+    LIST_PODS,
+    NOW,
+    a_gpu_model,
+    a_lease,
+    a_node,
+    a_plugin,
+    a_quota,
+    a_release,
+    outcome,
 )
-
-
-def outcome(check: str, **facts: Any) -> Outcome:
-    (found,) = [each for each in judge(replace(HEALTHY, **facts), NOW) if each.check == check]
-    return found
+from octavo_testing.kube_objects import FakeCluster, a_condition, a_model
 
 
 def test_a_healthy_cluster_passes_every_check() -> None:
@@ -305,89 +223,6 @@ def test_a_check_finds(check: str, facts: dict[str, Any], level: str, said: str)
 
     assert (found.level, said in found.message) == (level, True), found
     assert found.remedy or level in ("ok", "skip")
-
-
-WITH_ADDRESS = [a_release("operator", args=["--prometheus-address=http://p:9090", "--metrics-adapter=false"])]
-THERE = {"serves_keda": True, "keda_operators": [a_release("keda-operator", namespace="keda")]}
-DOWN = [a_release("keda-operator", namespace="keda", ready=0)]
-
-
-def a_scaled_model(backend: str) -> dict[str, Any]:
-    return a_model("qwen", spec={"scaling": {"maxReplicas": 4, "backend": backend}})
-
-
-@pytest.mark.parametrize(
-    ("facts", "level", "said"),
-    [
-        ({}, "fail", "the operator has no --prometheus-address; qwen cannot be scaled"),
-        ({"operators": WITH_ADDRESS}, "fail", "the cluster has no API keda.sh; qwen cannot be scaled"),
-        ({"operators": []}, "fail", "the cluster has no API keda.sh; qwen cannot be scaled"),
-        ({"operators": WITH_ADDRESS, "models": []}, "warn", "no API keda.sh; models of scaling.backend KEDA could"),
-        ({"operators": WITH_ADDRESS, **THERE}, "ok", "keda/octavo-keda-operator: 1 of 1 ready"),
-        ({"operators": WITH_ADDRESS, **THERE, "keda_operators": DOWN}, "fail", "0 of 1 ready; qwen cannot be scaled"),
-        ({"operators": WITH_ADDRESS, **THERE, "keda_operators": []}, "fail", "no Deployment keda-operator is found"),
-        ({"operators": WITH_ADDRESS, **THERE, "keda_operators": None}, "skip", "may not be looked for"),
-    ],
-)
-def test_where_keda_is_wanted_it_is_said_what_of_it_is_missing(facts: dict[str, Any], level: str, said: str) -> None:
-    found = outcome("KEDA", **{"models": [a_scaled_model("KEDA")], **facts})
-
-    assert (found.level, said in found.message) == (level, True), found
-    assert found.remedy or level in ("ok", "skip")
-
-
-@pytest.mark.parametrize(
-    ("backend", "facts", "is_wanted"),
-    [
-        ("Auto", {"metrics": None, "metrics_service": None}, True),
-        ("Auto", {"metrics": None, "metrics_service": None, "serves_keda": False}, False),
-        ("Auto", {}, False),
-        ("HPA", {"metrics": None, "metrics_service": None}, False),
-        ("BuiltIn", {"metrics": None, "metrics_service": None}, False),
-    ],
-)
-def test_auto_wants_keda_where_it_comes_to_it(backend: str, facts: dict[str, Any], is_wanted: bool) -> None:
-    """What is there by the chart's word and wanted by no model is worth a warning at most."""
-    world = {"operators": WITH_ADDRESS, **THERE, "keda_operators": [], "models": [a_scaled_model(backend)], **facts}
-
-    assert outcome("KEDA", **world).level == ("fail" if is_wanted else "warn")
-
-
-@pytest.mark.parametrize("model", [a_model(), a_scaled_model("HPA"), a_scaled_model("Auto")])
-def test_nothing_is_said_of_keda_where_nobody_wants_it(model: dict[str, Any]) -> None:
-    assert [each for each in judge(replace(HEALTHY, models=[model]), NOW) if each.check == "KEDA"] == []
-
-
-@pytest.mark.parametrize(
-    ("conditions", "said"),
-    [
-        ((keda.READY, keda.IDLE), None),
-        ((keda.TRIGGER_ERROR, keda.IDLE), "Ready is False: Triggers defined in ScaledObject are not working"),
-        ((keda.READY, keda.ACTIVE, keda.HPA_FAILS), "HPAActive is False: HPA is not actively scaling"),
-        ((), None),
-    ],
-)
-def test_a_scaled_object_that_keda_cannot_scale_by_is_told(conditions: tuple[Any, ...], said: str | None) -> None:
-    facts = {"operators": WITH_ADDRESS, **THERE, "models": [a_scaled_model("KEDA")]}
-
-    judged = judge(replace(HEALTHY, **facts, scaled_objects=[a_scaled_object(*conditions)]), NOW)
-
-    found = [each for each in judged if each.check == "ScaledObject qwen"]
-    assert [each.level for each in found] == (["warn"] if said else [])
-    assert all(str(said) in each.message and each.remedy for each in found)
-
-
-@pytest.mark.parametrize(("api", "is_served"), [(404, False), ({}, True)])
-@pytest.mark.parametrize(("objects", "read"), [(403, None), (404, []), ([a_scaled_object()], [a_scaled_object()])])
-def test_keda_is_looked_for(api: Any, is_served: bool, objects: Any, read: Any) -> None:
-    group = "/apis/keda.sh/v1alpha1"
-    cluster = FakeCluster({"/version": {}, group: api, f"{group}/namespaces/team/scaledobjects": objects})
-    cluster.answer = lambda method, path, body: {"status": {"allowed": True}}
-
-    facts = doctor.gather(cluster)
-
-    assert (facts.serves_keda, facts.scaled_objects) == (is_served, read)
-    assert {"labelSelector": "app.kubernetes.io/name=keda-operator"} in cluster.queries
 
 
 @pytest.mark.parametrize(
