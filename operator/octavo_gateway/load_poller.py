@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-import math
 import random
 from typing import Any
 
@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 POLL_EVERY_S = 1.0
 POLL_TIMEOUT_S = 2.0
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_VALUE = 1e9
+"""Of pressure, and of sequences; a greater number is no measurement."""
 
 
 class LoadPoller:
@@ -59,20 +62,29 @@ class LoadPoller:
             ) as response:
                 if response.status != 200:
                     return None
-                return parse_load(await response.json(content_type=None))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+                return parse_load(json.loads(await _read_short(response.content)))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
             logger.debug("no load reading", extra={"url": url})
             return None
 
 
 def parse_load(answer: Any) -> Load:
-    """Raises ValueError for what is not a ``/load`` answer; pressure that is not a finite number ≥ 0 is none."""
+    """Raises ValueError for what is not a ``/load`` answer: each number is between 0 and `MAX_VALUE`, or there is none."""
     try:
-        pressure = float(answer["pressure"])
-        running, waiting = int(answer["running"]), int(answer["waiting"])
+        pressure, running, waiting = (float(answer[name]) for name in ("pressure", "running", "waiting"))
         draining = answer.get("draining") is True
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError("not a /load answer") from error
-    if not math.isfinite(pressure) or pressure < 0:
-        raise ValueError("pressure is not a finite number")
-    return Load(pressure=pressure, running=running, waiting=waiting, draining=draining)
+    # NaN is in no range.
+    if not all(0 <= value <= MAX_VALUE for value in (pressure, running, waiting)):
+        raise ValueError(f"pressure {pressure:g}, running {running:g}, waiting {waiting:g} are no load")
+    return Load(pressure=pressure, running=int(running), waiting=int(waiting), draining=draining)
+
+
+async def _read_short(content: aiohttp.StreamReader) -> bytes:
+    read = bytearray()
+    while piece := await content.readany():
+        read += piece
+        if len(read) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(read)

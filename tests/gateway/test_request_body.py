@@ -1,4 +1,4 @@
-"""What is read from bodies and from /load answers."""
+"""What is read from bodies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo_gateway import request_body
-from octavo_gateway.balancer import Load
 from octavo_gateway.errors import BadRequest, GatewayError
-from octavo_gateway.load_poller import parse_load
 from octavo_gateway.request_body import BodyBudget, BodyLimits, BodyReader, parse_body
 
 
@@ -200,30 +198,6 @@ def test_any_bytes_are_a_body_or_a_bad_request(raw: bytes) -> None:
         found = str(error.status)
 
     assert found == "400" or b"model" in raw
-
-
-def test_a_load_answer_is_read() -> None:
-    answer = {"pressure": 1.7, "running": 3, "waiting": 2, "draining": True, "requests_total": 9}
-
-    assert parse_load(answer) == Load(pressure=1.7, running=3, waiting=2, draining=True)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        [],
-        {},
-        {"pressure": "much", "running": 0, "waiting": 0},
-        {"pressure": float("nan"), "running": 0, "waiting": 0},
-        {"pressure": float("inf"), "running": 0, "waiting": 0},
-        {"pressure": -0.1, "running": 0, "waiting": 0},
-        {"pressure": 0.1, "running": float("inf"), "waiting": 0},
-    ],
-)
-def test_what_is_no_load_answer_is_refused(answer: Any) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        parse_load(answer)
 
 
 def test_a_body_of_countless_small_values_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
