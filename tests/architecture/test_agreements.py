@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo_gateway import kube_objects
+from octavo_gateway import kube_objects, load_poller
 from octavo_gateway.config import GatewayConfig
 from octavo_gateway.endpoints import Model, Replica, table_of
 from octavo_gateway.stored_responses import Place, find_place
@@ -25,6 +25,7 @@ from octavo_operator.api.validation import parse_model_deployment
 from octavo_operator.autoscaling import gateway_held, scraper
 from octavo_operator.desired import credentials, engine_args, names
 from octavo_operator.desired.pod import PodSettings, pod_template
+from octavo_operator.metrics_adapter import store
 from octavo_operator.observed import Startup
 from octavo_operator.probe import parse_startup
 from octavo_server import cli
@@ -52,6 +53,10 @@ def test_everybody_dials_the_port_that_the_server_opens() -> None:
 
 def test_the_operator_asks_gateways_on_their_internal_port() -> None:
     assert _defaults(GatewayConfig)["internal_port"] == gateway_held.GATEWAY_INTERNAL_PORT
+
+
+def test_operator_and_gateway_disbelieve_the_same_pressure() -> None:
+    assert load_poller.MAX_VALUE == store.MAX_PRESSURE
 
 
 def test_operator_and_gateway_know_the_same_labels() -> None:

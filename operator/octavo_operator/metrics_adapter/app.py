@@ -16,7 +16,7 @@ from aiohttp import web
 
 from octavo_operator.metrics_adapter.access import Authenticator, Authorizer, Caller
 from octavo_operator.metrics_adapter.documents import metric_value_list
-from octavo_operator.metrics_adapter.errors import AdapterError, MethodNotAllowedError
+from octavo_operator.metrics_adapter.errors import AdapterError, InternalError, MethodNotAllowedError
 from octavo_operator.metrics_adapter.kube_access import PathAccess
 from octavo_operator.metrics_adapter.query import discovery_document, measure, parse_access, parse_query
 from octavo_operator.metrics_adapter.store import MetricsStore, ServerPod
@@ -56,6 +56,11 @@ def make_adapter(
         except AdapterError as error:
             logger.debug("refused", extra={"path": request.path, "code": error.code, "error": str(error)})
             return _json(error.code, error.status())
+        except Exception:
+            # The last resort of a request: the caller gets a Status, the log gets the traceback.
+            logger.exception("a request for metrics failed unexpectedly", extra={"path": request.path})
+            error_of_ours = InternalError("the metrics adapter failed to answer; the operator's log says why")
+            return _json(error_of_ours.code, error_of_ours.status())
 
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
     app.router.add_route("*", "/{path:.*}", handle)

@@ -6,6 +6,7 @@ AdapterError
 ├── ForbiddenError         403
 ├── NotFoundError          404
 ├── MethodNotAllowedError  405
+├── InternalError          500  a fault of ours
 └── UnavailableError       503  the API server could not be asked who the caller is or what it may do
 """
 
@@ -63,6 +64,11 @@ class NotFoundError(AdapterError):
 class MethodNotAllowedError(AdapterError):
     code = 405
     reason = "MethodNotAllowed"
+
+
+class InternalError(AdapterError):
+    code = 500
+    reason = "InternalError"
 
 
 class UnavailableError(AdapterError):

@@ -8,13 +8,14 @@ Every time here is Unix seconds of one clock, the `now` that the caller passes.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 MODEL_LABEL = "octavo.dev/modeldeployment"
 """Label that ties a pod to its ModelDeployment; ARCHITECTURE.md holds it for every process."""
+MAX_PRESSURE = 1e9
+"""A greater one is no measurement; the gateway draws the same line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,8 @@ class PodLoad:
 
     @property
     def is_usable(self) -> bool:
-        """False for NaN, infinite or negative pressure, which a broken server may report and nobody may scale on."""
-        return math.isfinite(self.pressure) and self.pressure >= 0
+        """False for NaN, negative or absurd pressure, which a broken server may report and nobody may scale on."""
+        return 0 <= self.pressure <= MAX_PRESSURE
 
 
 class MetricsStore:

@@ -113,6 +113,24 @@ async def test_the_hpa_controller_gets_the_pressure_of_all_pods(adapter):
     ]
 
 
+async def test_a_pod_that_reports_an_absurd_pressure_is_left_out_and_the_others_are_told(adapter):
+    """A Quantity cannot hold it: one liar would take the metric from all."""
+    adapter.store.put(adapter.pods[0].uid, a_load(1e300, at=adapter.clock.at))
+
+    status, document = await adapter.get_as(HPA)
+
+    assert (status, [item["value"] for item in document["items"]]) == (200, ["850m"])
+
+
+async def test_a_fault_of_ours_is_a_status_too_and_its_traceback_is_logged(adapter, caplog):
+    adapter.pods = None
+
+    status, document = await adapter.get_as(HPA)
+
+    assert (status, document["kind"], document["reason"]) == (500, "Status", "InternalError")
+    assert "NoneType" in caplog.text
+
+
 async def test_a_plain_star_and_a_selector_that_selects_nothing(adapter):
     status, document = await adapter.get_as(HPA, ALL_PODS.replace("%2A", "*") + "?labelSelector=app%3Dnone")
 
