@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
 
-from octavo_operator.autoscaling.pod_http import PodAnswerError, get_object, pod_url
+from octavo_operator.autoscaling.pod_http import MOST, PodAnswerError, get_object, pod_url
 from octavo_operator.desired.engine_args import SERVER_PORT
 from octavo_operator.observed import Pod, Startup
 
@@ -59,9 +58,9 @@ def parse_startup(answer: dict[str, Any]) -> Startup:
 
 
 def _number(value: object) -> float:
-    """Finite and not negative; anything else is 0."""
+    """Not negative and one that a server may mean; anything else is 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) and value > 0 else 0  # type: ignore[operator, arg-type, return-value]
+    return value if is_number and 0 < value <= MOST else 0  # type: ignore[operator, return-value]
 
 
 def _is_loading(pod: Pod) -> bool:

@@ -66,6 +66,7 @@ async def test_pod_that_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPa
     [
         {},
         {"stage": None, "bytes": "x", "total_bytes": None, "message": None, "stage_seconds": 5, "idle_seconds": "x"},
+        {"bytes": 10**400, "total_bytes": 1e300, "bytes_per_second": float("inf")},
         {"bytes": True, "total_bytes": -1, "bytes_per_second": float("nan"), "stage_seconds": {}},
     ],
 )

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 from typing import Any
 
 import aiohttp
 
 MAX_ANSWER_BYTES = 1024 * 1024
 """`/load` has about 120 bytes and `/held` about 100 for each held model; more is not ours and is not read."""
+
+
+MOST = 2**53
+"""Larger numbers no server means, and sums of them would overflow."""
 
 
 class PodAnswerError(Exception):
@@ -39,7 +44,7 @@ async def get_object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]
         raise PodAnswerError(f"{url} did not answer in time") from None
     except (aiohttp.ClientError, OSError) as error:
         raise PodAnswerError(f"{url}: {error or type(error).__name__}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PodAnswerError(f"{url} did not answer JSON") from error
     if not isinstance(answer, dict):
         raise PodAnswerError(f"{url} answered a JSON {type(answer).__name__}, wanted an object")
@@ -56,11 +61,13 @@ def number(answer: dict[str, Any], key: str) -> float:
     """A field that must be a number (NaN and infinity are Python JSON and pass; the store leaves them out).
 
     Raises:
-        PodAnswerError: it is absent or something else.
+        PodAnswerError: it is absent, something else or beyond `MOST`.
     """
     value = answer.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PodAnswerError(f"field {key} is {value!r}, wanted a number")
+    if MOST < abs(value) < math.inf:
+        raise PodAnswerError(f"field {key} is beyond ±{MOST}, the largest number that is read")
     return float(value)
 
 
@@ -68,9 +75,11 @@ def count(answer: dict[str, Any], key: str) -> int:
     """A field that must be a whole number ≥ 0.
 
     Raises:
-        PodAnswerError: it is absent or something else.
+        PodAnswerError: it is absent, something else or beyond `MOST`.
     """
     value = answer.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise PodAnswerError(f"field {key} is {value!r}, wanted a whole number ≥ 0")
+    if value > MOST:
+        raise PodAnswerError(f"field {key} is beyond {MOST}, the largest number that is read")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 
@@ -146,6 +147,10 @@ async def test_a_pod_that_is_gone_is_forgotten(pods):
         web.Response(text="not json"),
         web.Response(text="[1]"),
         web.Response(body=b" " * (MAX_ANSWER_BYTES + 1)),
+        web.Response(text="[" * 100_000),
+        web.Response(text=json.dumps({**LOAD, "pressure": 10**400})),
+        {**LOAD, "pressure": 1e300},
+        {**LOAD, "kv_tokens": 2**53 + 1},
         {**LOAD, "pressure": "1"},
         {**LOAD, "pressure": True},
         {**LOAD, "running": -1},
