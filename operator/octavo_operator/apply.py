@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
@@ -95,15 +96,24 @@ class Executor:
         kind = BY_NAME[manifest["kind"]]
         if operation.is_new:
             self._require_free(manifest, await self._look(kind, manifest), observed)
+        is_sure = not operation.is_new or kind not in NAMED_BY_HASH
         try:
-            applied = await self._kube.apply(kind, manifest, force=not operation.is_new or kind not in NAMED_BY_HASH)
+            applied = await self._kube.apply(kind, manifest, force=is_sure)
         except ClusterError as error:
-            if error.status == 409 and operation.is_new and error.message.startswith(FIELDS_TAKEN):
-                raise NameTakenError(
-                    f"{kind.name} {manifest['metadata']['name']} is somebody else's: {error.message}"
-                ) from error
-            raise
+            if is_sure or error.status != 409 or not error.message.startswith(FIELDS_TAKEN):
+                raise
+            applied = await self._take_back(kind, manifest, observed, error)
         return bool(self._cache.put(applied))
+
+    async def _take_back(
+        self, kind: Kind, manifest: JsonObject, observed: Observed, error: ClusterError
+    ) -> dict[str, Any]:
+        """Ours, if it is: of an object whose labels somebody has edited no watch tells."""
+        name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+        found = await self._kube.find(kind, namespace, name)
+        if found is None or (controller_of(found) or {}).get("uid") != observed.uid:
+            raise NameTakenError(f"{kind.name} {name} is somebody else's: {error.message}") from error
+        return await self._kube.apply(kind, manifest, force=True)
 
     async def _look(self, kind: Kind, manifest: JsonObject) -> JsonObject | None:
         """What bears that name; the cache holds objects with our labels only, and some names end in a hash."""

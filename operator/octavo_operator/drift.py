@@ -15,11 +15,18 @@ from octavo_operator.api.quantity import parse_quantity
 _KEYS = ("name", "mountPath", "uid")
 
 
+_WHOLE = frozenset({"selector", "podSelector", "labelSelector", "nodeSelector"})
+"""Objects that mean something else with one more label; the API server takes them as one value too."""
+
+
 def matches(desired: Any, observed: Any) -> bool:
     """Every field of `desired` is in `observed` with an equal value; one that is absent is as good as empty."""
     if isinstance(desired, Mapping):
         found = observed if isinstance(observed, Mapping) else {}
-        return all(matches(value, found.get(key)) for key, value in desired.items())
+        return all(
+            matches(value, found.get(key)) and (key not in _WHOLE or matches(found.get(key), value))
+            for key, value in desired.items()
+        )
     if isinstance(desired, list):
         return _matches_list(desired, observed if isinstance(observed, list) else [])
     if observed is None:

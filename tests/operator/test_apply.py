@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 import pytest
@@ -26,12 +27,14 @@ class FakeKube:
         self.writes: list[Any] = []
         self.answer: dict[str, Any] = {}
         self.refusal: ClusterError | None = None
+        self.gives_way = False
+        """Whether force overcomes the refusal."""
 
     async def find(self, kind: Any, namespace: str, name: str) -> dict[str, Any] | None:
         return self.there
 
     async def apply(self, kind: Any, manifest: Any, *, force: bool) -> Any:
-        if self.refusal is not None:
+        if self.refusal is not None and not (force and self.gives_way):
             raise self.refusal
         self.writes.append(manifest)
         return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "7", "uid": "u"}}
@@ -133,6 +136,19 @@ async def test_conflict_is_anothers_object_only_where_fields_are_taken(message: 
 
     with pytest.raises(error):
         await an_executor(kube).execute(QWEN, [Apply(manifest=manifest_of("Deployment"), is_new=True)], an_observed())
+
+
+@pytest.mark.parametrize(("uid", "is_ours"), [(an_observed().uid, True), ("another", False)], ids=["ours", "another's"])
+async def test_fields_that_somebody_took_are_taken_back_only_of_what_is_ours(uid: str, is_ours: bool) -> None:
+    """With another label on it our Deployment is one that no watch tells of."""
+    kube = FakeKube(owned_by(manifest_of("Deployment"), kind="ModelDeployment", name="qwen", uid=uid))
+    kube.refusal, kube.gives_way = ClusterError(409, "Conflict", "Apply failed with 1 conflict: ..."), True
+    plan = [Apply(manifest=manifest_of("Deployment"), is_new=True)]
+
+    with contextlib.nullcontext() if is_ours else pytest.raises(NameTakenError):
+        await an_executor(kube).execute(QWEN, plan, an_observed())
+
+    assert len(kube.writes) == is_ours
 
 
 async def test_writes_are_counted_by_what_is_done_and_by_kind() -> None:

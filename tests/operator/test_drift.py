@@ -15,6 +15,10 @@ SAME: dict[str, tuple[Any, Any]] = {
     "empty is as good as absent": ({"a": {}, "b": [], "c": "", "d": None, "e": False, "f": 0}, {}),
     "items of others in a list with names": ([{"name": "a"}], [{"name": "x"}, {"name": "a", "more": 1}]),
     "equal list": ([1, 2], [1, 2]),
+    "selector": (
+        {"selector": {"matchLabels": {"a": "b"}, "matchExpressions": []}},
+        {"selector": {"matchLabels": {"a": "b"}}},
+    ),
 }
 DIFFERENT: dict[str, tuple[Any, Any]] = {
     "changed value": ({"a": 1}, {"a": 2}),
@@ -22,6 +26,11 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "absent object": ({"a": {"b": 1}}, {}),
     "object became text": ({"a": {"b": 1}}, {"a": "x"}),
     "list became text": ({"a": [1]}, {"a": "x"}),
+    "label that was added to a selector": ({"selector": {"a": "b"}}, {"selector": {"a": "b", "c": "d"}}),
+    "label that was added to the pods of a budget": (
+        {"spec": {"selector": {"matchLabels": {"a": "b"}}}},
+        {"spec": {"selector": {"matchLabels": {"a": "b", "c": "d"}}}},
+    ),
     "shorter list": ([1, 2], [1]),
     "absent item": ([{"name": "a", "v": 1}], [{"name": "x"}]),
     "other quantity": ({"cpu": "1"}, {"cpu": "2"}),

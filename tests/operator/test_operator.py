@@ -138,6 +138,27 @@ def test_hand_edits_are_restored_and_foreign_annotations_stay(namespace: Namespa
     assert restored["metadata"]["annotations"]["mine"] == "yes"
 
 
+def test_labels_that_somebody_changed_are_restored(namespace: Namespace) -> None:
+    """By the first nobody knows any more whose it is, without the second no watch tells of it."""
+    namespace.create("qwen", replicas=1)
+    deployment = namespace.deployment_of("qwen")
+    labels, name = deployment["metadata"]["labels"], deployment["metadata"]["name"]
+
+    for label in ("octavo.dev/modeldeployment", "app.kubernetes.io/managed-by"):
+        namespace.patch("Deployment", name, {"metadata": {"labels": {label: "mine"}}})
+        until(lambda: (namespace.get("Deployment", name) or {})["metadata"]["labels"], lambda got: got == labels)
+
+
+def test_label_that_was_added_to_a_selector_goes(namespace: Namespace) -> None:
+    """The Service would find no pod any more."""
+    namespace.create("qwen", replicas=1)
+    selector = until(lambda: namespace.get("Service", "qwen"), bool)["spec"]["selector"]  # type: ignore[index]
+
+    namespace.patch("Service", "qwen", {"spec": {"selector": {"mine": "yes"}}})
+
+    until(lambda: (namespace.get("Service", "qwen") or {})["spec"]["selector"], lambda got: got == selector)
+
+
 def test_scaled_resource_gets_its_first_number_and_a_scaler(namespace: Namespace) -> None:
     namespace.create("qwen", scaling={"minReplicas": 2, "maxReplicas": 4, "backend": "HPA"})
 
