@@ -56,6 +56,18 @@ def test_one_field_gives_deployment_service_and_account(namespace: Namespace) ->
     assert {entry["manager"] for entry in deployment["metadata"]["managedFields"]} == {"octavo-operator"}
 
 
+def test_any_character_reaches_the_pods(namespace: Namespace) -> None:
+    """One beyond the first plane, and what YAML takes as an escape alone."""
+    text = '\U0001f600 \\ü\u2028\u0085\x7f\ufeff\t"'
+    namespace.create(
+        "qwen", podTemplate={"spec": {"containers": [{"name": "server", "env": [{"name": "A", "value": text}]}]}}
+    )
+
+    (server,) = namespace.deployment_of("qwen")["spec"]["template"]["spec"]["containers"]
+
+    assert [each["value"] for each in server["env"] if each["name"] == "A"] == [text]
+
+
 def test_resource_bears_no_finalizer_and_no_annotation(namespace: Namespace) -> None:
     namespace.create("qwen")
     namespace.deployment_of("qwen")

@@ -7,6 +7,7 @@ because what the operator sends is exactly what `desired/` rendered. Every failu
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ PAGE_SIZE = 500
 USER_AGENT = "octavo-operator"
 
 MERGE_PATCH = "application/merge-patch+json"
-APPLY_PATCH = "application/apply-patch+yaml"
+APPLY_PATCH = "application/apply-patch+yaml; charset=utf-8"
+"""With its parameter, because the client would encode a body of the bare type once more."""
 JSON = "application/json"
 METADATA_ONLY = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
@@ -153,7 +155,7 @@ class KubeClient:
         metadata = manifest["metadata"]
         path = kind.path(metadata.get("namespace", ""), metadata["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false", "fieldValidation": "Strict"}
-        return await self.request("PATCH", path, query=query, body=manifest, content_type=APPLY_PATCH)
+        return await self.request("PATCH", path, query=query, body=_as_yaml(manifest), content_type=APPLY_PATCH)
 
     async def merge_patch(self, path: str, body: JsonObject) -> dict[str, Any]:
         query = {"fieldManager": FIELD_MANAGER}
@@ -211,6 +213,15 @@ def proxy_of(url: str) -> str | None:
     """The proxy that the environment (HTTPS_PROXY, NO_PROXY …) names for a server."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+
+def _as_yaml(manifest: JsonObject) -> bytes:
+    """JSON, but no character as a pair of surrogates, which YAML refuses, and none that YAML does not print."""
+    text = json.dumps(manifest, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -125,7 +125,7 @@ async def test_apply_is_server_side_with_one_field_manager(kube: KubeClient, api
     request = api.requests[0]
     assert (request["method"], request["path"]) == ("PATCH", "/api/v1/namespaces/ns/services/qwen")
     assert request["query"] == {"fieldManager": "octavo-operator", "force": "true", "fieldValidation": "Strict"}
-    assert request["headers"]["Content-Type"] == "application/apply-patch+yaml"
+    assert request["headers"]["Content-Type"] == "application/apply-patch+yaml; charset=utf-8"
 
 
 @pytest.mark.parametrize(
