@@ -24,6 +24,8 @@ from .usage import UsageReader
 EVENT_STREAM = "text/event-stream"
 HEARTBEAT = b": waiting for a replica\n\n"
 MAX_ERROR_BYTES = 64 * 1024
+ANSWERS = range(200, 600)
+"""Status codes of answers; 101 above all would make a tunnel of a connection that clients share."""
 
 
 class ClientGone(Exception):
@@ -54,8 +56,10 @@ class Reply:
     ) -> web.StreamResponse:
         """Send an upstream's answer, each piece as it comes; what a reader takes out of it is not sent.
 
-        Raises UpstreamFailed where it breaks off, or is silent for `stall_timeout_s` (0 is no limit).
+        Raises UpstreamFailed where it is none, breaks off, or is silent for `stall_timeout_s` (0 is no limit).
         """
+        if upstream.status not in ANSWERS:
+            raise UpstreamFailed(f"The replica answered with status {upstream.status}, which is no answer; ask again.")
         stall = StallLimit(stall_timeout_s)
         last = b""
         try:
@@ -128,6 +132,10 @@ class Reply:
         self.code = status
         try:
             await response.prepare(self._request)
+        except ValueError as error:
+            # Nothing has been sent, so the failure itself can be answered.
+            self._response = None
+            raise UpstreamFailed("The replica answered with headers that are no HTTP; ask again.") from error
         except (ConnectionError, aiohttp.ClientConnectionError) as error:
             raise ClientGone from error
 

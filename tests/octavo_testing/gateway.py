@@ -91,6 +91,24 @@ async def an_upstream(handler: Handler | None = None, *, port: int = 0) -> Async
         await upstream.stop()
 
 
+@contextlib.asynccontextmanager
+async def an_upstream_saying(answer: bytes) -> AsyncIterator[Replica]:
+    """A replica that answers each request with these bytes, whatever they are, and closes the connection."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    try:
+        yield a_replica("raw", url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    finally:
+        server.close()
+
+
 def answering(text: str, *, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
     async def handler(_: web.Request) -> web.Response:
         return web.json_response({"text": text}, status=status, headers=headers)
