@@ -70,6 +70,10 @@ class Metrics:
                 family.remove_by_labels({"model": model})
         self._models = models
 
+    def label_of(self, model: str) -> str:
+        """The model as a label: one that has left the table meanwhile has no series any more, and gets none."""
+        return model if model in self._models else UNKNOWN_MODEL
+
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
 

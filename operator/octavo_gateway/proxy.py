@@ -135,7 +135,7 @@ class Proxy:
         finally:
             self._running.discard(task)
             self._calls.settle(record, reply.code)
-            self._log.end(record, reply.code, models=self._router.table.models)
+            self._log.end(record, reply.code)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing runs; False where the time was up first."""
@@ -163,7 +163,8 @@ class Proxy:
                 return await self._serve(call)
             except GatewayError as error:
                 if isinstance(error, QuotaExceeded):
-                    self._metrics.quota_rejections.labels(record.model_key, error.code or "").inc()
+                    model = self._metrics.label_of(record.model_key)
+                    self._metrics.quota_rejections.labels(model, error.code or "").inc()
                 return await reply.fail(error)
             finally:
                 if call is not None and call.hold is not None:
@@ -238,7 +239,7 @@ class Proxy:
             return None
         if response.status == 429 and self._may_try_elsewhere(call, replica):
             response.close()
-            self._metrics.upstream_errors.labels(call.model_key, "queue_full").inc()
+            self._count_error(call, "queue_full")
             return None
         return response
 
@@ -304,10 +305,13 @@ class Proxy:
 
     def _note_failure(self, call: Call, replica: Replica, reason: str) -> None:
         self._router.balancer.report_failure(replica.url, now=self._router.clock())
-        self._metrics.upstream_errors.labels(call.model_key, reason).inc()
+        self._count_error(call, reason)
         logger.warning(
             "attempt on a replica failed", extra={"model": call.model_key, "pod": replica.pod, "why": reason}
         )
+
+    def _count_error(self, call: Call, reason: str) -> None:
+        self._metrics.upstream_errors.labels(self._metrics.label_of(call.model_key), reason).inc()
 
     def _note_answer(self, call: Call, replica: Replica, status: int) -> None:
         """A 503 is a replica's word that it loads or drains; any other 5xx is taken for a sign of sickness."""
@@ -319,7 +323,7 @@ class Proxy:
     def _note_sick(self, call: Call, replica: Replica) -> None:
         seconds = self._router.balancer.report_sick(replica.url, now=self._router.clock())
         if seconds is not None:
-            self._metrics.ejections.labels(call.model_key).inc()
+            self._metrics.ejections.labels(self._metrics.label_of(call.model_key)).inc()
             logger.warning(
                 "a replica failed too often in a row and is left alone",
                 extra={"model": call.model_key, "pod": replica.pod, "seconds": seconds},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from aiohttp import web
 from . import headers
 from .audit import AuditLog
 from .endpoints import Audit
-from .metrics import UNKNOWN_MODEL, Metrics
+from .metrics import Metrics
 from .record import Record
 from .tracing import Tracing
 
@@ -57,11 +57,10 @@ class RequestLog:
         """The head of an answer that goes to the client has come."""
         record.first_byte = self._clock()
 
-    def end(self, record: Record, code: int, *, models: Container[str]) -> None:
-        """`models` has the keys of those that are still deployed, for no other has series."""
+    def end(self, record: Record, code: int) -> None:
         seconds = self._clock() - record.began
         self._metrics.in_flight.dec()
-        self._count(record, record.model_key if record.model_key in models else UNKNOWN_MODEL, code, seconds)
+        self._count(record, self._metrics.label_of(record.model_key), code, seconds)
         told = _told(record, code, seconds)
         logger.debug("request done", extra=told)
         failure = "the client went away" if code == CLIENT_CLOSED_REQUEST else f"status {code}" if code >= 500 else ""

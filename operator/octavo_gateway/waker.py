@@ -64,8 +64,9 @@ class Waker:
             level = logging.DEBUG if error.status == 409 else logging.WARNING
             logger.log(level, "could not wake a model", extra={"model": model.key, "why": str(error)})
             return
-        self.last_wake[model.key] = self._wall_clock()
-        self._metrics.wakes.labels(model.key).inc()
+        self._metrics.wakes.labels(self._metrics.label_of(model.key)).inc()
+        if model.key in self._router.table.models:
+            self.last_wake[model.key] = self._wall_clock()
         logger.info("woke a model from zero", extra={"model": model.key})
 
     def _forget_gone(self, table: RoutingTable) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from octavo_gateway.endpoints import Access
+from octavo_gateway.endpoints import Access, Model
 from octavo_gateway.errors import GatewayError
 from octavo_gateway.quota import Limits
 from octavo_gateway.request_body import parse_body
 from octavo_gateway.stored_responses import digest, find_place
-from octavo_testing.gateway import CHAT, Bench, a_gateway, a_model, a_replica, an_upstream, until
+from octavo_testing.gateway import CHAT, Bench, a_gateway, a_model, a_replica, an_upstream, streaming, until
 
 GROWTH_MIB = 16
 """Of the whole process, the test's own client and upstream included."""
@@ -200,6 +200,45 @@ async def test_nothing_stays_of_models_replicas_and_tenants_that_came_and_went(t
     assert {way: size for way, size in least.items() if size > 60 and way != "series"} == {}
     assert least["series"] < 150
     assert more_mib < GROWTH_MIB
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_an_answer_that_outlives_its_model_leaves_no_series_of_it(breaks: bool) -> None:
+    """A deleted model's replicas go with it, and mostly in the middle of an answer."""
+    gate: asyncio.Queue[bytes | None] = asyncio.Queue()
+    async with an_upstream(streaming(gate)) as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+        asking = asyncio.create_task(bench.ask(stream=True))
+        await until(lambda: upstream.requests == 1)
+        await gate.put(b"data: 1\n\n")
+        await until(lambda: bench.gateway.router.balancer.in_flight(upstream.url) == 1)
+        bench.set_models()
+        if breaks:
+            await upstream.stop()
+        await gate.put(None)
+        await asking
+        _, metrics = await bench.internal("/metrics")
+
+    assert 'model="default/m"' not in metrics
+
+
+async def test_a_wake_that_outlives_its_model_leaves_nothing_of_it() -> None:
+    async with a_gateway(a_model("m", is_scaled_to_zero=True, can_wake=True)) as bench:
+        waking = asyncio.Event()
+
+        async def wake(_: Model) -> None:
+            waking.set()
+            await asyncio.sleep(0.05)
+
+        bench.source.wake = wake  # type: ignore[method-assign]
+        asking = asyncio.create_task(bench.ask())
+        await waking.wait()
+        bench.set_models()
+        await asking
+        await asyncio.sleep(0.1)
+        _, metrics = await bench.internal("/metrics")
+
+    assert 'model="default/m"' not in metrics
+    assert bench.gateway.waker.last_wake == {}
 
 
 async def test_the_walk_finds_the_maps_that_there_are() -> None:
