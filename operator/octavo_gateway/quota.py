@@ -156,8 +156,9 @@ class Ledger:
     is_dirty: bool = False
     """The day's tokens changed since they were saved."""
 
-    def ask(self, gateway: str, report: Report, limits: Limits, *, now: float) -> Grant:
-        self._take(gateway, report, now)
+    def ask(self, gateway: str, report: Report, limits: Limits, *, now: float, latest_day: int) -> Grant:
+        """`latest_day` is what it can be by the owner's clock: a day that a wrong clock began is no day."""
+        self._take(gateway, report, now, latest_day)
         others = sum(heard.lease for name, heard in self.heard.items() if name != gateway and now < heard.lease_until)
         minute_left = limits.per_minute - self.minute_tokens(now) - others if limits.per_minute else None
         day_left = limits.per_day - self.day_tokens(report.day) - others if limits.per_day else None
@@ -189,8 +190,12 @@ class Ledger:
     def is_idle(self, now: float) -> bool:
         return all(now - heard.at > 2 * WINDOW_S for heard in self.heard.values())
 
-    def _take(self, gateway: str, report: Report, now: float) -> None:
-        self._begin_day(report.day)
+    def _take(self, gateway: str, report: Report, now: float, latest_day: int) -> None:
+        if self.day > latest_day:
+            # The clock went back: a day to come would count nothing until it comes.
+            self.day, self.days = 0, {}
+        if report.day <= latest_day:
+            self._begin_day(report.day)
         if report.day == self.day and report.day_tokens != self.days.get(gateway, 0):
             self.days[gateway] = report.day_tokens
             self.is_dirty = True
@@ -254,14 +259,15 @@ class Account:
         self.day.add(day, tokens)
         self.is_unreported, self.last_used = True, now
 
-    def settle(self, spent: int, at: float, actual: int, *, now: float, day: int) -> None:
-        """The answer says what the request really took."""
+    def settle(self, spent: int, at: float, on_day: int, actual: int, *, now: float, day: int) -> None:
+        """The answer says what the request really took; what is given back is of the minute and day that it was let in."""
         if actual > spent:
             self.add(actual - spent, now=now, day=day)
             self.lease = max(0, self.lease - (actual - spent))
         elif actual < spent:
             self.window.give_back(at, spent - actual, now=now)
-            self.day.add(day, actual - spent)
+            if on_day == day:
+                self.day.add(day, actual - spent)
             self.is_unreported = True
 
     def learn(self, *, num_bytes: int, prompt_tokens: int, output_tokens: int, num_answers: int) -> None:

@@ -28,6 +28,8 @@ SILENT_FOR_S = 5.0
 """An owner that did not answer is not asked again for so long."""
 SAVE_EVERY_S = 10.0
 DAY_S = 24 * 3600
+CLOCKS_APART_S = 60.0
+"""Clocks of gateways differ by less: a message whose time is half of that off is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class Reservation:
     account: str
     tokens: int
     at: float
+    day: int
     size: Size
 
 
@@ -120,6 +123,11 @@ class Quotas:
     def day(self) -> int:
         return int(self._wall_clock() // DAY_S)
 
+    @property
+    def _latest_day(self) -> int:
+        """By the clocks of other gateways it may be tomorrow."""
+        return int((self._wall_clock() + CLOCKS_APART_S) // DAY_S)
+
     def set_ready(self, addresses: Iterable[str]) -> None:
         """Which gateways are ready now; what accounts have spent is then told to their new owners."""
         self._ready = tuple(sorted(set(addresses))) or (self._me,)
@@ -141,7 +149,7 @@ class Quotas:
                     grant = await self._lease(account, opened, tokens)
                     if not mine.spend(tokens, now=self._clock(), day=self.day):
                         raise self._refusal(account, limits, grant, tokens)
-        return Reservation(account=account, tokens=tokens, at=self._clock(), size=size)
+        return Reservation(account=account, tokens=tokens, at=self._clock(), day=self.day, size=size)
 
     def settle(self, reservation: Reservation, *, prompt_tokens: int, output_tokens: int) -> None:
         """The request has ended and took so many."""
@@ -149,7 +157,9 @@ class Quotas:
         if opened is None:
             return
         actual = prompt_tokens + output_tokens
-        opened.account.settle(reservation.tokens, reservation.at, actual, now=self._clock(), day=self.day)
+        opened.account.settle(
+            reservation.tokens, reservation.at, reservation.day, actual, now=self._clock(), day=self.day
+        )
         if actual:
             opened.account.learn(
                 num_bytes=reservation.size.num_bytes,
@@ -160,8 +170,11 @@ class Quotas:
 
     def answer(self, gateway: str, entries: Sequence[Entry]) -> list[Grant]:
         """As the owner: take in what a gateway has spent, and grant what there is."""
-        now = self._clock()
-        return [self._ledger(entry.account).ask(gateway, entry.report, entry.limits, now=now) for entry in entries]
+        now, latest = self._clock(), self._latest_day
+        return [
+            self._ledger(entry.account).ask(gateway, entry.report, entry.limits, now=now, latest_day=latest)
+            for entry in entries
+        ]
 
     async def flush(self) -> None:
         """Tell the owners what was spent since they were told, and forget what counts no more."""
@@ -183,7 +196,9 @@ class Quotas:
         changes |= {
             account: None
             for account, saved in self._saved.items()
-            if saved.day < today and account not in changes and self._owner(account) == self._me
+            if not today <= saved.day <= self._latest_day
+            and account not in changes
+            and self._owner(account) == self._me
         }
         if not changes:
             return
@@ -214,7 +229,7 @@ class Quotas:
         except PeerSilent:
             mine.is_unreported = True
             # Alone: a ledger of what this gateway spent itself, against its part of the budget.
-            grant = Ledger().ask(self._boot, report, limits.divided(len(self._ready)), now=now)
+            grant = Ledger().ask(self._boot, report, limits.divided(len(self._ready)), now=now, latest_day=report.day)
         mine.lease, mine.lease_until = grant.tokens, now + LEASE_S
         return grant
 
@@ -264,7 +279,7 @@ class Quotas:
 
     def _merge(self, account: str, ledger: Ledger) -> None:
         saved = self._saved.get(account)
-        if saved is not None:
+        if saved is not None and saved.day <= self._latest_day:
             ledger.merge_saved(saved.day, saved.tokens)
 
     def _forget(self) -> None:

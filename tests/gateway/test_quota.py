@@ -70,9 +70,9 @@ def test_what_has_left_the_window_is_not_given_back_a_second_time() -> None:
 def test_a_lease_is_not_lent_twice_until_it_and_its_grace_are_over() -> None:
     ledger = Ledger()
 
-    first = ledger.ask("a", a_report(want=700, need=700), MINUTE, now=0.0)
-    second = ledger.ask("b", a_report(want=700, need=700), MINUTE, now=0.1)
-    later = ledger.ask("b", a_report(want=700, need=700), MINUTE, now=LEASE_S + LEASE_GRACE_S)
+    first = ledger.ask("a", a_report(want=700, need=700), MINUTE, now=0.0, latest_day=2)
+    second = ledger.ask("b", a_report(want=700, need=700), MINUTE, now=0.1, latest_day=2)
+    later = ledger.ask("b", a_report(want=700, need=700), MINUTE, now=LEASE_S + LEASE_GRACE_S, latest_day=2)
 
     assert (first.tokens, second.tokens, later.tokens) == (700, 0, 700)
     assert (second.minute_left, second.retry_after_s) == (300, 3)
@@ -81,34 +81,34 @@ def test_a_lease_is_not_lent_twice_until_it_and_its_grace_are_over() -> None:
 def test_what_was_spent_counts_once_however_often_it_is_told() -> None:
     ledger = Ledger()
     for _ in range(5):
-        ledger.ask("a", a_report((0, 400)), MINUTE, now=10.0)
-    ledger.ask("b", a_report((0, 300)), MINUTE, now=10.0)
+        ledger.ask("a", a_report((0, 400)), MINUTE, now=10.0, latest_day=2)
+    ledger.ask("b", a_report((0, 300)), MINUTE, now=10.0, latest_day=2)
 
     assert ledger.minute_tokens(10.0) == 700
-    assert ledger.ask("a", a_report((0, 400), want=500, need=1), MINUTE, now=10.0).tokens == 300
+    assert ledger.ask("a", a_report((0, 400), want=500, need=1), MINUTE, now=10.0, latest_day=2).tokens == 300
 
 
 def test_a_refusal_says_when_enough_has_left_the_minute() -> None:
     ledger = Ledger()
-    ledger.ask("a", a_report((50, 600), (20, 400)), MINUTE, now=100.0)
+    ledger.ask("a", a_report((50, 600), (20, 400)), MINUTE, now=100.0, latest_day=2)
 
-    assert ledger.ask("b", a_report(want=500, need=500), MINUTE, now=100.0).retry_after_s == 11
-    assert ledger.ask("b", a_report(want=700, need=700), MINUTE, now=100.0).retry_after_s == 41
+    assert ledger.ask("b", a_report(want=500, need=500), MINUTE, now=100.0, latest_day=2).retry_after_s == 11
+    assert ledger.ask("b", a_report(want=700, need=700), MINUTE, now=100.0, latest_day=2).retry_after_s == 41
 
 
 def test_a_request_larger_than_the_budget_gets_in_where_nothing_is_spent() -> None:
     limits, ledger = Limits(per_minute=100), Ledger()
     need = limits.needed(5000)
 
-    assert ledger.ask("a", a_report(want=need, need=need), limits, now=0.0).tokens == 100
-    assert ledger.ask("b", a_report((0, 1), want=need, need=need), limits, now=10.0).tokens == 0
+    assert ledger.ask("a", a_report(want=need, need=need), limits, now=0.0, latest_day=2).tokens == 100
+    assert ledger.ask("b", a_report((0, 1), want=need, need=need), limits, now=10.0, latest_day=2).tokens == 0
 
 
 def test_a_day_is_the_sum_of_all_gateways_and_of_those_that_are_gone() -> None:
     limits, ledger = Limits(per_day=1000), Ledger()
     ledger.merge_saved(1, {"gone": 300, "a": 100})
-    ledger.ask("a", a_report(day_tokens=250), limits, now=0.0)
-    grant = ledger.ask("b", a_report(want=900, need=1), limits, now=0.0)
+    ledger.ask("a", a_report(day_tokens=250), limits, now=0.0, latest_day=2)
+    grant = ledger.ask("b", a_report(want=900, need=1), limits, now=0.0, latest_day=2)
 
     assert (ledger.day_tokens(1), grant.tokens, grant.day_left) == (550, 450, 450)
     ledger.merge_saved(1, {"a": 10, "gone": 300})
@@ -117,18 +117,39 @@ def test_a_day_is_the_sum_of_all_gateways_and_of_those_that_are_gone() -> None:
 
 def test_a_new_day_begins_at_nothing_and_an_old_one_does_not_come_back() -> None:
     limits, ledger = Limits(per_day=1000), Ledger()
-    ledger.ask("a", a_report(day_tokens=900), limits, now=0.0)
+    ledger.ask("a", a_report(day_tokens=900), limits, now=0.0, latest_day=2)
 
-    grant = ledger.ask("a", a_report(day=2, day_tokens=0, want=800, need=1), limits, now=1.0)
+    grant = ledger.ask("a", a_report(day=2, day_tokens=0, want=800, need=1), limits, now=1.0, latest_day=2)
     ledger.merge_saved(1, {"a": 900})
 
     assert (grant.tokens, ledger.day_tokens(2)) == (800, 0)
 
 
+def test_a_day_that_only_a_wrong_clock_can_have_begun_counts_for_nothing() -> None:
+    limits, ledger = Limits(per_day=1000), Ledger()
+    ledger.ask("a", a_report(day=40_000, day_tokens=900), limits, now=0.0, latest_day=40_000)
+
+    ledger.ask("a", a_report(day=2, day_tokens=700), limits, now=1.0, latest_day=2)
+    ledger.ask("b", a_report(day=40_000, day_tokens=100), limits, now=1.0, latest_day=2)
+    grant = ledger.ask("c", a_report(day=2, want=900, need=1), limits, now=2.0, latest_day=2)
+
+    assert (grant.tokens, ledger.day_tokens(2)) == (300, 700)
+
+
+def test_what_yesterdays_request_did_not_need_is_not_given_back_today() -> None:
+    account = Account(lease=1000, lease_until=9.0)
+    account.spend(500, now=1.0, day=1)
+    account.add(300, now=3.0, day=2)
+
+    account.settle(500, 1.0, 1, 100, now=3.0, day=2)
+
+    assert (account.window.total(3.0), account.day.on(2)) == (400, 300)
+
+
 def test_gateways_that_came_and_went_are_one_sum_in_the_end() -> None:
     ledger = Ledger()
     for number in range(100):
-        ledger.ask(f"g{number}", a_report(day_tokens=10), Limits(per_day=10**6), now=1000.0 * number)
+        ledger.ask(f"g{number}", a_report(day_tokens=10), Limits(per_day=10**6), now=1000.0 * number, latest_day=2)
 
     assert ledger.day_tokens(1) == 1000
     assert len(ledger.days) <= MAX_BOOTS + 1
@@ -155,7 +176,7 @@ def test_in_the_end_what_the_answer_says_counts(actual: int, total: int) -> None
     account = Account(lease=100, lease_until=9.0)
     account.spend(80, now=1.0, day=1)
 
-    account.settle(80, 1.0, actual, now=5.0, day=1)
+    account.settle(80, 1.0, 1, actual, now=5.0, day=1)
 
     assert (account.window.total(5.0), account.day.on(1)) == (total, total)
 

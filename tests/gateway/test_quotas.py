@@ -292,6 +292,44 @@ async def test_yesterdays_days_are_removed_from_the_store() -> None:
 
 
 @pytest.mark.looptime
+async def test_a_clock_that_was_wrong_for_a_while_gives_one_more_day_at_most() -> None:
+    limits, store = Limits(per_day=20_000), PlayedStore()
+    async with a_cluster(2) as cluster:
+        gateways = list(cluster.network.gateways.values())
+        cluster.wall_offset += 40 * 86_400
+        await Client(gateways, limits).ask_for(60, at_once=8)
+        for gateway in gateways:
+            await gateway.save(store)
+        written = store.saved[ACCOUNT].day
+
+        cluster.wall_offset -= 40 * 86_400
+        client = Client(gateways, limits)
+        await client.ask_for(120, at_once=8)
+        for gateway in gateways:
+            await gateway.save(store)
+
+    assert written == 20_040
+    assert client.refused[-1].code == "tokens_per_day_exceeded"
+    assert client.total <= 1.05 * limits.per_day
+    assert store.saved[ACCOUNT].day == 20_000
+
+
+@pytest.mark.looptime
+async def test_a_saved_day_to_come_is_not_believed_and_removed() -> None:
+    store = PlayedStore({ACCOUNT: SavedDay(day=47_000, tokens={"boot-x": 7})})
+    limits = Limits(per_day=2_000)
+    async with a_cluster(1) as cluster:
+        (gateway,) = cluster.network.gateways.values()
+        await gateway.load(store)
+        client = Client([gateway], limits)
+        await client.ask_for(60, at_once=4)
+        await gateway.save(store)
+
+    assert client.total <= 1.05 * limits.per_day
+    assert store.saved[ACCOUNT].day == 20_000
+
+
+@pytest.mark.looptime
 async def test_accounts_and_ledgers_are_forgotten_when_nothing_in_them_counts() -> None:
     async with a_cluster(1) as cluster:
         (gateway,) = cluster.network.gateways.values()
