@@ -24,6 +24,7 @@ from octavo_operator.diagnosis import diagnose_deployment, diagnose_download, di
 from octavo_operator.finding import Finding, worst
 from octavo_operator.observed import Observed
 from octavo_operator.plan import is_whole
+from octavo_operator.rollout.fleet import wants_room
 from octavo_operator.scaler_view import view_scaler
 
 READY, AVAILABLE, PROGRESSING = "Ready", "Available", "Progressing"
@@ -148,7 +149,7 @@ def _ready(resource: ModelDeployment, desired: Desired, observed: Observed, find
     finding = _missing(resource, findings)
     serving = len(observed.ready_pods()) - ready
     still = f"; {serving} of the revision before still serve" if serving else ""
-    if serving and desired.rollout.strategy == "Surge" and observed.lacks_room(desired.revision):
+    if serving and desired.rollout.strategy == "Surge" and wants_room(observed, desired.revision):
         still += _way_out(resource)
     return Condition(kind=READY, status=False, reason=finding.reason, message=f"{count}; {finding.sentence}{still}")
 

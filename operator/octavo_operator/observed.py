@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
+from octavo_operator.api.rollout_status import parse_time
 from octavo_operator.api.types import JsonObject
 from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
@@ -16,6 +18,9 @@ from octavo_operator.desired.render import ObjectKey
 from octavo_operator.desired.revision import CONTROLLER_REVISION, Revision, read_revision
 from octavo_operator.desired.scaler import ScalingApis
 from octavo_operator.rollout.gate_report import GateReport
+
+LOST_AFTER = timedelta(minutes=1)
+"""Past the end of its grace, which is a pod's deletionTimestamp: time for a slow kubelet, and for clocks that differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +114,11 @@ class Pod:
     @property
     def is_terminating(self) -> bool:
         return "deletionTimestamp" in self.raw["metadata"]
+
+    def is_lost(self, now: datetime) -> bool:
+        """Whether it should long have ended: its node is gone, or somebody's finalizer holds it."""
+        ends = parse_time(self.raw["metadata"].get("deletionTimestamp"))
+        return ends is not None and now - ends > LOST_AFTER
 
     @property
     def is_finished(self) -> bool:

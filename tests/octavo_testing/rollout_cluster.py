@@ -313,7 +313,8 @@ class Cluster:
         if not pod["spec"].get("nodeName"):
             self.pods.remove(pod)
             return
-        pod["metadata"]["deletionTimestamp"] = self.now.isoformat()
+        grace = datetime.timedelta(seconds=pod["spec"]["terminationGracePeriodSeconds"])
+        pod["metadata"]["deletionTimestamp"] = (self.now + grace).isoformat()
         self._touch(pod)
 
     def _new_pod(self, deployment: dict[str, Any]) -> dict[str, Any]:

@@ -108,12 +108,12 @@ class _Scene:
     def others(self) -> dict[str, Fleet]:
         """Every other revision that has a Deployment or pods; by name, so that the order never changes."""
         names_ = {*self.observed.deployments, *(pod.revision for pod in self.observed.pods)} - {self.target.name}
-        fleets = {name: count_fleet(self.observed, name) for name in sorted(names_)}
+        fleets = {name: count_fleet(self.observed, name, now=self.now) for name in sorted(names_)}
         return {name: fleet for name, fleet in fleets.items() if fleet.count or fleet.existing}
 
     @property
     def fleet(self) -> Fleet:
-        return count_fleet(self.observed, self.target.name)
+        return count_fleet(self.observed, self.target.name, now=self.now)
 
     def serving(self, status: RolloutStatus) -> dict[str, Fleet]:
         """Those of `others` that the gateway routes to, the stable one first."""
@@ -216,7 +216,7 @@ def _has_waited(scene: _Scene, status: RolloutStatus) -> bool:
 
 def _wants_room(scene: _Scene, status: RolloutStatus) -> bool:
     """What drains is about to make room, and what does not serve gives it up anyway."""
-    is_draining = any(pod.is_terminating for pod in scene.observed.pods)
+    is_draining = any(pod.is_terminating and not pod.is_lost(scene.now) for pod in scene.observed.pods)
     return scene.fleet.wants_room and not is_draining and bool(scene.serving(status))
 
 

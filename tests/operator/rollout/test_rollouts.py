@@ -123,6 +123,55 @@ def test_auto_does_not_take_a_pod_away_for_one_that_fits_nowhere() -> None:
     assert cluster.counts()[old] == 1
 
 
+def quota(requested: int, used: int, limited: int) -> str:
+    amounts = f"requested: pods=1,nvidia.com/gpu={requested}, used: pods=1,nvidia.com/gpu={used}"
+    return f'pods "qwen-x" is forbidden: exceeded quota: team, {amounts}, limited: pods=9,nvidia.com/gpu={limited}'
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_room"),
+    [
+        ('admission webhook "images" denied the request: the image is not signed', False),
+        ("pods is forbidden: failed quota: team: must specify limits.cpu for: server", False),
+        (quota(requested=2, used=1, limited=1), False),
+        (quota(requested=1, used=1, limited=1), True),
+    ],
+    ids=["admission", "no limits", "more than the quota has", "used up"],
+)
+def test_auto_takes_a_pod_away_for_one_that_is_refused_only_where_that_makes_room(refusal: str, is_room: bool) -> None:
+    cluster = a_cluster(gpus=2, replicas=1)
+    old = change(cluster)
+    cluster.reconcile()
+    new = cluster.objects["Deployment", f"qwen-{revision_of(cluster)}"]
+    new["status"] = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": refusal}]}
+
+    for _ in range(5):
+        cluster.wait(100)
+        cluster.reconcile()
+
+    assert (cluster.counts()[old], cluster.rollout["strategy"]) == ((0, "HoldAndSwap") if is_room else (1, "Surge"))
+    assert is_room or "swapped" not in cluster.condition("Ready")["message"]
+
+
+@pytest.mark.parametrize("strategy", ["HoldAndSwap", "Recreate", "Auto"])
+def test_a_pod_that_its_dead_node_holds_for_ever_does_not_keep_others_from_starting(strategy: str) -> None:
+    cluster = a_cluster(gpus=1, replicas=1, rollout={"strategy": strategy})
+    old = change(cluster)
+    for _ in range(8):
+        step(cluster)
+        cluster.wait(20)
+    assert (cluster.counts()[old], cluster.draining(), cluster.served()) == (0, 1, 0)
+    new = revision_of(cluster)
+    cluster.nodes = 2
+
+    for _ in range(4):
+        step(cluster)
+        cluster.start_servers()
+        cluster.wait(60)
+
+    assert (cluster.counts()[new], cluster.served(), cluster.draining()) == (1, 1, 1)
+
+
 def test_hold_and_swap_replaces_one_at_a_time() -> None:
     cluster = a_cluster(gpus=3, replicas=3, rollout={"strategy": "HoldAndSwap"})
     old = change(cluster)

@@ -9,7 +9,7 @@ import pytest
 from octavo_operator.observed import Node
 from octavo_operator.rollout.counts import Counts, Situation, hold_and_swap
 from octavo_operator.rollout.fleet import Fleet, count_fleet
-from octavo_testing.control_plane import a_deployment, a_node, a_pod, an_observed
+from octavo_testing.control_plane import AT, a_deployment, a_node, a_pod, an_observed
 from octavo_testing.rollout_cluster import Cluster, a_cluster, check_kills, revision_of
 
 
@@ -129,7 +129,7 @@ def test_room_is_wanted_of_nodes_that_could_give_it(node: Node, wants: bool) -> 
     pod.raw["spec"]["containers"] = [{"name": "server", "resources": {"limits": {"nvidia.com/gpu": "2"}}}]
 
     def fleet(nodes: tuple[Node, ...] | None) -> Fleet:
-        return count_fleet(an_observed(a_deployment("new"), pods=(pod,), nodes=nodes), "new")
+        return count_fleet(an_observed(a_deployment("new"), pods=(pod,), nodes=nodes), "new", now=AT)
 
     assert fleet((node,)).wants_room == wants
     assert fleet(None).wants_room
