@@ -40,6 +40,8 @@ def grant(scheduled: Scheduled, observed: Observed, scaler: Scaler, *, now: date
     if resource.spec.suspend:
         return Granted(resource=resource, status=replace(before, desired=asked))
     reason = _why(scaling, scaler, observed, before, asked)
+    # Whoever writes to the scale subresource may write more than may be, and the autoscaler needs a while to correct it.
+    asked = min(asked, scaling.max_replicas)
     blocker = "" if before.desired is None or asked <= before.desired else find_blocker(resource, observed, now=now)
     # The least is a person's word, and no guess of a scaler that more would help.
     granted = max(int(before.desired or 0), min(asked, scaling.min_replicas)) if blocker else asked
@@ -63,7 +65,7 @@ def _why(scaling: Scaling, scaler: Scaler, observed: Observed, status: ScalingSt
         return "a request came while there was no replica"
     if before is not None and before < asked == scaling.min_replicas:
         return f"minReplicas is {scaling.min_replicas}{by}"
-    if before is not None and before > asked == scaling.max_replicas:
+    if asked > scaling.max_replicas or (before is not None and before > asked == scaling.max_replicas):
         return f"maxReplicas is {scaling.max_replicas}{by}"
     pressure = "" if observed.pressure is None else f" at pressure {observed.pressure:.2f} of {scaling.target_pressure}"
     return f"{_ASKERS[scaler.kind]} asks for {asked}{pressure}"

@@ -145,6 +145,16 @@ def test_the_least_is_a_persons_word_and_does_not_wait() -> None:
     assert [(each["from"], each["to"]) for each in scaling_of(cluster)["decisions"]] == [(5, 7), (3, 5), (1, 3)]
 
 
+def test_more_than_the_most_is_never_asked_for() -> None:
+    """`kubectl scale` may write any number, and an HPA corrects it only with its next look."""
+    cluster = a_cluster(gpus=16, replicas=1, scaling={"minReplicas": 1, "maxReplicas": 4})
+
+    cluster.edit(replicas=50)
+
+    assert step(cluster) == 4
+    assert scaling_of(cluster)["desired"] == 4
+
+
 def test_a_fixed_number_and_a_suspended_one_do_not_wait() -> None:
     cluster = a_cluster(gpus=1, replicas=1)
     cluster.edit(replicas=2)
@@ -323,6 +333,7 @@ def test_a_new_revision_that_never_starts_does_not_keep_the_serving_one_from_gro
         (0, {"replicas": 1}, None, "a request came while there was no replica"),
         (1, {"replicas": 2, "scaling": {"minReplicas": 2, "maxReplicas": 4}}, 0.1, "minReplicas is 2"),
         (6, {"replicas": 4, "scaling": {"minReplicas": 2, "maxReplicas": 4}}, 0.1, "maxReplicas is 4"),
+        (2, {"replicas": 50, "scaling": {"minReplicas": 2, "maxReplicas": 4}}, 0.1, "maxReplicas is 4"),
         (
             1,
             {"replicas": 0, "scaling": {"minReplicas": 0, "maxReplicas": 4, "idleAfter": "90s"}},
