@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from octavo_operator.api.quantity import parse_quantity
 from octavo_operator.api.types import JsonObject, ModelDeployment
 from octavo_operator.desired import names
 from octavo_operator.desired.cache import claims_in
@@ -96,6 +97,8 @@ def _replicas_to_write(resource: ModelDeployment, observed: Observed) -> WriteRe
 def _applies(desired: Desired, observed: Observed) -> Iterator[Apply]:
     for manifest in desired.objects:
         found = observed.objects.get(key_of(manifest))
+        if found is not None and manifest["kind"] == "PersistentVolumeClaim":
+            manifest = _as_grown(manifest, found)
         if found is None and _waits_for_model(manifest, desired, observed):
             continue
         if found is not None and manifest["kind"] == "Job":
@@ -103,6 +106,17 @@ def _applies(desired: Desired, observed: Observed) -> Iterator[Apply]:
             continue
         if found is None or not matches(manifest, found):
             yield Apply(manifest=manifest, is_new=found is None)
+
+
+def _as_grown(manifest: JsonObject, found: JsonObject) -> JsonObject:
+    """A claim that people or tools let grow since it was applied stays as large, because none can shrink."""
+    applied, has = (
+        claim["metadata"].get("annotations", {}).get(names.APPLIED_ANNOTATION) for claim in (manifest, found)
+    )
+    wanted, size = (claim["spec"]["resources"]["requests"]["storage"] for claim in (manifest, found))
+    if applied != has or (parse_quantity(str(size)) or 0) <= (parse_quantity(str(wanted)) or 0):
+        return manifest
+    return {**manifest, "spec": {**manifest["spec"], "resources": {"requests": {"storage": size}}}}
 
 
 def _waits_for_model(manifest: JsonObject, desired: Desired, observed: Observed) -> bool:

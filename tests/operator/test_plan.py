@@ -254,6 +254,30 @@ def test_a_claim_that_is_newer_than_what_filled_it_is_filled_anew() -> None:
     assert make_plan(resource, desired, an_observed(*objects)) == (Delete(key=desired.job),)
 
 
+@pytest.mark.parametrize(
+    ("has", "asked", "written"),
+    [("9Gi", "1Gi", []), ("1Gi", "2Gi", ["2Gi"]), ("9Gi", "2Gi", ["2Gi"]), ("0.5Gi", "1Gi", ["1Gi"])],
+    ids=["grown by others", "to grow", "smaller than it has grown to", "changed"],
+)
+def test_a_claim_that_others_let_grow_is_not_to_shrink(has: str, asked: str, written: list[str]) -> None:
+    """No claim can, and the API server's refusal would stop everything else; of what a person asks for it is to be told."""
+    cache = {**CACHED["cache"], "size": "1Gi"}
+    before = a_desired(a_resource(cache=cache))
+    resource = a_resource(cache={**cache, "size": asked})
+    grown = [
+        {**obj, "spec": {**obj["spec"], "resources": {"requests": {"storage": has}}}}
+        if obj["kind"] == "PersistentVolumeClaim"
+        else obj
+        for obj in fetched(before)
+    ]
+
+    plan = make_plan(resource, a_desired(resource), an_observed(*grown))
+
+    applied = [each.manifest for each in plan if isinstance(each, Apply)]
+    claims = [each["spec"] for each in applied if each["kind"] == "PersistentVolumeClaim"]
+    assert [each["resources"]["requests"]["storage"] for each in claims] == written
+
+
 def test_the_claim_of_the_model_before_stays_as_long_as_its_pods() -> None:
     before = a_desired(a_resource(**CACHED))
     resource = a_resource(model="hf://org/other", **CACHED)
