@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -54,6 +55,11 @@ LOOK_AGAIN_WAITING_S = 20.0
 
 LOOK_AGAIN_KEYS_S = 15.0
 """Nobody may watch Secrets: that of access.keysFrom is asked for."""
+_DENIED = re.compile(r"denied (the )?request")
+"""So an admission webhook or a ValidatingAdmissionPolicy says no, with whatever status it likes."""
+_TOO_LARGE = (
+    "its pods' template is kept beside its spec, and both together may have about 1 MiB: make spec.podTemplate smaller"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +214,11 @@ def explain(error: OctavoOperatorError) -> Finding:
             reason = reasons.NAME_TAKEN
         case NameInTransitError():
             reason = reasons.CREATING
+        case ClusterError() if _DENIED.search(str(error)):
+            # A policy's word, which may change without any edit of the resource.
+            reason = reasons.CLUSTER_ERROR
+        case ClusterError() if error.status == 413 or "request is too large" in str(error):
+            return Finding(reason=reasons.SPEC_INVALID, sentence=f"{quote(str(error))}; {_TOO_LARGE}")
         case ClusterError(status=400 | 422):
             # What the overlay, affinity or behavior hold is only known to the API server.
             reason = reasons.SPEC_INVALID

@@ -239,6 +239,40 @@ CASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        (ClusterError(422, "Invalid", 'services "a" is invalid: spec.x'), "SpecInvalid", "spec.x"),
+        (
+            ClusterError(
+                422, "Invalid", "deployments.apps is forbidden: ValidatingAdmissionPolicy 'p' denied request: no"
+            ),
+            "ClusterError",
+            "denied request: no",
+        ),
+        (
+            ClusterError(400, "Bad", 'admission webhook "p" denied the request: no'),
+            "ClusterError",
+            "denied the request",
+        ),
+        (ClusterError(500, "", "etcdserver: request is too large"), "SpecInvalid", "make spec.podTemplate smaller"),
+        (
+            ClusterError(413, "RequestEntityTooLarge", "limit is 3145728"),
+            "SpecInvalid",
+            "make spec.podTemplate smaller",
+        ),
+        (ClusterError(403, "Forbidden", "exceeded quota: q, requested: services=1"), "QuotaExceeded", "services=1"),
+    ],
+)
+def test_a_refusal_is_the_specs_fault_only_where_an_edit_of_it_is_the_cure(
+    error: ClusterError, reason: str, words: str
+) -> None:
+    """What a policy says may change by itself, so that it is asked again; an invalid spec is not."""
+    found = explain(error)
+
+    assert (found.reason, words in found.sentence) == (reason, True)
+
+
 def conditions_of(case: Case) -> list[dict[str, Any]]:
     if case.failure is not None:
         return make_failed_status(an_observed(), case.failure, now=NOW)["conditions"]  # type: ignore[no-any-return]
