@@ -90,6 +90,11 @@ def condition(thing: Json, kind: str) -> Json:
     return found
 
 
+def is_at_zero(model: Json) -> bool:
+    """Nobody asks it, or somebody said so: its autoscaler rests, which is no fault."""
+    return bool(model["spec"].get("replicas") == 0)
+
+
 def status_of(thing: Json) -> dict[str, Any]:
     return dict(thing.get("status") or {})
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from .cluster import Json
 from .facts import Facts, Level, Outcome
-from .resources import condition, flag_of, name_of, namespace_of, status_of
+from .resources import condition, flag_of, is_at_zero, name_of, namespace_of, status_of
 
 METRIC = "octavo_kv_pressure_ratio"
 INSTALL_KEDA = "install KEDA (https://keda.sh), or choose another scaling.backend"
@@ -89,9 +89,11 @@ def _check_keda_operator(wanting: list[str], deployment: Json) -> Outcome:
 
 
 def _check_scaled_objects(facts: Facts) -> Iterable[Outcome]:
-    """Those that KEDA cannot scale by, whatever stands in the way."""
+    """Those that KEDA cannot scale by, whatever stands in the way; at zero there is nothing for its autoscaler to do."""
+    resting = {name_of(model) for model in facts.models if is_at_zero(model)}
     for each in facts.scaled_objects or ():
-        failed = [found for kind in ("Ready", "HPAActive") for found in [condition(each, kind)] if _is_false(found)]
+        kinds = ("Ready",) if name_of(each) in resting else ("Ready", "HPAActive")
+        failed = [found for kind in kinds for found in [condition(each, kind)] if _is_false(found)]
         if failed:
             why = "; ".join(f"{found['type']} is False: {found.get('message', '')}" for found in failed)
             yield Outcome(

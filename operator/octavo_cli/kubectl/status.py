@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -22,12 +22,13 @@ from .resources import (
     collection,
     condition,
     get_model,
+    is_at_zero,
     items,
     items_or_none,
+    labels_of,
     model_path,
     name_of,
     namespace_of,
-    pods_of,
     scaled_objects_of,
     status_of,
 )
@@ -36,6 +37,8 @@ NUM_EVENTS = 5
 START_STAGES = ("scheduled", "imagePull", "download", "load", "warmup", "total")
 FINE_WHERE_FALSE = ("Progressing", "Active")
 """A rollout that has ended, and a ScaledObject whose model nobody asks: its least number of replicas stays."""
+FINE_AT_ZERO = ("ScalingActive", "HPAActive")
+"""An autoscaler rests while its model stands at zero."""
 AMISS_WHERE_TRUE = ("Fallback", "Paused")
 """Of a ScaledObject."""
 GOOD, BAD, BUSY, QUIET = "green", "red", "yellow", "dim"
@@ -52,6 +55,8 @@ class Snapshot:
     """A HorizontalPodAutoscaler: the operator's, or the one that KEDA made of the ScaledObject, whose labels it bears."""
     scaled_object: Json | None = None
     events: Sequence[Json] = field(default_factory=tuple)
+    hidden: Sequence[str] = ()
+    """Kinds that the person may not list."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,29 +72,49 @@ def run(cluster: Cluster, given: argparse.Namespace, console: Console) -> int:
         models = [each for each in items(cluster, model_path(namespace)) if given.name in ("", name_of(each))]
     if not models:
         raise CliError(f"there is no ModelDeployment {given.name or ''} in {namespace or 'any namespace'}")
-    for model in models:
-        console.print(status_tree(observe(cluster, model), datetime.datetime.now(datetime.UTC)))
+    now = datetime.datetime.now(datetime.UTC)
+    for seen in observe(cluster, models, namespace, given.name):
+        console.print(status_tree(seen, now))
     return 0
 
 
-def observe(cluster: Cluster, model: Json) -> Snapshot:
-    """What belongs to a ModelDeployment; what the person may not read is left out."""
-    namespace, name = namespace_of(model), name_of(model)
-    selector = names.selector_text(name)
-    scalers = items_or_none(
-        cluster, collection("/apis/autoscaling/v2", "horizontalpodautoscalers", namespace), labelSelector=selector
-    )
-    events = items_or_none(
-        cluster, collection("/api/v1", "events", namespace), fieldSelector=f"involvedObject.name={name}"
-    )
-    return Snapshot(
-        model=model,
-        deployments=items(cluster, collection("/apis/apps/v1", "deployments", namespace), labelSelector=selector),
-        pods=pods_of(cluster, namespace, name),
-        scaler=next(iter(scalers or ()), None),
-        scaled_object=next(iter(scaled_objects_of(cluster, namespace, selector) or ()), None),
-        events=events or (),
-    )
+def observe(cluster: Cluster, models: Sequence[Json], namespace: str, name: str) -> Iterator[Snapshot]:
+    """What belongs to each, from one list a kind, however many there are; what may not be listed is named instead."""
+    selector = names.selector_text(name) if name else names.ALL_OBJECTS_SELECTOR
+    about = f"involvedObject.name={name}" if name else "involvedObject.kind=ModelDeployment"
+    hpas = collection("/apis/autoscaling/v2", "horizontalpodautoscalers", namespace)
+    lists = {
+        "deployments": items_or_none(
+            cluster, collection("/apis/apps/v1", "deployments", namespace), labelSelector=selector
+        ),
+        "pods": items_or_none(cluster, collection("/api/v1", "pods", namespace), labelSelector=selector),
+        "autoscalers": items_or_none(cluster, hpas, labelSelector=selector),
+        "ScaledObjects": scaled_objects_of(cluster, namespace, selector),
+        "events": items_or_none(cluster, collection("/api/v1", "events", namespace), fieldSelector=about),
+    }
+    hidden = tuple(kind for kind, found in lists.items() if found is None)
+    by_owner = {kind: _by_owner(found or ()) for kind, found in lists.items()}
+    for model in models:
+        mine = {kind: found.get((namespace_of(model), name_of(model)), []) for kind, found in by_owner.items()}
+        yield Snapshot(
+            model=model,
+            deployments=mine["deployments"],
+            pods=sorted(mine["pods"], key=name_of),
+            scaler=next(iter(mine["autoscalers"]), None),
+            scaled_object=next(iter(mine["ScaledObjects"]), None),
+            events=mine["events"],
+            hidden=hidden,
+        )
+
+
+def _by_owner(things: Iterable[Json]) -> dict[tuple[str, str], list[Json]]:
+    """By namespace and name of the ModelDeployment that they belong to, or are about."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    for each in things:
+        about = each.get("involvedObject")
+        owner = str(about.get("name")) if about else labels_of(each).get(names.NAME_LABEL, "")
+        found.setdefault((namespace_of(each), owner), []).append(each)
+    return found
 
 
 def status_tree(seen: Snapshot, now: datetime.datetime) -> Tree:
@@ -101,14 +126,17 @@ def status_tree(seen: Snapshot, now: datetime.datetime) -> Tree:
         tree.add(Text(str(ready["message"]), style="" if ready["status"] == "True" else BUSY))
     for label, value in _facts(model, status):
         tree.add(Text.assemble((f"{label} ", QUIET), value))
+    fine = (*FINE_WHERE_FALSE, *(FINE_AT_ZERO if is_at_zero(model) else ()))
     branch = tree.add(Text("conditions", style=QUIET))
     for each in status.get("conditions") or ():
-        branch.add(_condition_line(each, now))
+        branch.add(_condition_line(each, now, fine))
     _add_revisions(tree, seen, now)
-    above = tree if seen.scaled_object is None else _add_scaled_object(tree, seen.scaled_object, now)
+    above = tree if seen.scaled_object is None else _add_scaled_object(tree, seen.scaled_object, now, fine)
     if seen.scaler is not None:
-        _add_scaler(above, seen.scaler)
+        _add_scaler(above, seen.scaler, fine)
     _add_events(tree, seen.events, now)
+    if seen.hidden:
+        tree.add(Text(f"not shown, for you may not list them: {', '.join(seen.hidden)}", style=QUIET))
     return tree
 
 
@@ -121,6 +149,7 @@ def _headline(model: Json, ready: Json, now: datetime.datetime) -> Text:
         f"  {status.get('readyReplicas', 0)}/{wanted} ready  ",
         (str(ready.get("reason") or "NotObservedYet"), f"bold {colour}"),
         (f"  {age(model['metadata'].get('creationTimestamp'), now)}", QUIET),
+        ("  being deleted" if model["metadata"].get("deletionTimestamp") else "", BUSY),
     )
 
 
@@ -147,8 +176,8 @@ def _capacity(found: Json) -> str:
     return f"{said} a replica" if said else ""
 
 
-def _condition_line(found: Json, now: datetime.datetime) -> Text:
-    mark, colour = _mark(found["type"], found["status"])
+def _condition_line(found: Json, now: datetime.datetime, fine: Sequence[str]) -> Text:
+    mark, colour = _mark(found["type"], found["status"], fine)
     return Text.assemble(
         (f"{mark} ", colour),
         f"{found['type']} ",
@@ -158,14 +187,15 @@ def _condition_line(found: Json, now: datetime.datetime) -> Text:
     )
 
 
-def _mark(kind: str, status: str) -> tuple[str, str]:
+def _mark(kind: str, status: str, fine: Sequence[str]) -> tuple[str, str]:
+    """`fine` are those that may be False."""
     if status == "Unknown":
         return "?", BUSY
     if kind in AMISS_WHERE_TRUE:
         return ("✘", BAD) if status == "True" else ("·", QUIET)
     if status == "True":
         return "✔", GOOD
-    return ("·", QUIET) if kind in FINE_WHERE_FALSE else ("✘", BAD)
+    return ("·", QUIET) if kind in fine else ("✘", BAD)
 
 
 def _add_revisions(tree: Tree, seen: Snapshot, now: datetime.datetime) -> None:
@@ -216,7 +246,7 @@ def _pod_line(model: Json, raw: Json, now: datetime.datetime) -> Text:
     )
 
 
-def _add_scaled_object(tree: Tree, scaled: Json, now: datetime.datetime) -> Tree:
+def _add_scaled_object(tree: Tree, scaled: Json, now: datetime.datetime, fine: Sequence[str]) -> Tree:
     """Ready and Active always, and what else KEDA says that is amiss."""
     spec = scaled["spec"]
     bounds = f"{spec.get('minReplicaCount', 0)}…{spec.get('maxReplicaCount', 100)}"
@@ -225,18 +255,19 @@ def _add_scaled_object(tree: Tree, scaled: Json, now: datetime.datetime) -> Tree
     if not told:
         branch.add(Text("✘ KEDA has not looked at it: does its operator run? kubectl octavo doctor", style=BAD))
     for each in told:
-        if each["type"] in ("Ready", "Active") or _mark(each["type"], each["status"])[0] == "✘":
-            branch.add(_condition_line(each, now))
+        if each["type"] in ("Ready", "Active") or _mark(each["type"], each["status"], fine)[0] == "✘":
+            branch.add(_condition_line(each, now, fine))
     return branch
 
 
-def _add_scaler(tree: Tree, scaler: Json) -> None:
+def _add_scaler(tree: Tree, scaler: Json, fine: Sequence[str]) -> None:
     spec, status = scaler["spec"], status_of(scaler)
     bounds = f"{status.get('currentReplicas', 0)} → {status.get('desiredReplicas', 0)} of {spec.get('minReplicas', 1)}"
     branch = tree.add(Text.assemble(("autoscaler ", QUIET), f"{name_of(scaler)}  {bounds}…{spec['maxReplicas']}"))
     for each in status.get("conditions") or ():
         if each["status"] != "True" and each["type"] != "ScalingLimited":
-            branch.add(Text.assemble((f"✘ {each['type']} ", BAD), str(each.get("message", ""))))
+            mark, colour = _mark(each["type"], each["status"], fine)
+            branch.add(Text.assemble((f"{mark} {each['type']} ", colour), str(each.get("message", ""))))
 
 
 def _add_events(tree: Tree, events: Sequence[Json], now: datetime.datetime) -> None:

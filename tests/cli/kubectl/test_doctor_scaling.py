@@ -84,6 +84,21 @@ def test_a_scaled_object_that_keda_cannot_scale_by_is_told(conditions: tuple[Any
     assert all(str(said) in each.message and each.remedy for each in found)
 
 
+@pytest.mark.parametrize(
+    ("conditions", "told"), [((keda.READY, keda.HPA_FAILS), []), ((keda.TRIGGER_ERROR, keda.HPA_FAILS), ["Ready"])]
+)
+def test_a_model_that_stands_at_zero_on_purpose_needs_no_metric(conditions: tuple[Any, ...], told: list[str]) -> None:
+    model = a_scaled_model("KEDA")
+    model["spec"]["replicas"] = 0
+    facts = {"operators": WITH_ADDRESS, **THERE, "models": [model]}
+
+    judged = judge(replace(HEALTHY, **facts, scaled_objects=[a_scaled_object(*conditions)]), NOW)
+
+    found = [each.message for each in judged if each.check == "ScaledObject qwen"]
+    assert [message.split()[0] for message in found] == told
+    assert "HPAActive" not in "".join(found)
+
+
 @pytest.mark.parametrize(("api", "is_served"), [(404, False), ({}, True)])
 @pytest.mark.parametrize(("objects", "read"), [(403, None), (404, []), ([a_scaled_object()], [a_scaled_object()])])
 def test_keda_is_looked_for(api: Any, is_served: bool, objects: Any, read: Any) -> None:

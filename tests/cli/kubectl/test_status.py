@@ -222,13 +222,67 @@ def a_cluster(**more: Any) -> FakeCluster:
     )
 
 
-def test_what_may_not_be_read_is_left_out() -> None:
-    events = "/api/v1/namespaces/team/events"
-    code, text = run(a_cluster(**{events: 403}), "qwen")
+LISTS = {
+    "deployments": "/apis/apps/v1/namespaces/team/deployments",
+    "pods": "/api/v1/namespaces/team/pods",
+    "autoscalers": "/apis/autoscaling/v2/namespaces/team/horizontalpodautoscalers",
+    "ScaledObjects": "/apis/keda.sh/v1alpha1/namespaces/team/scaledobjects",
+    "events": "/api/v1/namespaces/team/events",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_what_may_not_be_listed_is_left_out_and_named(kind: str) -> None:
+    code, text = run(a_cluster(**{LISTS[kind]: 403}), "qwen")
 
     assert code == 0
     assert "team/qwen" in text
-    assert "events" not in text
+    assert f"not shown, for you may not list them: {kind}\n" in text
+
+
+def test_however_many_models_there_are_each_kind_is_listed_once() -> None:
+    ready = a_condition("Ready", "True", "AllReplicasReady", "1 of 1 replicas ready")
+    models = [a_model("qwen", ready), *(a_model(f"m-{number}", ready) for number in range(300))]
+    events = [
+        {
+            "metadata": {"namespace": "team"},
+            "involvedObject": {"name": "m-7"},
+            "reason": "Slow",
+            "lastTimestamp": "2026-01-01T12:00:00Z",
+        }
+    ]
+    cluster = a_cluster(**{MODELS: models, LISTS["events"]: events})
+
+    _, text = run(cluster)
+
+    assert len(cluster.queries) == 1 + len(LISTS)
+    trees = text.split("team/")
+    assert [tree for tree in trees if "qwen-r1-a" in tree] == [tree for tree in trees if tree.startswith("qwen ")]
+    assert [tree for tree in trees if "Slow" in tree] == [tree for tree in trees if tree.startswith("m-7 ")]
+
+
+def test_a_model_that_is_being_deleted_says_so() -> None:
+    model = a_model()
+    model["metadata"]["deletionTimestamp"] = "2026-01-01T12:04:00Z"
+
+    assert told(status.Snapshot(model=model))[0].endswith("being deleted")
+
+
+@pytest.mark.parametrize(("replicas", "mark"), [(0, "·"), (1, "✘")])
+def test_an_autoscaler_that_rests_because_its_model_is_at_zero_is_not_amiss(replicas: int, mark: str) -> None:
+    model = a_model("qwen", a_condition("ScalingActive", "False", "ScaledToZero"), spec={"replicas": replicas})
+    scaler = {
+        "metadata": {"name": "qwen"},
+        "spec": {"maxReplicas": 4},
+        "status": {"conditions": [a_condition("ScalingActive", "False", "ScalingDisabled", "replica count is zero")]},
+    }
+    scaled = a_scaled_object(keda.READY, keda.HPA_FAILS)
+
+    text = "\n".join(told(status.Snapshot(model=model, scaler=scaler, scaled_object=scaled)))
+
+    assert f"{mark} ScalingActive ScaledToZero" in text
+    assert f"{mark} ScalingActive replica count is zero" in text
+    assert ("✘ HPAActive" in text) is (replicas == 1)
 
 
 @pytest.mark.parametrize(("found", "is_shown"), [([a_scaled_object(keda.READY)], True), (403, False), (404, False)])
