@@ -34,6 +34,8 @@ class ChatOptions:
     max_tokens: int | None
     temperature: float | None
     wait_s: float
+    verifies_tls: bool = True
+    """False only behind a tunnel that ends at the address itself."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for the address")
 
 
-def options_of(given: argparse.Namespace, *, url: str, model: str) -> ChatOptions:
+def options_of(given: argparse.Namespace, *, url: str, model: str, verifies_tls: bool = True) -> ChatOptions:
     base = url.rstrip("/")
     return ChatOptions(
         url=base if base.endswith("/v1") else base + "/v1",
@@ -74,6 +76,7 @@ def options_of(given: argparse.Namespace, *, url: str, model: str) -> ChatOption
         max_tokens=given.max_tokens,
         temperature=given.temperature,
         wait_s=given.wait,
+        verifies_tls=verifies_tls,
     )
 
 
@@ -113,7 +116,9 @@ def converse(options: ChatOptions) -> int:
 def open_session(options: ChatOptions) -> aiohttp.ClientSession:
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     # An answer may stream for as long as it likes; only connecting is bounded.
-    return aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    connector = aiohttp.TCPConnector(ssl=options.verifies_tls)
+    return aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector)
 
 
 def _opening(options: ChatOptions) -> list[Message]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -30,15 +31,31 @@ def run(cluster: Cluster, given: argparse.Namespace, console: Console) -> int:
     service = gateway_service(cluster)
     with forwarded(cluster, service) as url:
         # The name that always routes, whoever else claims the served ones.
-        return chat.start(chat.options_of(given, url=url, model=f"{namespace_of(model)}/{name_of(model)}"))
+        name = f"{namespace_of(model)}/{name_of(model)}"
+        # A certificate is for the name that clients outside use; this tunnel ends in the gateway's own pod.
+        return chat.start(chat.options_of(given, url=url, model=name, verifies_tls=False))
 
 
-def gateway_service(cluster: Cluster) -> tuple[str, str, int]:
-    """(namespace, name, port) of the public Service."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayService:
+    """The public Service."""
+
+    namespace: str
+    name: str
+    port: int
+    scheme: str
+
+
+def gateway_service(cluster: Cluster) -> GatewayService:
     for service in release_objects(cluster, "/api/v1", "services", "gateway"):
         for port in service["spec"]["ports"]:
             if port.get("name") == "http":
-                return namespace_of(service), name_of(service), int(port["port"])
+                return GatewayService(
+                    namespace=namespace_of(service),
+                    name=name_of(service),
+                    port=int(port["port"]),
+                    scheme="https" if port.get("appProtocol") == "https" else "http",
+                )
     raise CliError(
         f"no Service of Octavo's gateway is found (looked everywhere, or in {SYSTEM_NAMESPACE} where only that may be "
         "listed); `kubectl octavo doctor` says more"
@@ -46,9 +63,8 @@ def gateway_service(cluster: Cluster) -> tuple[str, str, int]:
 
 
 @contextlib.contextmanager
-def forwarded(cluster: Cluster, service: tuple[str, str, int]) -> Iterator[str]:
+def forwarded(cluster: Cluster, service: GatewayService) -> Iterator[str]:
     """A local address that leads to the Service while the block runs."""
-    namespace, name, port = service
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise CliError("kubectl is not on the PATH; it forwards the port to the gateway")
@@ -56,9 +72,9 @@ def forwarded(cluster: Cluster, service: tuple[str, str, int]) -> Iterator[str]:
         kubectl,
         *cluster.kubectl_flags,
         "port-forward",
-        f"--namespace={namespace}",
-        f"service/{name}",
-        f":{port}",
+        f"--namespace={service.namespace}",
+        f"service/{service.name}",
+        f":{service.port}",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -67,7 +83,7 @@ def forwarded(cluster: Cluster, service: tuple[str, str, int]) -> Iterator[str]:
         if found is None:
             process.terminate()
             raise CliError(f"kubectl port-forward: {process.communicate(timeout=10)[1].strip()}")
-        yield f"http://127.0.0.1:{found[1]}"
+        yield f"{service.scheme}://127.0.0.1:{found[1]}"
     finally:
         process.terminate()
         process.communicate(timeout=10)
