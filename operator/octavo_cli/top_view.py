@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.live import Live
@@ -16,6 +16,8 @@ from .errors import CliError
 from .replica_metrics import Measured, Window, read_scrape
 
 HEADINGS = ("MODEL", "REPLICA", "PRESSURE", "RUNNING", "WAITING", "KV", "TOK/S", "TTFT p95", "PREFIX HITS", "NOTE")
+
+NUMBERS = HEADINGS[2:9]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +52,17 @@ class TopView:
 
     def table(self) -> Table:
         """Looks once."""
-        replicas = self._look()
-        measured = {}
-        for replica in replicas:
+        replicas, measured = [], {}
+        for replica in self._look():
             key = (replica.model, replica.name)
             if replica.metrics:
-                window = self._windows.setdefault(key, Window())
-                measured[key] = window.add(read_scrape(replica.metrics, self._clock()))
+                try:
+                    scrape = read_scrape(replica.metrics, self._clock())
+                except (ValueError, KeyError, IndexError):
+                    replica = replace(replica, note="its /metrics is none of a server")
+                else:
+                    measured[key] = self._windows.setdefault(key, Window()).add(scrape)
+            replicas.append(replica)
         keys = {(replica.model, replica.name) for replica in replicas}
         self._windows = {key: window for key, window in self._windows.items() if key in keys}
         return top_table(replicas, measured)
@@ -88,7 +94,9 @@ def top_table(replicas: Sequence[Replica], measured: Mapping[tuple[str, str], Me
     """Pure; replicas by model and name."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:
-        table.add_column(heading, no_wrap=heading != "NOTE", justify="right" if heading in HEADINGS[2:9] else "left")
+        # Of a narrow terminal names and notes take more lines; a number is never cut for them.
+        is_number = heading in NUMBERS
+        table.add_column(heading, no_wrap=is_number, overflow="fold", justify="right" if is_number else "left")
     for replica in sorted(replicas, key=lambda each: (each.model, each.name)):
         found = measured.get((replica.model, replica.name), Measured())
         table.add_row(

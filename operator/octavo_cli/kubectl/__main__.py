@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], command: str) -> int:
-    from rich.console import Console
+    from octavo_cli.terminal import Terminal
 
     from .cluster import connect
 
@@ -43,7 +43,7 @@ def _run(arguments: Sequence[str], command: str) -> int:
     module.add_arguments(full.subcommands[command])
     given = full.parse_args(arguments)
     with connect(kubeconfig=given.kubeconfig, context=given.context, namespace=given.namespace) as cluster:
-        status: int = module.run(cluster, given, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
+        status: int = module.run(cluster, given, Terminal())
     return status
 
 

@@ -108,7 +108,9 @@ def check_leader(facts: Facts, now: datetime.datetime) -> Outcome:
     if lease is None:
         return Outcome(level="fail", check="leader", message="no operator has taken the Lease", remedy="see its log")
     spec = lease["spec"]
-    renewed = datetime.datetime.fromisoformat(str(spec.get("renewTime")).replace("Z", "+00:00"))
+    if not spec.get("renewTime"):
+        return Outcome(level="fail", check="leader", message="the Lease was never renewed", remedy="see its log")
+    renewed = datetime.datetime.fromisoformat(str(spec["renewTime"]).replace("Z", "+00:00"))
     old_s = (now - renewed).total_seconds()
     said = f"{spec.get('holderIdentity') or 'nobody'}, renewed {old_s:.0f} s ago"
     if old_s > 2 * float(spec.get("leaseDurationSeconds") or 15):

@@ -14,6 +14,8 @@ from urllib.parse import urlencode
 from octavo_cli.errors import CliError
 
 TIMEOUT_S = 15.0
+MAX_CONNECTIONS = 16
+"""To the API server at once."""
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 Json = dict[str, Any]
@@ -129,6 +131,7 @@ def connect(*, kubeconfig: str, context: str, namespace: str) -> Iterator[KubeCl
     flags = [f"--{name}={value}" for name, value in (("kubeconfig", kubeconfig), ("context", context)) if value]
     # A cluster that is away shall be told at once, not after three tries.
     configuration.retries = False
+    configuration.connection_pool_maxsize = MAX_CONNECTIONS
     with client.ApiClient(configuration) as api:
         yield KubeCluster(api, namespace or _context_namespace(config, kubeconfig, context), flags)
 

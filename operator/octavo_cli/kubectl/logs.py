@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -17,7 +18,8 @@ from .cluster import Cluster
 from .resources import collection, get_model, name_of, pods_of
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
-Line = tuple[int, str]
+Line = tuple[int, str | CliError]
+"""The number of a pod, and a line of it, or why there are none (any more)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +45,18 @@ def run(cluster: Cluster, given: argparse.Namespace, console: Console) -> int:
     if given.follow and len(pods) > 1:
         lines = _together(cluster, pods, query)
     else:
-        lines = ((number, line) for number, pod in enumerate(pods) for line in _lines(cluster, pod, query))
+        lines = (found for number, pod in enumerate(pods) for found in _of_one(cluster, number, pod, query))
+    status = 0
     for number, line in lines:
-        console.print(_shown(pods, number, line), soft_wrap=True)
-    return 0
+        if isinstance(line, CliError):
+            if len(pods) == 1:
+                raise line
+            # At once: the others' lines may go on for ever.
+            print(f"error: {line}", file=sys.stderr)
+            status = 1
+        else:
+            console.print(_shown(pods, number, line), soft_wrap=True)
+    return status
 
 
 def query_of(given: argparse.Namespace) -> dict[str, str]:
@@ -60,20 +70,23 @@ def query_of(given: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _lines(cluster: Cluster, pod: str, query: dict[str, str]) -> Iterator[str]:
-    return cluster.lines(f"{collection('/api/v1', 'pods', cluster.namespace)}/{pod}/log", **query)
+def _of_one(cluster: Cluster, number: int, pod: str, query: dict[str, str]) -> Iterator[Line]:
+    """A pod that has not started, or goes meanwhile, does not end the others' lines."""
+    path = f"{collection('/api/v1', 'pods', cluster.namespace)}/{pod}/log"
+    try:
+        yield from ((number, line) for line in cluster.lines(path, **query))
+    except CliError as error:
+        yield number, error
 
 
 def _together(cluster: Cluster, pods: list[str], query: dict[str, str]) -> Iterator[Line]:
     """As they come, from one thread a pod; ends when the last of them does."""
-    arrived: queue.Queue[Line | CliError | None] = queue.Queue(maxsize=10_000)
+    arrived: queue.Queue[Line | None] = queue.Queue(maxsize=10_000)
 
     def read(number: int, pod: str) -> None:
         try:
-            for line in _lines(cluster, pod, query):
-                arrived.put((number, line))
-        except CliError as error:
-            arrived.put(error)
+            for found in _of_one(cluster, number, pod, query):
+                arrived.put(found)
         finally:
             arrived.put(None)
 
@@ -82,8 +95,6 @@ def _together(cluster: Cluster, pods: list[str], query: dict[str, str]) -> Itera
     running = len(pods)
     while running:
         found = arrived.get()
-        if isinstance(found, CliError):
-            raise found
         if found is None:
             running -= 1
         else:

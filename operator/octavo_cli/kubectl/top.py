@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from octavo_operator.desired.engine_args import SERVER_PORT
 from octavo_operator.diagnosis import diagnose_pod
 from octavo_operator.observed import Pod
 
-from .cluster import Cluster, Json
+from .cluster import MAX_CONNECTIONS, Cluster, Json
 from .resources import collection, get_model, items, name_of, namespace_of
 
 
@@ -35,7 +36,9 @@ def look(cluster: Cluster, namespace: str, name: str) -> Sequence[top_view.Repli
     """Every pod of the chosen models; what cannot be read says why."""
     selector = names.selector_text(name) if name else names.ALL_OBJECTS_SELECTOR
     pods = items(cluster, collection("/api/v1", "pods", namespace), labelSelector=selector)
-    return [_replica(cluster, pod) for pod in pods]
+    # A pod that does not answer holds up no other.
+    with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+        return list(pool.map(lambda pod: _replica(cluster, pod), pods))
 
 
 def _replica(cluster: Cluster, raw: Json) -> top_view.Replica:

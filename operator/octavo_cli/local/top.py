@@ -8,9 +8,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
 from octavo_cli import top_view
+from octavo_cli.terminal import Terminal
 
 from .state import ReplicaState, running, state_home
 
@@ -24,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     if not look(os.environ):
         print("nothing runs; start with: octavo up examples/quickstart.yaml --mount /models=DIR")
         return 0
-    return top_view.show(top_view.TopView(lambda: look(os.environ)), given, Console(highlight=False))
+    return top_view.show(top_view.TopView(lambda: look(os.environ)), given, Terminal())
 
 
 def look(env: Mapping[str, str]) -> list[top_view.Replica]:

@@ -52,6 +52,7 @@ def test_a_healthy_cluster_passes_every_check() -> None:
         ("operator", {"operators": [a_release("operator"), a_release("operator", namespace="b")]}, "warn", "also b/"),
         ("gateway", {"gateways": [a_release("gateway", ready=0)]}, "fail", "no request is routed"),
         ("leader", {"leases": None}, "skip", "may not be read"),
+        ("leader", {"leases": [a_lease(renewed="")]}, "fail", "never renewed"),
         ("leader", {"leases": []}, "fail", "no operator has taken the Lease"),
         ("leader", {"leases": [a_lease(renewed="2026-01-01T12:04:00.000000Z")]}, "fail", "60 s ago; nobody writes"),
         ("rights of the operator", {"rights": {LIST_PODS: False}}, "fail", "may not list pods in all namespaces"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from octavo_cli import top_view
 from octavo_cli.errors import CliError
 from octavo_cli.kubectl import __main__ as plugin
 from octavo_cli.kubectl import logs, top
+from octavo_cli.kubectl.cluster import MAX_CONNECTIONS
 from octavo_cli.replica_metrics import TTFT, Scrape, Window, measure, quantile, read_scrape
 from octavo_server.metrics import EngineSnapshot, ServerMetrics
 from octavo_testing.kube_objects import FakeCluster, a_pod
@@ -123,6 +125,37 @@ def test_each_replica_has_its_line_and_what_cannot_be_read_says_why() -> None:
     assert lines[2][-1] == "Starting"
 
 
+@pytest.mark.parametrize("answer", ["<html>", '{"detail": "Not Found"}', "a{", f'{TTFT}_bucket{{x="1"}} 3', "a b c d"])
+def test_what_is_no_metrics_is_said_of_its_replica_alone(answer: str) -> None:
+    cluster = FakeCluster(
+        {
+            PODS: [a_pod("qwen-a"), a_pod("qwen-b")],
+            f"{PODS}/qwen-a:8000/proxy/metrics": answer,
+            f"{PODS}/qwen-b:8000/proxy/metrics": exposed(pressure=0.7),
+        }
+    )
+
+    text = text_of(top_view.TopView(lambda: top.look(cluster, "team", "qwen")).table())
+
+    first, second = text.splitlines()[1:]
+    assert first.rstrip().endswith("its /metrics is none of a server")
+    assert second.split()[2] == "0.70"
+
+
+def test_a_pod_that_does_not_answer_holds_up_no_other() -> None:
+    names = [f"qwen-{number}" for number in range(MAX_CONNECTIONS)]
+    together = threading.Barrier(len(names), timeout=10)
+
+    class SlowCluster(FakeCluster):
+        def text(self, path: str, **query: str) -> str:
+            together.wait()
+            return exposed(pressure=0.7)
+
+    found = top.look(SlowCluster({PODS: [a_pod(name) for name in names]}), "team", "qwen")
+
+    assert [each.name for each in found] == names
+
+
 def test_in_a_pipe_one_table_comes_after_one_interval() -> None:
     waits: list[float] = []
     looks: list[int] = []
@@ -176,6 +209,21 @@ def test_lines_of_several_pods_bear_their_name_and_of_one_pod_none() -> None:
 
 def test_following_several_pods_gives_all_lines_and_ends_with_the_last() -> None:
     assert sorted(told(a_cluster("a", "b"), "qwen", "-f")) == ["a: a 1", "a: a 2", "b: b 1", "b: b 2"]
+
+
+@pytest.mark.parametrize("follow", [[], ["-f"]])
+def test_a_pod_without_a_log_does_not_take_the_others_theirs(
+    follow: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = a_cluster("a", "b", "c")
+    cluster.objects[f"{PODS}/b/log"] = 400
+
+    lines = told(cluster, "qwen", *follow)
+
+    assert sorted(lines) == ["a: a 1", "a: a 2", "c: c 1", "c: c 2"]
+    assert "/b/log: 400" in capsys.readouterr().err
+    with pytest.raises(CliError, match="400"):
+        told(cluster, "qwen", "--pod=b", *follow)
 
 
 def test_what_is_asked_of_the_api_server() -> None:
