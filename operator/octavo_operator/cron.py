@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -11,17 +11,25 @@ from cronsim import CronSim, CronSimError
 from octavo_operator.api.reader import Problem
 from octavo_operator.errors import SpecInvalidError
 
+LONGEST_SHIFT = timedelta(hours=3)
+"""Clocks are set back by less."""
+
 
 def last_start(cron: str, time_zone: str, now: datetime) -> datetime:
-    """The newest time up to `now`; an empty zone is UTC."""
-    # Backwards from the next minute, which does not count: what fires this very minute has fired.
-    next_minute = now.astimezone(_zone(time_zone)).replace(second=0, microsecond=0) + timedelta(minutes=1)
-    return next(CronSim(cron, next_minute, reverse=True))
+    """The newest time up to `now`, in UTC; an empty zone is UTC."""
+    # Where clocks are set back, a time comes twice: only on its way forward cronsim tells which of the two is meant.
+    newest = next(CronSim(cron, (now - LONGEST_SHIFT).astimezone(_zone(time_zone)), reverse=True))
+    for start in CronSim(cron, newest):
+        if start.astimezone(UTC) > now:
+            break
+        newest = start
+    return newest.astimezone(UTC)
 
 
 def next_start(cron: str, time_zone: str, now: datetime) -> datetime:
-    """The first time after `now`."""
-    return next(CronSim(cron, now.astimezone(_zone(time_zone))))
+    """The first time after `now`, in UTC."""
+    starts = (start.astimezone(UTC) for start in CronSim(cron, now.astimezone(_zone(time_zone))))
+    return next(start for start in starts if start > now)
 
 
 def check_crons(crons: Iterable[tuple[str, str, str]]) -> None:

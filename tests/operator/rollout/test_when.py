@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -52,6 +53,19 @@ def test_window_is_of_its_time_zone_in_summer_too() -> None:
     assert is_open(berlin, "2026-01-15T01:30:00Z")
     assert is_open(berlin, "2026-07-15T00:30:00Z")
     assert not is_open(berlin, "2026-07-15T01:30:00Z")
+
+
+@pytest.mark.parametrize("day", ["2026-03-29", "2026-07-15", "2026-10-25"], ids=["forward", "neither", "back"])
+def test_window_lasts_as_long_when_clocks_are_set(day: str) -> None:
+    berlin = window("0 1 * * *", hours=4, zone="Europe/Berlin")
+    begin = datetime.fromisoformat(f"{day}T01:00:00").replace(tzinfo=ZoneInfo("Europe/Berlin")).astimezone(UTC)
+
+    assert [is_open(berlin, (begin + timedelta(minutes=m)).isoformat()) for m in (-1, 0, 239, 240)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_wait_says_when_the_window_opens_and_is_looked_at_then() -> None:
