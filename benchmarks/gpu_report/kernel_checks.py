@@ -48,6 +48,7 @@ from octavo_kernels import (
 )
 from octavo_kernels.attention_plan import plan_paged_attention
 from octavo_kernels.attention_variant import PLAIN, AttentionVariant
+from octavo_kernels.expert_matrices import stack_fp8, stack_packed
 from octavo_kernels.fp8_weight import FP8, MIN_CAPABILITY, quantize_fp8
 from octavo_kernels.handles import KVScales, QKNorm
 from octavo_kernels.launch import is_amd
@@ -241,6 +242,42 @@ def _experts(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[t
     return actual, fused_moe_ref.fused_moe(x, gate_up, down, wanted_ids, wanted_shares)
 
 
+def _experts_of_few_bits(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of 4 bits and of 8; few pairs an expert, and many."""
+    actual, expected = [], []
+    for bits in (4, 8):
+        for tokens in (3,) if is_tiny else (9, 600):
+            x, gate_up, down, ids, shares = _expert_case(tokens, device, is_tiny)
+            up, low = (stack_packed([pack(quantize(each, bits), device) for each in part]) for part in (gate_up, down))
+            actual.append(fused_moe.fused_moe(x.to(dtype), up, low, ids, shares))
+            expected.append(fused_moe_ref.fused_moe(x.to(dtype), up, low, ids, shares))
+    return torch.cat(actual), torch.cat(expected)
+
+
+def _experts_of_float8(device: torch.device, _dtype: torch.dtype, is_tiny: bool) -> list[Figure]:
+    """Few pairs an expert, and many; nothing where the device has no float8."""
+    if not _has_float8(device):
+        return []
+    error = 0.0
+    for tokens in (3,) if is_tiny else (9, 600):
+        x, gate_up, down, ids, shares = _expert_case(tokens, device, is_tiny)
+        up, low = (stack_fp8([quantize_fp8(each) for each in part]) for part in (gate_up, down))
+        # the interpreter multiplies bfloat16 wrongly
+        rows = x if device.type == "cpu" else x.bfloat16()
+        actual = fused_moe.fused_moe(rows, up, low, ids, shares)
+        error = max(error, largest_error(actual, fused_moe_ref.fused_moe(rows, up, low, ids, shares)))
+    return [check("experts of float8", error=error, tolerance=TOLERANCE[torch.bfloat16])]
+
+
+def _expert_case(num_tokens: int, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, ...]:
+    """x, gate_up, down, ids, shares, float32."""
+    num_experts, hidden, inner = (2, 32, 32) if is_tiny else (16, 2048, 768)
+    ids, shares = moe_routing_ref.route(torch.randn(num_tokens, num_experts, device=device), 2, renormalizes=True)
+    gate_up = torch.randn(num_experts, 2 * inner, hidden, device=device) * hidden**-0.5
+    down = torch.randn(num_experts, hidden, inner, device=device) * inner**-0.5
+    return torch.randn(num_tokens, hidden, device=device), gate_up, down, ids, shares
+
+
 def _skinny_linear(dtype: torch.dtype, device: torch.device, is_tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """A sum in one piece, and one in several."""
     actual, expected = [], []
@@ -327,6 +364,7 @@ CASES: dict[str, Case] = {
     "attention with a soft cap, ALiBi and sinks": partial(_attention, is_varied=True),
     "attention over 8 bits": partial(_attention, is_coded=True),
     "experts": _experts,
+    "experts of few bits": _experts_of_few_bits,
     "linear of few rows": _skinny_linear,
     "linear of few bits": _few_bits,
     "lora": _lora,
@@ -336,6 +374,7 @@ CASES: dict[str, Case] = {
 
 SPECIAL_CASES: dict[str, Callable[[torch.device, torch.dtype, bool], list[Figure]]] = {
     "linear of float8": _float8,
+    "experts of float8": _experts_of_float8,
     "rows that others change": _rows_that_change,
     "draws": _wrong_draws,
 }

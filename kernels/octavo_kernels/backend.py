@@ -184,6 +184,12 @@ class QuantizedBackend(KernelBackend, Protocol):
     def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> QuantizedHandle:
         """Takes a weight [out, in] of few bits and bias [out] and repacks them; on a CPU `linear` rounds activations to int8."""
 
+    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> ExpertsHandle:
+        """Experts whose matrices this backend has prepared, one linear layer an expert each; shapes as in `prepare_experts`.
+
+        Raises `KernelError` where those of one layer are not alike.
+        """
+
 
 @runtime_checkable
 class Fp8Backend(KernelBackend, Protocol):
@@ -198,6 +204,9 @@ class Fp8Backend(KernelBackend, Protocol):
         Raises `KernelError` where `out` or `in` is no multiple of 16.
         """
 
+    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> ExpertsHandle:
+        """As `QuantizedBackend.prepare_quantized_experts`."""
+
 
 @runtime_checkable
 class CompilingBackend(QuantizedBackend, Protocol):
@@ -210,9 +219,6 @@ class CompilingBackend(QuantizedBackend, Protocol):
     @property
     def kv_dtype(self) -> torch.dtype:
         """What its KV caches hold, whatever dtype it computes in."""
-
-    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> ExpertsHandle:
-        """Experts whose matrices this backend has prepared, one linear layer an expert each; shapes as in `prepare_experts`."""
 
     def compile_decoder(self, spec: DecoderSpec) -> DecoderStep | None:
         """None: this decoder runs operation by operation."""

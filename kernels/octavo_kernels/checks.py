@@ -22,6 +22,7 @@ from octavo_kernels.require import (
 )
 
 if TYPE_CHECKING:
+    from octavo_kernels.expert_matrices import ExpertMatrices
     from octavo_kernels.fp8_weight import Fp8Weight
     from octavo_kernels.packed_weight import PackedWeight
 
@@ -133,17 +134,22 @@ def check_route(logits: torch.Tensor, num_chosen: int) -> None:
         raise KernelError(f"num_chosen is {num_chosen}, must be between 1 and the {logits.shape[1]} experts")
 
 
-def check_expert_weights(gate_up: torch.Tensor, down: torch.Tensor) -> None:
-    """gate_up: [num_experts, 2 * inner, hidden], down: [num_experts, hidden, inner], same floating dtype."""
-    require_rank("gate_up", gate_up, 3)
-    require_floating("gate_up", gate_up.dtype)
+def check_expert_weights(gate_up: ExpertMatrices, down: ExpertMatrices) -> None:
+    """Of shapes (num_experts, 2 * inner, hidden) and (num_experts, hidden, inner); tensors of one floating dtype."""
+    for name, matrices in (("gate_up", gate_up), ("down", down)):
+        if isinstance(matrices, torch.Tensor):
+            require_rank(name, matrices, 3)
+            require_floating(name, matrices.dtype)
     num_experts, num_rows, hidden = gate_up.shape
     if num_experts == 0 or num_rows % 2:
         raise KernelError(
             f"gate_up has shape {list(gate_up.shape)}, must be [1 or more experts, an even number: gate before up, any]"
         )
-    require_shape("down", down, (num_experts, hidden, num_rows // 2))
-    require_dtype("down", down, gate_up.dtype)
+    wanted = (num_experts, hidden, num_rows // 2)
+    if tuple(down.shape) != wanted:
+        raise KernelError(f"down has shape {list(down.shape)}, must be {list(wanted)}")
+    if isinstance(gate_up, torch.Tensor) and isinstance(down, torch.Tensor):
+        require_dtype("down", down, gate_up.dtype)
 
 
 def check_experts(

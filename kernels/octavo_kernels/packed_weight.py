@@ -43,21 +43,26 @@ class PackedWeight:
     def num_bytes(self) -> int:
         return self.codes.nbytes + self.pairs.nbytes
 
+    def scales_and_minima(self) -> torch.Tensor:
+        """-> [in / group, out, 2] float32."""
+        return self.pairs.unsqueeze(-1).view(torch.float16).float() * self.factor
+
 
 def pack(weight: QuantizedWeight, device: torch.device) -> PackedWeight:
     """Repacks on `device`. Scales and minima are rounded to float16, which those of `quantize` and of a GGUF file are."""
     codes = weight.codes.to(device).view(weight.codes.shape[0], -1, CHUNK).transpose(0, 1)
     if weight.bits == 4:
         codes = codes[..., ::2] | (codes[..., 1::2] << 4)
-    factor = _factor(weight.scales, weight.minima)
-    pairs = torch.stack((weight.scales.t(), weight.minima.t()), dim=-1) / factor
+    pairs, factor = pack_pairs(torch.stack((weight.scales.t(), weight.minima.t()), dim=-1))
     return PackedWeight(
-        bits=weight.bits,
-        group=weight.group,
-        codes=codes.contiguous(),
-        pairs=pairs.to(device, torch.float16).contiguous().view(torch.int32).squeeze(-1),
-        factor=factor,
+        bits=weight.bits, group=weight.group, codes=codes.contiguous(), pairs=pairs.to(device), factor=factor
     )
+
+
+def pack_pairs(numbers: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """numbers: [..., 2] float32, scale and minimum -> [...] int32 and what they were divided by."""
+    factor = _factor(numbers)
+    return (numbers / factor).to(torch.float16).contiguous().view(torch.int32).squeeze(-1), factor
 
 
 def unpack(weight: PackedWeight) -> torch.Tensor:
@@ -65,14 +70,14 @@ def unpack(weight: PackedWeight) -> torch.Tensor:
     codes = weight.codes.transpose(0, 1)
     if weight.bits == 4:
         codes = torch.stack((codes & 15, codes >> 4), dim=-1)
-    # pairs: [out, in / group, 2] float32
-    pairs = weight.pairs.unsqueeze(-1).view(torch.float16).float().transpose(0, 1)
+    # numbers: [out, in / group, 2] float32
+    numbers = weight.scales_and_minima().transpose(0, 1)
     groups = codes.reshape(weight.out_features, -1, weight.group).float()
-    return groups.mul_(pairs[..., :1]).add_(pairs[..., 1:]).mul_(weight.factor).flatten(1)
+    return groups.mul_(numbers[..., :1]).add_(numbers[..., 1:]).flatten(1)
 
 
-def _factor(*values: torch.Tensor) -> float:
-    largest = max(float(each.abs().max()) for each in values)
+def _factor(values: torch.Tensor) -> float:
+    largest = float(values.abs().max())
     if not 0.0 < largest < math.inf:
         return 1.0
     return math.ldexp(1.0, min(max(math.frexp(largest / _LARGEST)[1], -100), 100))

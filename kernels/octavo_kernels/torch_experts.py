@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from octavo_kernels.torch_elementwise import silu_and_mul
-from octavo_kernels.whole_weights import WholeExperts
 
 Mlp = Callable[[int, torch.Tensor], torch.Tensor]
 """(expert, its rows [n, hidden]) -> [n, hidden]."""
 
 
-class TorchExperts(WholeExperts):
-    """On the CPU."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchExperts:
+    """Of all experts, one above the other."""
 
-    __slots__ = ()
+    gate_up: torch.Tensor
+    """[num_experts, 2 * inner, hidden]."""
+    down: torch.Tensor
+    """[num_experts, hidden, inner]."""
+
+    @property
+    def num_experts(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.down.shape[1]
+
+    @property
+    def inner_size(self) -> int:
+        return self.down.shape[2]
 
 
 def run_experts(x: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor, mlp: Mlp) -> torch.Tensor:

@@ -39,8 +39,8 @@ from octavo_kernels.rotary import rotary
 from octavo_kernels.sample import sample
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.store_kv import store_kv
+from octavo_kernels.triton_experts import TritonExperts, stacked
 from octavo_kernels.triton_linear import LinearShapes, TritonFp8Linear, TritonLinear, TritonPackedLinear
-from octavo_kernels.whole_weights import WholeExperts
 
 _PROGRAMS_PER_PROCESSOR = 3
 """Decode programs to aim at for each multiprocessor: as many as run at once on an H100."""
@@ -68,12 +68,6 @@ class TritonKVCache:
         if self.scales is None:
             return None
         return KVScales(keys=self.scales.keys[layer], values=self.scales.values[layer])
-
-
-class TritonExperts(WholeExperts):
-    """On the device, contiguous."""
-
-    __slots__ = ()
 
 
 class TritonBackend:
@@ -245,6 +239,11 @@ class TritonBackend:
     def prepare_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> TritonExperts:
         check_expert_weights(gate_up, down)
         return TritonExperts(gate_up=gate_up.to(self._device).contiguous(), down=down.to(self._device).contiguous())
+
+    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> TritonExperts:
+        handle = TritonExperts(gate_up=stacked(gate_up), down=stacked(down))
+        check_expert_weights(handle.gate_up, handle.down)
+        return handle
 
     def experts(
         self, x: torch.Tensor, handle: ExpertsHandle, expert_ids: torch.Tensor, expert_weights: torch.Tensor

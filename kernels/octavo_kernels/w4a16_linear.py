@@ -193,7 +193,7 @@ def _fused(x: torch.Tensor, weight: PackedWeight, out: torch.Tensor, tiling: Spl
         STEP_CHUNKS=step_chunks,
         IS_SPLIT=tiling.splits > 1,
         PRECISION=dot_precision(x.dtype, w4a16_linear_kernel),
-        OPERAND=tl.float32 if is_widened else _OPERANDS[x.dtype],
+        OPERAND=tl.float32 if is_widened else OPERANDS[x.dtype],
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
         **overlapped(),
@@ -225,5 +225,5 @@ def _written_out(x: torch.Tensor, weight: PackedWeight, out: torch.Tensor) -> No
         torch.mm(x, workspace[: last - first].t(), out=out[:, first:last])
 
 
-_OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 """What the matrix units are given."""

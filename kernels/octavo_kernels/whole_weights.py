@@ -23,25 +23,3 @@ class WholeLinear:
     @property
     def out_features(self) -> int:
         return self.weight.shape[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WholeExperts:
-    """Of all experts, one above the other."""
-
-    gate_up: torch.Tensor
-    """[num_experts, 2 * inner, hidden]."""
-    down: torch.Tensor
-    """[num_experts, hidden, inner]."""
-
-    @property
-    def num_experts(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def hidden_size(self) -> int:
-        return self.down.shape[1]
-
-    @property
-    def inner_size(self) -> int:
-        return self.down.shape[2]

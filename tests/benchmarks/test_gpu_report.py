@@ -66,7 +66,7 @@ def test_each_part_fills_its_figures_at_toy_sizes_where_nothing_else_is_installe
     assert done.returncode == 0, "\n".join(record.error for record in records.values() if record)
     figures = {name: [figure.name for figure in record.figures] for name, record in records.items() if record}
     assert figures["limits"] == ["copy", "bf16 product"]
-    assert len(figures["kernel-checks"]) == len(CASES) + 3
+    assert len(figures["kernel-checks"]) == len(CASES) + 4
     assert len(figures["model-checks"]) == 12
     assert "decode attention, skewed" in figures["kernels"]
     assert "own linear, 1 rows, against cuBLAS" in figures["kernels"]

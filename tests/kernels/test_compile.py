@@ -13,6 +13,9 @@ import pytest
 
 from octavo_testing.kernel_cases import CASES, MORE_CASES
 
+pytestmark = pytest.mark.timeout(900)
+"""Nothing is compiled twice, but the first time takes minutes of one core."""
+
 SHARED_BYTES_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 """Of one block on the chip."""
 
@@ -35,6 +38,8 @@ KERNELS = {
     "moe_align_kernel",
     "moe_gate_up_kernel",
     "moe_down_kernel",
+    "packed_gate_up_kernel",
+    "packed_down_kernel",
     "moe_sum_kernel",
     "skinny_linear_kernel",
     "sum_splits_kernel",
@@ -48,6 +53,8 @@ DOTS = {
     "extend_attention_kernel",
     "moe_gate_up_kernel",
     "moe_down_kernel",
+    "packed_gate_up_kernel",
+    "packed_down_kernel",
     "skinny_linear_kernel",
     "w4a16_linear_kernel",
     "mla_decode_attention_kernel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from octavo_kernels import fp8_linear_ref
+from octavo_kernels.errors import KernelError
+from octavo_kernels.expert_matrices import Fp8Matrices, PackedMatrices
 from octavo_kernels.fp8_weight import Fp8Weight, quantize_fp8
-from octavo_kernels.handles import LinearHandle
+from octavo_kernels.handles import ExpertsHandle, LinearHandle
+from octavo_kernels.numba_experts import LinearExperts
 from octavo_kernels.quantized_weight import QuantizedWeight
 from octavo_kernels.torch_backend import TorchBackend, TorchLinear
+from octavo_kernels.torch_experts import TorchExperts, run_experts
 from octavo_kernels.triton_backend import TritonBackend
+from octavo_kernels.triton_experts import TritonExperts
 from octavo_kernels.triton_linear import TritonFp8Linear, TritonLinear, TritonPackedLinear
 from octavo_server.config import EngineConfig
 from octavo_server.errors import StartupError
@@ -40,6 +46,11 @@ class DequantizingBackend(TorchBackend):
 
     def prepare_quantized_linear(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> DequantizedLinear:
         return DequantizedLinear(weight=weight.dequantize(), bias=bias)
+
+    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> TorchExperts:
+        return self.prepare_experts(
+            *(torch.stack([each.weight for each in handles]) for handles in (gate_up, down))  # type: ignore[attr-defined]  # TorchLinear's
+        )
 
 
 class DequantizedLinear(TorchLinear):
@@ -123,14 +134,98 @@ def test_blocks_of_a_file_stay_and_take_what_is_planned(
     assert held_bytes(weights) - held_bytes(weights.cos_sin) == planned
 
 
-def test_experts_of_few_bits_are_refused_with_the_remedy(tmp_path: Path, device: str) -> None:
-    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    path = a_checkpoint(tmp_path, "Qwen3MoeForCausalLM", SIZES, **experts).path
+EXPERTS = {
+    "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
+    "Qwen3MoeForCausalLM": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 80,
+        "mlp_only_layers": [1],
+    },
+}
+"""80 inner columns are no groups of 32, so that `down` stays exact; layer 1 has one MLP."""
 
-    with pytest.raises(StartupError, match="experts of 4 bits run on a CPU, not by the triton kernels") as caught:
-        loaded(path, triton_backend(device), "int4")
 
-    assert caught.value.reason == "SpecInvalid"
+@pytest.mark.parametrize("quantization", ["int4", "int8"])
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_a_mixture_of_few_bits_is_that_of_its_rounded_weights_and_takes_what_is_planned(
+    tmp_path: Path, architecture: str, quantization: str, device: str
+) -> None:
+    path = a_checkpoint(tmp_path, architecture, {**SIZES, **EXPERTS[architecture]}).path
+    prompts = [prompt_tokens(3, 512), prompt_tokens(10, 512)]
+    model = loaded(path, triton_backend(device), quantization)
+
+    found = Stepper(model).generate(prompts, max_tokens=2, prompt_logprobs=1, logprobs=1)
+
+    expected = Stepper(loaded(path, DequantizingBackend(torch.device("cpu")), quantization)).generate(
+        prompts, max_tokens=2, prompt_logprobs=1, logprobs=1
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.token_ids == theirs.token_ids
+        assert [item.logprob.logprob for item in mine.prompt_logprobs] == pytest.approx(
+            [item.logprob.logprob for item in theirs.prompt_logprobs], abs=5e-4
+        )
+    experts = model.decoder.weights.layers[0].experts
+    assert experts is not None
+    assert isinstance(experts.experts, TritonExperts)
+    assert isinstance(experts.experts.gate_up, PackedMatrices)
+    assert isinstance(experts.experts.down, torch.Tensor if architecture == "Qwen3MoeForCausalLM" else PackedMatrices)
+    assert isinstance(experts.router, TritonLinear)
+    assert_takes_what_is_planned(model, EngineConfig(model="x", quantization=quantization, dtype="float32"))  # type: ignore[arg-type]  # parametrised
+
+
+def assert_takes_what_is_planned(model: LoadedModel, config: EngineConfig) -> None:
+    weights = model.decoder.weights
+    planned = weight_sizes(served_shape(model.config), choose_layout(config, stored_dtype="float32", kind="gpu"))
+    assert model.num_weight_bytes == planned.total_bytes
+    assert held_bytes(weights) - held_bytes(weights.cos_sin) == planned.total_bytes
+
+
+def test_blocks_of_a_files_experts_stay(tmp_path: Path, device: str) -> None:
+    """Those of up are Q8_0, so that an expert's gate and up together have 8 bits."""
+    sizes = {**SIZES, "intermediate_size": 64}
+    write_gguf(
+        tmp_path / "model.gguf",
+        a_model("MixtralForCausalLM", sizes),
+        "llama",
+        Kind.Q4_0,
+        other_kinds={"up_proj": Kind.Q8_0},
+    )
+    backend = triton_backend(device)
+
+    experts = loaded(tmp_path / "model.gguf", backend, "int4").decoder.weights.layers[0].experts
+
+    exact = loaded(tmp_path / "model.gguf", TorchBackend(torch.device("cpu")), "none").decoder.weights.layers[0].experts
+    assert experts is not None
+    assert exact is not None
+    assert isinstance(experts.experts, TritonExperts)
+    for mine, theirs in (
+        (experts.experts.gate_up, exact.experts.gate_up),  # type: ignore[attr-defined]  # the torch backend's
+        (experts.experts.down, exact.experts.down),  # type: ignore[attr-defined]
+    ):
+        assert isinstance(mine, PackedMatrices)
+        assert torch.equal(mine.numbers().cpu(), theirs)
+    assert (experts.experts.gate_up.bits, experts.experts.down.bits) == (8, 4)  # type: ignore[union-attr]  # as asserted
+
+
+def test_experts_that_a_backend_cannot_stack_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    """Old files have a tensor an expert, each of a type of its own."""
+
+    class Refusing(DequantizingBackend):
+        def prepare_quantized_experts(
+            self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]
+        ) -> TorchExperts:
+            raise KernelError(f"{len(gate_up)} experts, {len(down)} are not alike")
+
+    path = a_checkpoint(tmp_path, "MixtralForCausalLM", {**SIZES, **EXPERTS["MixtralForCausalLM"]}).path
+
+    with pytest.raises(StartupError, match="4 experts, 4 are not alike; use --quantization none") as caught:
+        loaded(path, Refusing(torch.device("cpu")), "int4")
+
+    assert caught.value.reason == "ModelInvalid"
+
+
+FP8_CONFIG = EngineConfig(model="x", quantization="fp8", dtype="bfloat16")
 
 
 class RoundingBackend(TorchBackend):
@@ -141,6 +236,19 @@ class RoundingBackend(TorchBackend):
 
     def prepare_fp8_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> RoundedLinear:
         return RoundedLinear(weight=weight, bias=bias, fp8=quantize_fp8(weight))
+
+    def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> LinearExperts:
+        return LinearExperts(gate_up=tuple(gate_up), down=tuple(down))
+
+    def experts(
+        self, x: torch.Tensor, handle: ExpertsHandle, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    ) -> torch.Tensor:
+        assert isinstance(handle, LinearExperts)
+
+        def mlp(expert: int, rows: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.silu_and_mul(self.linear(rows, handle.gate_up[expert])), handle.down[expert])
+
+        return run_experts(x, expert_ids, expert_weights, mlp)
 
     def linear(self, x: torch.Tensor, handle: LinearHandle) -> torch.Tensor:
         if isinstance(handle, RoundedLinear):
@@ -173,10 +281,33 @@ def test_a_decoder_of_float8_has_the_references_layers_and_takes_what_is_planned
     assert {type(handle) for handle in weights.linear_layers[:-1]} == {TritonFp8Linear}
     assert isinstance(weights.head, TritonLinear)
     assert len(Stepper(model).generate([prompt_tokens(5, 512)], max_tokens=2)[0].token_ids) == 2
-    config = EngineConfig(model="x", quantization="fp8", dtype="bfloat16")
-    planned = weight_sizes(served_shape(model.config), choose_layout(config, stored_dtype="float32", kind="gpu"))
-    assert model.num_weight_bytes == planned.total_bytes
-    assert held_bytes(weights) - held_bytes(weights.cos_sin) == planned.total_bytes
+    assert_takes_what_is_planned(model, FP8_CONFIG)
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_a_mixture_of_float8_has_the_references_experts_and_takes_what_is_planned(
+    tmp_path: Path, architecture: str, device: str
+) -> None:
+    path = a_checkpoint(tmp_path, architecture, {**SIZES, **EXPERTS[architecture]}).path
+    backend, rounding = triton_backend(device), RoundingBackend(torch.device("cpu"))
+    model = loaded(path, backend, "fp8", torch.bfloat16)
+
+    mine = model.decoder.weights.layers[0].experts
+    theirs = loaded(path, rounding, "fp8", torch.bfloat16).decoder.weights.layers[0].experts
+    assert mine is not None
+    assert theirs is not None
+    assert isinstance(mine.experts, TritonExperts)
+    assert isinstance(mine.experts.gate_up, Fp8Matrices)
+    assert isinstance(mine.experts.down, Fp8Matrices)
+    x = torch.randn(5, mine.experts.hidden_size, generator=torch.Generator().manual_seed(1)).bfloat16()
+    ids = torch.tensor([[0, 1], [3, 2], [1, 0], [3, 3], [2, 0]])
+    shares = torch.rand(5, 2, generator=torch.Generator().manual_seed(2))
+    placed = [tensor.to(backend.device) for tensor in (ids, shares)]
+    out = backend.experts(x.to(backend.device), mine.experts, *placed).cpu().float()
+    expected = rounding.experts(x, theirs.experts, ids, shares).float()
+    assert float((out - expected).abs().max() / expected.abs().max()) < 0.03
+    assert len(Stepper(model).generate([prompt_tokens(5, 512)], max_tokens=2)[0].token_ids) == 2
+    assert_takes_what_is_planned(model, FP8_CONFIG)
 
 
 def test_float8_is_near_exact(tmp_path: Path) -> None:

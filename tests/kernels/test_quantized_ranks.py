@@ -65,8 +65,12 @@ def logits(path: Path, size: int, make_backend: Callable[[], TritonBackend], qua
 @pytest.mark.parametrize("quantization", ["int4", "int8"])
 @pytest.mark.parametrize(
     ("architecture", "changed"),
-    [("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}), ("Qwen3ForCausalLM", {})],
-    ids=["biases", "norms"],
+    [
+        ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+        ("Qwen3ForCausalLM", {}),
+        ("MixtralForCausalLM", {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    ],
+    ids=["biases", "norms", "experts"],
 )
 def test_two_ranks_of_few_bits_compute_what_one_does(
     tmp_path: Path, architecture: str, changed: dict[str, Any], quantization: str, device: str

@@ -6,7 +6,7 @@ devices; `NoWaiting` refuses the copies that wait. Triton's kernels are not laun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -81,11 +81,22 @@ class FakeJit:
 
     def run(self, kernel: Any, *args: Any, **given: Any) -> None:
         assert not args, "kernels are launched with named arguments"
-        named = sorted((name, _specialised(name, value)) for name, value in given.items() if name not in _LAUNCH)
+        alike = _not_looked_at(kernel)
+        named = sorted(
+            (name, "any number" if name in alike else _specialised(name, value))
+            for name, value in given.items()
+            if name not in _LAUNCH
+        )
         self.keys.add((kernel.fn.__name__, tuple(named)))
 
 
 _LAUNCH = ("grid", "warmup")
+
+
+def _not_looked_at(kernel: Any) -> Collection[str]:
+    """Numbers of which a kernel says that they choose none."""
+    options = kernel.kwargs if isinstance(kernel, InterpretedFunction) else vars(kernel)
+    return options.get("do_not_specialize") or ()
 
 
 def _specialised(name: str, value: Any) -> str:
@@ -118,13 +129,15 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
         yield jit
 
 
-def a_fake_decoder(raw: dict[str, Any]) -> Decoder:
+def a_fake_decoder(raw: dict[str, Any], quantization: str = "none") -> Decoder:
     """Of random weights; raw: the content of a config.json."""
     config = parse_model_config(raw, {}, source="test")
     backend = TritonBackend(torch.device("cpu"))
     # Weights are read by threads, and fake tensors are made by the thread that asked for them alone.
     with unset_fake_temporarily():
-        weights = load_decoder_weights(config, DummyWeights(config), backend, torch.bfloat16, lambda *_: None, None)
+        weights = load_decoder_weights(
+            config, DummyWeights(config), backend, torch.bfloat16, lambda *_: None, quantization
+        )
     backend._device = GPU
     return Decoder(config, _on_gpu(weights), backend)
 

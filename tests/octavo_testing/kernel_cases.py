@@ -13,6 +13,7 @@ from octavo_kernels.attention_prologue import attention_prologue
 from octavo_kernels.attention_variant import AttentionVariant
 from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention
+from octavo_kernels.expert_matrices import ExpertMatrices, Fp8Matrices, PackedMatrices
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
 from octavo_kernels.fp8_linear import fp8_linear
 from octavo_kernels.fp8_weight import FP8, Fp8Weight
@@ -143,6 +144,32 @@ def _experts(sizes: tuple[int, int, int, int], num_tokens: int, dtype: torch.dty
     fused_moe(torch.zeros(num_tokens, hidden, dtype=dtype), gate_up, down, ids, shares)
 
 
+def _quantized_experts(
+    quantization: str, sizes: tuple[int, int, int, int], num_tokens: int, dtype: torch.dtype
+) -> None:
+    """As `_experts`, of few bits."""
+    num_experts, num_chosen, hidden, inner = sizes
+    ids, shares = route(torch.zeros(num_tokens, num_experts), num_chosen, renormalizes=True)
+    gate_up, down = (
+        _few_bits(quantization, num_experts, rows, columns) for rows, columns in ((2 * inner, hidden), (hidden, inner))
+    )
+    fused_moe(torch.zeros(num_tokens, hidden, dtype=dtype), gate_up, down, ids, shares)
+
+
+def _few_bits(quantization: str, num_experts: int, rows: int, columns: int) -> ExpertMatrices:
+    if quantization == "fp8":
+        codes = torch.zeros(1, dtype=FP8).expand(num_experts, rows, columns)
+        return Fp8Matrices(codes=codes, scales=torch.zeros(num_experts, rows))
+    bits = int(quantization.removeprefix("int"))
+    return PackedMatrices(
+        bits=bits,
+        group=32,
+        codes=torch.zeros(1, dtype=torch.uint8).expand(num_experts, columns // 32, rows, 4 * bits),
+        pairs=torch.zeros(1, dtype=torch.int32).expand(num_experts, columns // 32, rows),
+        factor=1.0,
+    )
+
+
 def _skinny(num_columns: int, depth: int, dtype: torch.dtype, num_processors: int = 132) -> None:
     """A whole sum a program where there are so many columns, else several splits."""
     weight, bias = torch.empty(num_columns, depth, dtype=dtype), torch.zeros(num_columns, dtype=dtype)
@@ -203,6 +230,11 @@ CASES: dict[str, Callable[[], None]] = {
     "mla-deepseek-v3-bf16": partial(_mla, 128, BF16),
     "experts-qwen3-30b-bf16-few": partial(_experts, _QWEN3_30B, 8, BF16),
     "experts-qwen3-30b-bf16-many": partial(_experts, _QWEN3_30B, 4096, BF16),
+    "experts-qwen3-30b-int4-few": partial(_quantized_experts, "int4", _QWEN3_30B, 8, BF16),
+    "experts-qwen3-30b-int4-many": partial(_quantized_experts, "int4", _QWEN3_30B, 4096, BF16),
+    "experts-qwen3-30b-int8-few": partial(_quantized_experts, "int8", _QWEN3_30B, 8, BF16),
+    "experts-qwen3-30b-fp8-few": partial(_quantized_experts, "fp8", _QWEN3_30B, 8, BF16),
+    "experts-qwen3-30b-fp8-many": partial(_quantized_experts, "fp8", _QWEN3_30B, 4096, BF16),
     "skinny-8b-gate-up-bf16": partial(_skinny, 28672, 4096, BF16),
     "skinny-8b-down-bf16": partial(_skinny, 4096, 14336, BF16),
     "w4a16-8b-gate-up-bf16-1": partial(_w4a16, 28672, 4096, 1, BF16),
@@ -260,6 +292,13 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "attention-qwen2-7b-bf16": partial(_attention, Shape(num_heads=28, num_kv_heads=4, head_dim=128), BF16),
     "experts-mixtral-8x7b-f16-few": partial(_experts, _MIXTRAL_8X7B, 8, F16),
     "experts-mixtral-8x7b-f16-many": partial(_experts, _MIXTRAL_8X7B, 4096, F16),
+    "experts-qwen3-30b-int8-many": partial(_quantized_experts, "int8", _QWEN3_30B, 4096, BF16),
+    "experts-mixtral-8x7b-int4-f16-few": partial(_quantized_experts, "int4", _MIXTRAL_8X7B, 8, F16),
+    "experts-mixtral-8x7b-int4-f16-many": partial(_quantized_experts, "int4", _MIXTRAL_8X7B, 4096, F16),
+    "experts-mixtral-8x7b-fp8-few": partial(_quantized_experts, "fp8", _MIXTRAL_8X7B, 8, BF16),
+    "experts-mixtral-8x7b-fp8-many": partial(_quantized_experts, "fp8", _MIXTRAL_8X7B, 4096, BF16),
+    "experts-odd-int4-f32-few": partial(_quantized_experts, "int4", (5, 2, 96, 160), 8, F32),
+    "experts-odd-int8-f32-many": partial(_quantized_experts, "int8", (5, 2, 96, 160), 200, F32),
     "skinny-smollm2-f16": partial(_skinny, 576, 1536, F16),
     "skinny-smollm2-f32": partial(_skinny, 576, 1536, F32),
     "invariant-odd-f32": partial(_invariant, 517, 200, F32),
@@ -289,5 +328,15 @@ MORE_CASES: dict[str, Callable[[], None]] = {
 }
 """The long proof compiles these too."""
 
-ONLY_ON: dict[str, tuple[str, ...]] = {"fp8-8b-gate-up": ("sm_90",), "fp8-8b-down": ("sm_90",)}
+ONLY_ON: dict[str, tuple[str, ...]] = dict.fromkeys(
+    (
+        "fp8-8b-gate-up",
+        "fp8-8b-down",
+        "experts-qwen3-30b-fp8-few",
+        "experts-qwen3-30b-fp8-many",
+        "experts-mixtral-8x7b-fp8-few",
+        "experts-mixtral-8x7b-fp8-many",
+    ),
+    ("sm_90",),
+)
 """Chips that a case is for, where it is not for all: before sm_89 there is no float8, and gfx942 has another."""

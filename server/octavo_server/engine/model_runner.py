@@ -239,15 +239,17 @@ def warm_up_steps(longest: int, max_num_tokens: int, max_num_seqs: int) -> list[
     """Query lengths of steps after which every kernel has been called in every way that it is compiled for.
 
     Triton compiles a number anew that is 1, or a multiple of 16, or neither; so one sequence, two, three and sixteen, that
-    extend, decode or do both; decodes of sizes between; and of long prefills an even and an odd one.
+    extend, decode or do both; decodes of sizes between, and rows as linear layers of few bits have tiles for; and of long
+    prefills an even and an odd one.
     """
-    steps = [[longest], [max(1, longest - 1)]]
+    steps = [[longest], [max(1, longest - 1)], [33]]
     for count in (1, 2, 3, 16):
         steps += [[1] * count, [2] * count, [2] + [1] * (count - 1), [17] + [1] * (count - 1)]
     count = 4
     while count <= max_num_seqs:
         steps.append([1] * count)
         count *= 4
+    steps += [[1] * min(count, max_num_seqs) for count in (32, 64, 129)]
     fitting = [
         step for step in steps if len(step) <= max_num_seqs and sum(step) <= max_num_tokens and max(step) <= longest
     ]

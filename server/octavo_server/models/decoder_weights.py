@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from octavo_kernels.backend import CompilingBackend, Fp8Backend, QuantizedBackend
+from octavo_kernels.backend import Fp8Backend, QuantizedBackend
 from octavo_kernels.errors import KernelError
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, filled_up, quantize, stack
 from octavo_server.errors import StartupError
@@ -237,16 +237,7 @@ class _Reader:
     def experts(self, gate_up: list[list[str]], down: list[list[str]]) -> ExpertsHandle:
         """gate_up: an expert's two names each, down: its one."""
         if self.bits is not None or self.is_fp8:
-            if not isinstance(self.backend, CompilingBackend):
-                raise StartupError(
-                    "SpecInvalid",
-                    f"--quantization: experts of {self.bits or 8} bits run on a CPU, not by the {self.backend.name} kernels of "
-                    f"this version; use --quantization none",
-                )
-            return self.backend.prepare_quantized_experts(
-                [self.linear(names, has_bias=False) for names in gate_up],
-                [self.linear(names, has_bias=False) for names in down],
-            )
+            return self._quantized_experts(gate_up, down)
         # one below the other: [num_experts * rows, columns]
         gates_and_ups, downs = (
             self.stacked([f"{name}.weight" for names in matrices for name in names]) for matrices in (gate_up, down)
@@ -254,6 +245,17 @@ class _Reader:
         return self.backend.prepare_experts(
             gates_and_ups.view(len(gate_up), -1, gates_and_ups.shape[1]), downs.view(len(down), -1, downs.shape[1])
         )
+
+    def _quantized_experts(self, gate_up: list[list[str]], down: list[list[str]]) -> ExpertsHandle:
+        if not isinstance(self.backend, QuantizedBackend | Fp8Backend):
+            raise TypeError(f"the {self.backend.name} backend takes no quantised experts")
+        gates_and_ups, downs = (
+            [self.linear(names, has_bias=False) for names in matrices] for matrices in (gate_up, down)
+        )
+        try:
+            return self.backend.prepare_quantized_experts(gates_and_ups, downs)
+        except KernelError as error:
+            raise StartupError("ModelInvalid", f"--quantization: {error}; use --quantization none") from error
 
     def head(self, name: str, embedding: torch.Tensor) -> LinearHandle:
         """The output projection; `embedding` is its weight where `name` is the embedding's."""

@@ -132,8 +132,6 @@ def _notes(question: Question) -> list[str]:
         notes.append(f"{model.architecture} is planned, and not served by this version")
     if question.config.quantization == "fp8":
         notes.append("--quantization fp8 is served on GPUs of compute capability 8.9 or newer alone (L4, L40S, H100)")
-    if question.config.quantization != "none" and question.device.kind == "gpu" and model.num_experts:
-        notes.append("--quantization of a mixture of experts is served on a CPU alone by this version")
     return notes
 
 

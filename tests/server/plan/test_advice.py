@@ -119,7 +119,6 @@ def test_what_this_version_does_not_serve_is_noted() -> None:
     found = answer(a_question(DEEPSEEK_V3, GPUS["B200"], ways=8, quantization="int4"))
 
     assert any("DeepseekV3ForCausalLM is planned, and not served" in note for note in found.notes)
-    assert any("--quantization of a mixture of experts is served on a CPU alone" in note for note in found.notes)
 
 
 def test_float8_takes_half_of_bfloat16_but_for_the_head_and_says_which_gpus_have_it() -> None:

@@ -45,7 +45,7 @@ EXPERTS = {
     "moe_intermediate_size": 16,
     "norm_topk_prob": True,
 }
-MODELS = {"dense": DENSE, "experts": EXPERTS}
+MODELS = {"dense": DENSE, "experts": EXPERTS, "wide experts": {**EXPERTS, "moe_intermediate_size": 32}}
 
 
 class AGrammar:
@@ -115,8 +115,13 @@ def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
         yield jit
 
 
-def a_runner(model: str = "dense", mode: LogprobsMode = "raw", kv_dtype: torch.dtype = torch.bfloat16) -> DecoderRunner:
-    decoder = a_fake_decoder(MODELS[model])
+def a_runner(
+    model: str = "dense",
+    mode: LogprobsMode = "raw",
+    kv_dtype: torch.dtype = torch.bfloat16,
+    quantization: str = "none",
+) -> DecoderRunner:
+    decoder = a_fake_decoder(MODELS[model], quantization)
     spec = KVCacheSpec(num_layers=2, num_blocks=64, block_size=16, num_kv_heads=1, head_dim=16, dtype=kv_dtype)
     return DecoderRunner(decoder, spec, mode)
 
@@ -131,9 +136,19 @@ def test_launching_a_step_over_8_bits_waits_for_nothing(step: str) -> None:
 
 
 @pytest.mark.usefixtures("on_fake_gpu")
+@pytest.mark.parametrize("quantization", ["int4", "int8", "fp8"])
+@pytest.mark.parametrize("step", ["prefill", "decodes"])
+def test_launching_a_step_through_experts_of_few_bits_waits_for_nothing(step: str, quantization: str) -> None:
+    runner = a_runner("wide experts", quantization=quantization)
+
+    with NoWaiting():
+        runner.launch(SchedulerOutput(scheduled=tuple(STEPS[step]())))
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
 @pytest.mark.parametrize("mode", ["raw", "processed"])
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["dense", "experts"])
 def test_launching_a_step_waits_for_nothing(model: str, step: str, mode: LogprobsMode) -> None:
     runner = a_runner(model, mode)
     output = SchedulerOutput(scheduled=tuple(STEPS[step]()))
@@ -146,13 +161,22 @@ def test_launching_a_step_waits_for_nothing(model: str, step: str, mode: Logprob
 
 
 @pytest.mark.parametrize(
-    ("model", "kv_dtype"), [*((model, torch.bfloat16) for model in MODELS), ("dense", torch.float8_e4m3fn)], ids=str
+    ("model", "kv_dtype", "quantization"),
+    [
+        ("dense", torch.bfloat16, "none"),
+        ("experts", torch.bfloat16, "none"),
+        ("dense", torch.float8_e4m3fn, "none"),
+        ("wide experts", torch.bfloat16, "int4"),
+        ("wide experts", torch.bfloat16, "int8"),
+        ("wide experts", torch.bfloat16, "fp8"),
+    ],
+    ids=str,
 )
 def test_nothing_is_compiled_after_the_warm_up(
-    model: str, kv_dtype: torch.dtype, on_fake_gpu: FakeJit, monkeypatch: pytest.MonkeyPatch
+    model: str, kv_dtype: torch.dtype, quantization: str, on_fake_gpu: FakeJit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever steps consist of: numbers of sequences and tokens, contexts, and what is asked of sampling."""
-    runner = a_runner(model, kv_dtype=kv_dtype)
+    runner = a_runner(model, kv_dtype=kv_dtype, quantization=quantization)
     with monkeypatch.context() as reading:
         reading.setattr(transfers, "HostCopy", ReadHostCopy)
         runner.warm_up(max_num_tokens=256, max_num_seqs=32)
