@@ -43,7 +43,8 @@ def make_failed_status(observed: Observed, failure: Finding, *, now: str) -> dic
     """Status where the spec is invalid or a step failed: the old one, with what could be observed and the failure."""
     conditions = make_failed_conditions(observed, failure)
     generation = generation_of(observed.resource)
-    return {**observed.status, **_common(observed, conditions, generation=generation, now=now)}
+    old = {name: value for name, value in observed.status.items() if name != "scaling"}
+    return {**old, **_common(observed, conditions, generation=generation, now=now), **_loads(observed)}
 
 
 def status_patch(old: JsonObject, new: JsonObject) -> dict[str, Any]:
@@ -72,6 +73,12 @@ def _common(observed: Observed, conditions: tuple[Condition, ...], *, generation
         "drainingReplicas": sum(pod.is_terminating for pod in observed.pods),
         "selector": names.selector_text(str(observed.resource["metadata"]["name"])),
     }
+
+
+def _loads(observed: Observed) -> dict[str, JsonObject]:
+    """What the replicas tell, whatever became of the spec: until the status says the same it is looked at every round."""
+    scaling = {name: value for name, value in (observed.status.get("scaling") or {}).items() if name != "pressure"}
+    return _given(scaling={**scaling, **_pressure(observed)}, capacity=make_capacity(observed))
 
 
 def make_capacity(observed: Observed) -> JsonObject | None:

@@ -75,6 +75,19 @@ def test_failed_step_still_tells_generation_and_counts() -> None:
     assert next(each for each in told["conditions"] if each["type"] == "Ready")["reason"] == "SpecInvalid"
 
 
+@pytest.mark.parametrize("pressure", [0.93, None])
+def test_failed_step_tells_what_the_replicas_tell(pressure: float | None) -> None:
+    """As long as the status says otherwise each round of loads brings a look, and each look a try of what fails."""
+    before = {"scaling": {"desired": 2, "pressure": "0.5"}, "capacity": {"kvTokensPerReplica": 1, "maxConcurrent": 1}}
+    capacity = Capacity(kv_tokens=1000, max_num_seqs=8, tokens_per_second=0.0)
+    observed = an_observed(resource=a_manifest(status=before), pressure=pressure, capacity=capacity)
+
+    told = make_failed_status(observed, Finding(reason="NameTaken", sentence="no"), now=NOW)
+
+    assert told["scaling"] == {"desired": 2, **({} if pressure is None else {"pressure": "0.95"})}
+    assert told["capacity"] == {"kvTokensPerReplica": 1000, "maxConcurrent": 8}
+
+
 def test_second_pass_over_the_same_world_writes_nothing() -> None:
     first = status(an_observed(pressure=0.5))
 
