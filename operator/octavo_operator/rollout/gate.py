@@ -47,6 +47,13 @@ def advance(
     return status
 
 
+def paused(status: GateStatus | None) -> GateStatus | None:
+    """As it is while nobody asks anything: what was under way begins anew, and so does its time."""
+    if status is None or status.state == MEASURING:
+        return None
+    return replace(status, state=PENDING) if status.state == RUNNING else status
+
+
 def next_check(
     gate: RolloutGate,
     status: GateStatus | None,

@@ -18,7 +18,7 @@ from octavo_operator.desired.revision import Revision, choose_revision, number_o
 from octavo_operator.observed import Observed, replicas_of
 from octavo_operator.rollout.counts import STRATEGIES, Situation
 from octavo_operator.rollout.fleet import Fleet, count_fleet
-from octavo_operator.rollout.gate import FAILED, MEASURING, PASSED, RUNNING, advance, next_check
+from octavo_operator.rollout.gate import FAILED, MEASURING, PASSED, RUNNING, advance, next_check, paused
 from octavo_operator.rollout.gate_report import GateCheck
 from octavo_operator.rollout.when import Wait, check_window, why_wait
 
@@ -129,7 +129,8 @@ def _remembered(observed: Observed) -> RolloutStatus:
 
 
 def _suspended(target: Revision, before: RolloutStatus, observed: Observed) -> Decision:
-    """Nothing moves, and what is remembered stays."""
+    """Nothing moves, and what is remembered stays, but for what would run out meanwhile: it begins anew afterwards."""
+    before = replace(before, no_room_since=None, held_since=None, gate=paused(before.gate))
     counts = {name: replicas_of(deployment) for name, deployment in observed.deployments.items()}
     status = before if before.revision else RolloutStatus(revision=target.name, admitted=(target.name,))
     kept = frozenset(observed.revisions)

@@ -148,6 +148,24 @@ def test_gate_that_gets_no_answer_fails_after_its_timeout() -> None:
     assert "the checks took longer than timeout, 180 s" in cluster.condition("Ready")["message"]
 
 
+@pytest.mark.parametrize("gate", [{"prompts": PROMPTS}, {"minThroughputRatio": "0.9"}], ids=["running", "measuring"])
+def test_time_in_which_the_resource_is_suspended_is_not_the_gates(gate: dict[str, Any]) -> None:
+    cluster, old = gated(timeout="3m", **gate)
+    cluster.answers = False
+    for _ in range(3):
+        step(cluster)
+    cluster.edit(suspend=True)
+    cluster.settle()
+
+    cluster.edit(suspend=False)
+    cluster.reconcile()
+    cluster.answers = True
+    cluster.settle()
+
+    assert (list(cluster.counts()), cluster.rollout["gate"]["state"]) == ([cluster.rollout["revision"]], "Passed")
+    assert old not in cluster.counts()
+
+
 def test_report_under_other_settings_does_not_count() -> None:
     cluster, old = gated()
     cluster.bad_answer = "wrong"

@@ -281,6 +281,23 @@ def test_suspend_in_the_middle_of_a_rollout_stops_it_and_changes_no_pod() -> Non
     assert cluster.served() == 5
 
 
+def test_time_in_which_a_swap_is_suspended_is_not_held_against_it() -> None:
+    """Nothing was tried meanwhile, so that nothing has failed."""
+    cluster = a_cluster(gpus=1, replicas=1, rollout={"strategy": "HoldAndSwap", "maxHold": "5m"})
+    old = change(cluster)
+    for _ in range(3):
+        step(cluster)
+    assert (cluster.counts()[old], cluster.served()) == (0, 0)
+    cluster.edit(suspend=True)
+    cluster.settle()
+
+    cluster.edit(suspend=False)
+    cluster.settle(step_s=60)
+
+    assert (cluster.counts(), cluster.served()) == ({revision_of(cluster): 1}, 1)
+    assert old != revision_of(cluster)
+
+
 def test_spec_that_goes_back_in_the_middle_gives_the_first_revision_again() -> None:
     cluster = a_cluster(gpus=1, replicas=1)
     old = revision_of(cluster)
