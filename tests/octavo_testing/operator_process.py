@@ -63,7 +63,10 @@ class Namespace:
         return {item["metadata"]["name"] for item in self.items(kind)}
 
     def items(self, kind: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = self.server.request("GET", self._path(kind)).body["items"]
+        """All of a kind; none of a kind that this API server does not know, such as KEDA's before its CRDs are there."""
+        answer = self.server.request("GET", self._path(kind))
+        assert answer.status in (200, 404), answer.message
+        items: list[dict[str, Any]] = answer.body["items"] if answer.status == 200 else []
         return items
 
     def patch(self, kind: str, name: str, body: dict[str, Any], *, subresource: str = "") -> dict[str, Any]:
