@@ -89,8 +89,9 @@ def pack(weight: QuantizedWeight, bias: torch.Tensor | None, memory: WeightMemor
         q = q[..., :4, :] | (q[..., 4:, :] << 4)
     size = (num_tiles, num_groups, kind.block_bytes)
     blocks = memory.take(math.prod(size)).reshape(size)
-    codes = blocks[..., kind.scale_bytes :].reshape(num_tiles, num_groups, kind.num_vectors, 2, LANES, 4)
-    codes[:] = q.transpose(0, 3, 4, 1, 2, 5)
+    # Four codes move as one number, four times as fast.
+    codes = blocks.view(np.uint32)[..., kind.scale_bytes // 4 :].reshape(num_tiles, num_groups, -1, 2, LANES)
+    codes[:] = np.ascontiguousarray(q).view(np.uint32)[..., 0].transpose(0, 3, 4, 1, 2)
     assert np.shares_memory(codes, blocks)
     factor = _factor(weight)
     scales = blocks[..., : kind.scale_bytes].view(np.float16).reshape(num_tiles, num_groups, -1, TILE)
@@ -126,7 +127,8 @@ def aligned(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
 
 def _padded(values: torch.Tensor, num_tiles: int) -> NDArray[Any]:
     array: NDArray[Any] = values.cpu().numpy()
-    return np.pad(array, ((0, num_tiles * TILE - array.shape[0]), (0, 0)))
+    missing = num_tiles * TILE - array.shape[0]
+    return np.pad(array, ((0, missing), (0, 0))) if missing else array
 
 
 def linear(x: torch.Tensor, packed: PackedLinear, pool: ThreadPool) -> torch.Tensor:

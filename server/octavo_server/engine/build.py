@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -125,10 +126,13 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
     )
     layout = choose_layout(config, stored_dtype=model_config.dtype, kind=machine.kind, ways=config.tensor_parallel_size)
     progress.enter("loading_weights")
-    model = _load_model(location, config, device, progress)
+    # Beside the weights, which leave the interpreter's lock most of the time.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as aside:
+        text = aside.submit(load_text_side, config, location)
+        model = _load_model(location, config, device, progress)
     try:
         memory = _plan_memory(config, model, layout, machine)
-        return _around(model, config, limits, memory, progress, keeps_records=keeps_records)
+        return _around(model, text.result(), config, limits, memory, progress, keeps_records=keeps_records)
     except BaseException:
         model.decoder.close()
         raise
@@ -136,6 +140,7 @@ def build_engine(config: EngineConfig, progress: StartupProgress, *, keeps_recor
 
 def _around(
     model: LoadedModel,
+    text: TextSide,
     config: EngineConfig,
     limits: ResolvedLimits,
     memory: MemoryPlan,
@@ -143,7 +148,6 @@ def _around(
     *,
     keeps_records: bool,
 ) -> LoadedEngine:
-    text = load_text_side(config, Path(progress.location))
     if config.tokenizer is not None:
         # A model's own may have a few tokens more, which nobody sends.
         _check_vocabulary(text.tokenizer, model.config)
