@@ -71,7 +71,10 @@ def end_of(server: ApiServer, name: str, folder: Path) -> dict[str, Any]:
     namespace = Namespace(server, name)
     if not namespace.names("ModelDeployment"):
         make_resources(namespace)
-    with running_operator(server, folder / "next.log", f"--lease-name={name}-next"):
+    log = folder / "next.log"
+    with running_operator(server, log, f"--lease-name={name}-next"):
+        # What there is may be the work of the one that was killed.
+        until(log.read_text, lambda text: "is_leader=True" in text, within_s=60)
         until(lambda: all(is_told(namespace, each) for each in RESOURCES), bool, within_s=60)
         seen = until_same(namespace)
     namespace.clear()
