@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 from e2e.cluster.image import Content, write_archive
-from e2e.cluster.mounts import binds, with_code
+from e2e.cluster.mounts import binds, with_mounts
 
 CONTENT = Content(
     folders=["tmp", "usr"],
@@ -49,7 +49,7 @@ def test_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_containers_get_the_code_read_only_beside_their_default_mounts() -> None:
-    spec = with_code({"ociVersion": "1.0.2", "mounts": [{"destination": "/proc"}]})
+    spec = with_mounts({"ociVersion": "1.0.2", "mounts": [{"destination": "/proc"}]}, binds())
 
     ours = spec["mounts"][1:]
     assert spec["mounts"][0] == {"destination": "/proc"}

@@ -1,15 +1,15 @@
-"""`python -m e2e.cluster up | status | down | tools`."""
+"""`python -m e2e.cluster up | status | down | tools | images`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from e2e.cluster import octavo, tools
+from e2e.cluster import octavo, published, tools
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.lab import NUMBERS, Lab, exclusive
 from e2e.cluster.mounts import check_mountable
-from e2e.cluster.paths import model_path
+from e2e.cluster.paths import cache_dir, model_path
 from e2e.cluster.target import own_target
 
 
@@ -17,7 +17,7 @@ def main() -> int:
     """Run one command; the exit status is 1 when it failed and says why."""
     arguments = _parser().parse_args()
     lab = Lab(arguments.name, _say)
-    commands = {"up": _up, "status": _status, "down": _down, "tools": _tools}
+    commands = {"up": _up, "status": _status, "down": _down, "tools": _tools, "images": _images}
     try:
         return commands[arguments.command](lab, arguments)
     except ClusterError as error:
@@ -92,9 +92,17 @@ def _tools(lab: Lab, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _images(lab: Lab, arguments: argparse.Namespace) -> int:
+    del arguments
+    folder = lab.images or cache_dir() / "images"
+    published.build(folder, lab.say)
+    print(f"export {published.VARIABLE}={folder}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m e2e.cluster", description=sys.modules["e2e.cluster"].__doc__)
-    parser.add_argument("command", choices=["up", "status", "down", "tools"])
+    parser.add_argument("command", choices=["up", "status", "down", "tools", "images"])
     parser.add_argument("--name", choices=sorted(NUMBERS), default="lab", help="which cluster; `e2e` is the tests'")
     parser.add_argument("--no-chart", action="store_true", help="up: leave the cluster bare")
     parser.add_argument("--kwok-nodes", type=int, default=0, metavar="N", help="up: add N fake nodes")

@@ -15,11 +15,10 @@ from e2e.cluster.network import Network
 NODE = "node0"
 
 
-def containerd_toml(lab: Path) -> str:
+def containerd_toml(lab: Path, snapshotter: str) -> str:
     """Of containerd 1.6 and 1.7."""
     # restrict_oom_score_adj: without CAP_SYS_RESOURCE every sandbox dies with "can't get final child's PID from pipe".
     # netns_mounts_under_state_dir: a crashed run's namespaces lie under the lab's folder and are found there.
-    # native: the images are a few files, and overlayfs cannot lie on an overlayfs (a build inside a container).
     return f"""version = 2
 root = "{lab}/c/root"
 state = "{lab}/c/state"
@@ -34,7 +33,7 @@ state = "{lab}/c/state"
     bin_dir = "/usr/lib/cni"
     conf_dir = "{lab}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "native"
+    snapshotter = "{snapshotter}"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     base_runtime_spec = "{lab}/runtime-spec.json"

@@ -41,14 +41,16 @@ class Content:
     """NAME=VALUE."""
 
 
-def write_images(folder: Path) -> list[Path]:
-    """Write both images as docker-archives into `folder`; returns their paths."""
+def write_pause(folder: Path) -> Path:
+    """Write what holds a pod's namespaces as a docker-archive into `folder`; returns its path."""
     # Nothing need be compiled for it: containerd ends a sandbox by SIGKILL, so that a sleeper does.
     pause = Content(files={"busybox": _busybox()}, entrypoint=["/busybox", "sleep", "2147483647"])
-    return [
-        write_archive(folder / "pause.tar", [PAUSE_IMAGE], pause),
-        write_archive(folder / "octavo.tar", [image(name) for name in IMAGE_NAMES], _octavo_content()),
-    ]
+    return write_archive(folder / "pause.tar", [PAUSE_IMAGE], pause)
+
+
+def write_checkout(folder: Path) -> Path:
+    """Write what stands for all of Octavo's images as a docker-archive into `folder`; returns its path."""
+    return write_archive(folder / "octavo.tar", [image(name) for name in IMAGE_NAMES], _octavo_content())
 
 
 def image(name: str) -> str:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e2e.cluster import cleanup, config, objects, tools
+from e2e.cluster import cleanup, config, objects, published, tools
 from e2e.cluster.errors import ClusterError, CommandError
-from e2e.cluster.image import write_images
+from e2e.cluster.image import image, write_checkout, write_pause
 from e2e.cluster.kubectl import Kubectl
-from e2e.cluster.mounts import with_code
+from e2e.cluster.mounts import binds, model_binds, with_mounts
 from e2e.cluster.network import Network
 from e2e.cluster.paths import cache_dir
 from e2e.cluster.pki import write_pki
@@ -40,6 +40,8 @@ class Lab:
 
     name: str
     say: Say
+    images: Path | None = field(default_factory=published.given)
+    """The folder of published images that it runs; without one it runs the checkout."""
     folder: Path = field(init=False)
     network: Network = field(init=False)
     processes: Processes = field(init=False)
@@ -89,6 +91,11 @@ class Lab:
         """What of the cluster is on the machine."""
         return cleanup.leftovers(self.folder, self.network)
 
+    @property
+    def _snapshotter(self) -> str:
+        """Whole copies of the few files of ours, since overlayfs cannot lie on an overlayfs (a build in a container)."""
+        return "overlayfs" if self.images else "native"
+
     def add_fake_gpus(self, count: int) -> None:
         """Make the node offer GPUs that no device stands behind."""
         self.kubectl.patch_status("node", config.NODE, objects.fake_gpus(count))
@@ -115,11 +122,13 @@ class Lab:
         self._start("containerd", [system_program("containerd"), "--config", f"{lab}/containerd.toml"])
         self._start("etcd", config.etcd_command(system_program("etcd"), lab))
         self._start("kube-apiserver", config.apiserver_command(programs / "kube-apiserver", lab, network))
-        archives = write_images(lab)
+        ours = published.archives(self.images) if self.images else [write_checkout(lab)]
         ctr = [system_program("ctr"), f"--address={lab}/c.sock", "--namespace=k8s.io"]
         self._wait("containerd", lambda: succeeds([*ctr, "version"]), limit_s=30)
-        for archive in archives:
-            run([*ctr, "images", "import", "--snapshotter=native", archive])
+        for archive in [write_pause(lab), *ours]:
+            run([*ctr, "images", "import", f"--snapshotter={self._snapshotter}", archive], timeout_s=900)
+        if self.images:
+            run([*ctr, "images", "tag", image("server"), image("server-cpu")])
         self._wait("kube-apiserver", lambda: self.kubectl.works("get", "--raw=/readyz"), limit_s=60)
 
     def _start_node(self, programs: Path, coredns: Path) -> None:
@@ -142,9 +151,10 @@ class Lab:
         lab, network = self.folder, self.network
         for name in ("cni", "kubelet", "pod-logs"):
             (lab / name).mkdir()
+        folders = model_binds() if self.images else binds()
         default_spec = json.loads(run([system_program("ctr"), "oci", "spec"]))
-        (lab / "runtime-spec.json").write_text(json.dumps(with_code(default_spec), indent=2))
-        (lab / "containerd.toml").write_text(config.containerd_toml(lab))
+        (lab / "runtime-spec.json").write_text(json.dumps(with_mounts(default_spec, folders), indent=2))
+        (lab / "containerd.toml").write_text(config.containerd_toml(lab, self._snapshotter))
         (lab / "cni" / "10-octavo.conflist").write_text(config.cni_conflist(lab, network))
         (lab / "kubelet.json").write_text(json.dumps(config.kubelet_configuration(lab, network), indent=2))
         (lab / "kube-proxy.json").write_text(json.dumps(config.kube_proxy_configuration(lab, network), indent=2))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,27 @@ def interpreter() -> Path:
     return Path(sys.executable).resolve()
 
 
-def with_code(runtime_spec: dict[str, Any]) -> dict[str, Any]:
-    """An OCI runtime specification whose containers hold our code and the model."""
+def with_mounts(runtime_spec: dict[str, Any], folders: Mapping[Path, Path]) -> dict[str, Any]:
+    """An OCI runtime specification whose containers hold `folders`: path in a container → folder on this machine."""
     options = ["rbind", "ro", "nosuid", "nodev"]
     mounts = [
         {"destination": str(destination), "type": "bind", "source": str(source), "options": options}
-        for destination, source in binds().items()
+        for destination, source in folders.items()
     ]
     return {**runtime_spec, "mounts": [*runtime_spec["mounts"], *mounts]}
 
 
 def binds() -> dict[Path, Path]:
-    """Path in a container → folder on this machine."""
+    """All of the table above."""
     found = {folder: folder for folder in _system_folders()}
     found |= {HOME / "src" / package: CHECKOUT / package for package in PACKAGES}
     found |= {HOME / "lib" / str(number): folder for number, folder in enumerate(_package_folders())}
-    if model_path().exists():
-        found[Path(MODELS)] = model_path().parent
-    return found
+    return found | model_binds()
+
+
+def model_binds() -> dict[Path, Path]:
+    """The real model alone, where it is there."""
+    return {Path(MODELS): model_path().parent} if model_path().exists() else {}
 
 
 def search_path() -> str:
