@@ -251,8 +251,8 @@ class EngineConfig:
 
     overlap_steps: Literal["auto", "on", "off"] = setting("auto")
     """Decide and launch a step before the one before it has come back, so that the device need not wait for the host; a
-    token that ends its output is then seen one step late. auto: on one GPU on, elsewhere off: on a CPU a step is over when
-    it is launched, and nothing is gained."""
+    token that ends its output is then seen one step late. auto: on GPUs on, also of several, elsewhere off: on a CPU a
+    step is over when it is launched, and nothing is gained."""
 
     tensor_parallel_size: int = setting(1, minimum=1, parse=human_int)
     """Processes that share one model, each with a part of heads, of the MLP and of the vocabulary, 1 or more: one a GPU, or,

@@ -276,7 +276,7 @@ def _make_engine(
 
     runner = DecoderRunner(model.decoder, model.kv_cache_spec(plan.num_blocks, config.block_size), config.logprobs_mode)
     is_cpu = model.backend.device.type == "cpu"
-    overlaps = _overlaps(config, is_cpu=is_cpu)
+    overlaps = overlaps_steps(config, is_cpu=is_cpu)
     if overlaps or not is_cpu:
         runner.keep_resident(limits.max_num_seqs, plan.max_model_len)
     runner.warm_up(
@@ -312,10 +312,9 @@ def _make_engine(
     )
 
 
-def _overlaps(config: EngineConfig, *, is_cpu: bool) -> bool:
-    if config.overlap_steps == "auto":
-        return not is_cpu and config.tensor_parallel_size == 1
-    return config.overlap_steps == "on"
+def overlaps_steps(config: EngineConfig, *, is_cpu: bool) -> bool:
+    """Whether the next step is launched before the last has come back."""
+    return not is_cpu if config.overlap_steps == "auto" else config.overlap_steps == "on"
 
 
 def _resolved(limits: ResolvedLimits, plan: KVPlan, model: LoadedModel) -> dict[str, str | int]:

@@ -114,11 +114,25 @@ def test_preempted(trio: Trio) -> None:
     check(*found, trio.oracle)
 
 
-def test_sampled_tokens_are_those_of_one_rank(trio: Trio) -> None:
-    """All logits are at rank 0, which alone draws."""
+def test_steps_that_overlap(trio: Trio) -> None:
+    """Preempted, and in chunks, so that prefills stand beside decodes whose tokens are still on their way."""
+    asked: dict[str, Any] = {"max_tokens": 20, "logprobs": 2}
+    few = {"num_blocks": 12, "enable_prefix_caching": False, "max_num_batched_tokens": 32}
+    runs = EngineRuns(trio.parallel, overlaps=True, **few)
+
+    answers = runs.generate(trio.prompts(40, 33, 20, 47, seed=3), **asked)
+
+    assert runs.engine.snapshot().preemptions > 0
+    check(answers, EngineRuns(trio.alone).generate(trio.prompts(40, 33, 20, 47, seed=3), **asked), trio.oracle)
+
+
+@pytest.mark.parametrize("overlaps", [False, True], ids=["in turn", "overlapping"])
+def test_sampled_tokens_are_those_of_one_rank(trio: Trio, overlaps: bool) -> None:
+    """All logits are at rank 0, which alone draws; of steps that overlap the others get a token that no host has seen yet."""
     asked = {"max_tokens": 20, "temperature": 0.8, "top_p": 0.9, "seed": 5}
     answers, others = (
-        EngineRuns(loaded).generate(trio.prompts(7, 21), **asked) for loaded in (trio.parallel, trio.alone)
+        EngineRuns(loaded, overlaps=loaded is trio.parallel and overlaps).generate(trio.prompts(7, 21), **asked)
+        for loaded in (trio.parallel, trio.alone)
     )
 
     assert [answer.token_ids for answer in others] == [answer.token_ids for answer in answers]

@@ -15,7 +15,7 @@ import pytest
 from octavo_server import machine
 from octavo_server.config import EngineConfig
 from octavo_server.engine import build
-from octavo_server.engine.build import build_engine, cpu_quota
+from octavo_server.engine.build import build_engine, cpu_quota, overlaps_steps
 from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.startup import StartupProgress
 from octavo_server.errors import ConfigError, StartupError
@@ -102,6 +102,16 @@ def test_what_cannot_be_built_says_why(
 
     assert caught.value.reason == reason
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("ways", [1, 2])
+@pytest.mark.parametrize(
+    ("overlap_steps", "on_cpu", "on_gpu"), [("auto", False, True), ("off", False, False), ("on", True, True)]
+)
+def test_steps_overlap_on_gpus_unless_told_otherwise(overlap_steps: Any, on_cpu: bool, on_gpu: bool, ways: int) -> None:
+    config = EngineConfig(model="x", overlap_steps=overlap_steps, tensor_parallel_size=ways)
+
+    assert (overlaps_steps(config, is_cpu=True), overlaps_steps(config, is_cpu=False)) == (on_cpu, on_gpu)
 
 
 @pytest.mark.parametrize(("overlap_steps", "num_steps"), [("auto", 3), ("off", 3), ("on", 4)])
