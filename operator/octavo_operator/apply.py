@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo_operator.api.types import KIND, JsonObject
 from octavo_operator.desired import names
+from octavo_operator.drift import matches
 from octavo_operator.errors import ClusterError, NameInTransitError, NameTakenError
 from octavo_operator.kube.client import KubeClient
 from octavo_operator.kube.kinds import BY_NAME, DEPLOYMENT, EVENT, LISTED, MODEL_DEPLOYMENT, NAMED_BY_HASH, POD, Kind
@@ -41,7 +42,7 @@ class Executor:
         self._is_leader = is_leader
 
     async def execute(self, key: ResourceKey, plan: Iterable[Operation], observed: Observed) -> bool:
-        """Whether anything changed by it; an apply that finds all as it should be changes nothing."""
+        """Whether anything came closer to the plan by it, so that the next look finds something else."""
         changed = False
         for operation in plan:
             self._require_leadership()
@@ -103,7 +104,13 @@ class Executor:
             if is_sure or error.status != 409 or not error.message.startswith(FIELDS_TAKEN):
                 raise
             applied = await self._take_back(kind, manifest, observed, error)
-        return bool(self._cache.put(applied))
+        touched = self._cache.put(applied)
+        if not matches(manifest, applied):
+            # Another look at once would apply the same, and be changed again.
+            said = {"kind": kind.name, "object": f"{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"}
+            logger.info("an admission policy changes what is applied", extra=said)
+            return False
+        return bool(touched)
 
     async def _take_back(
         self, kind: Kind, manifest: JsonObject, observed: Observed, error: ClusterError

@@ -27,6 +27,8 @@ class FakeKube:
         self.writes: list[Any] = []
         self.answer: dict[str, Any] = {}
         self.refusal: ClusterError | None = None
+        self.admission: dict[str, Any] = {}
+        """What becomes of fields of an object that is applied."""
         self.gives_way = False
         """Whether force overcomes the refusal."""
 
@@ -37,7 +39,7 @@ class FakeKube:
         if self.refusal is not None and not (force and self.gives_way):
             raise self.refusal
         self.writes.append(manifest)
-        return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "7", "uid": "u"}}
+        return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "7", "uid": "u"}, **self.admission}
 
     async def delete(self, kind: Any, namespace: str, name: str, *, uid: str) -> None:
         self.writes.append((kind.name, namespace, name, uid))
@@ -71,6 +73,16 @@ async def test_free_name_is_taken(there: Any) -> None:
     assert await an_executor(kube).execute(QWEN, [Apply(manifest=manifest_of("Service"), is_new=True)], an_observed())
 
     assert len(kube.writes) == 1
+
+
+async def test_what_an_admission_policy_has_changed_is_not_applied_again_at_once() -> None:
+    """It would be changed again, as fast as the API server answers."""
+    kube = FakeKube()
+    kube.admission = {"spec": {"type": "LoadBalancer"}}
+
+    plan = [Apply(manifest=manifest_of("Service"), is_new=True)]
+
+    assert not await an_executor(kube).execute(QWEN, plan, an_observed())
 
 
 async def test_somebody_elses_object_is_left_alone_for_good() -> None:
