@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from octavo_operator.api.quantity import parse_duration_s
 from octavo_operator.api.reader import ObjectReader
 from octavo_operator.api.rollout import CRON
 from octavo_operator.api.types import DEFAULT_IDLE_AFTER_S, Scaling, ScalingSchedule
@@ -27,6 +28,8 @@ def parse_scaling(raw: ObjectReader) -> Scaling:
         raw.complain("maxReplicas", "is required")
     if least > most:
         raw.complain("minReplicas", f"{least} is greater than maxReplicas {most}")
+    if parse_duration_s(str(raw.raw.get("idleAfter") or "unset")) == 0:
+        raw.complain("idleAfter", "must be longer than 0s; leave it out for 10m")
     if idle_after_s and not may_sleep:
         raw.complain("idleAfter", f"scales to zero and needs minReplicas 0, which is {least}, or a schedule with it")
     result = Scaling(

@@ -103,7 +103,7 @@ class Resources:
     memory: str = ""
     """Memory request and limit as a quantity; "" sets none."""
     shared_memory: str = ""
-    """Size of /dev/shm as a quantity; "" is 1Gi."""
+    """Size of /dev/shm as a quantity; "" is 1Gi for each GPU, 1Gi without any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -296,6 +296,7 @@ INVALID = {
     "no maxReplicas": ({"scaling": {}}, "spec.scaling.maxReplicas: is required"),
     "min over max": ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "3 is greater than maxReplicas 2"),
     "idle without zero": ({"scaling": {"maxReplicas": 2, "idleAfter": "1m"}}, "needs minReplicas 0, which is 1"),
+    "idle at once": ({"scaling": {"minReplicas": 0, "maxReplicas": 2, "idleAfter": "0m"}}, "must be longer than 0s"),
     "idle is no duration": ({"scaling": {"maxReplicas": 2, "idleAfter": "soon"}}, "'soon' is no duration"),
     "empty behavior": ({"scaling": {"maxReplicas": 2, "behavior": {}}}, "needs scaleUp or scaleDown"),
     "too many schedules": (

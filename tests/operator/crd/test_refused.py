@@ -37,6 +37,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "both counts": ({"replicas": 1, "scaling": {"maxReplicas": 2}}, "replicas and scaling exclude each other"),
     "min over max": ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "minReplicas is greater than maxReplicas"),
     "idle without zero": ({"scaling": {"maxReplicas": 2, "idleAfter": "1m"}}, "needs minReplicas 0"),
+    "idle at once": (
+        {"scaling": {"minReplicas": 0, "maxReplicas": 2, "idleAfter": "0m"}},
+        "idleAfter must be longer than 0s",
+    ),
     "schedule's min over max": (
         {"scaling": {"maxReplicas": 2, "schedules": [{"name": "day", "cron": "0 8 * * *", "minReplicas": 3}]}},
         "a schedule's minReplicas is greater than its maxReplicas",
