@@ -79,7 +79,8 @@ class Observer:
         if resource is None:
             return None
         owned = self._cache.owned(key)
-        all_pods = tuple(Pod(raw=obj) for obj in owned if obj["kind"] == "Pod")
+        # One that nobody controls is no replica: it would never go, and rollouts would wait for it for ever.
+        all_pods = tuple(pod for obj in owned if obj["kind"] == "Pod" for pod in [Pod(raw=obj)] if pod.is_controlled)
         pods = tuple(pod for pod in all_pods if not pod.is_download)
         return Observed(
             resource=resource,

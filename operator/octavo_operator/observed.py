@@ -112,6 +112,11 @@ class Pod:
         return names.DOWNLOAD_LABEL in self.raw["metadata"].get("labels", {})
 
     @property
+    def is_controlled(self) -> bool:
+        """False for one that a person has made, or detached from its ReplicaSet to look into it."""
+        return controller_of(self.raw) is not None
+
+    @property
     def is_terminating(self) -> bool:
         return "deletionTimestamp" in self.raw["metadata"]
 

@@ -104,7 +104,9 @@ class Namespace:
     def add_pod(self, deployment: dict[str, Any], name: str, status: dict[str, Any]) -> None:
         """A pod as the Deployment's controller and a kubelet would make it."""
         template = deployment["spec"]["template"]
-        metadata = {"name": name, "labels": template["metadata"]["labels"]}
+        owner = {key: deployment[key] for key in ("apiVersion", "kind")} | {"controller": True}
+        owner |= {key: deployment["metadata"][key] for key in ("name", "uid")}
+        metadata = {"name": name, "labels": template["metadata"]["labels"], "ownerReferences": [owner]}
         self.post("Pod", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
         self.set_pod_status(name, status)
 

@@ -94,6 +94,22 @@ def test_status_says_ready_and_scale_can_be_read(namespace: Namespace) -> None:
     assert until(lambda: namespace.names("Event"), bool)
 
 
+def test_a_pod_that_somebody_detached_is_no_replica(namespace: Namespace) -> None:
+    """A swap would wait for it to go, and nobody ever takes it away."""
+    namespace.create("qwen", replicas=1)
+    namespace.add_pod(namespace.deployment_of("qwen"), "qwen-1", READY)
+    until(lambda: namespace.condition("qwen"), lambda got: got.get("status") == "True")
+
+    # As its ReplicaSet lets go of a pod whose labels it does not know any more.
+    namespace.patch(
+        "Pod", "qwen-1", {"metadata": {"ownerReferences": None, "labels": {"octavo.dev/revision": "debug"}}}
+    )
+
+    until(lambda: namespace.condition("qwen"), lambda got: got.get("status") == "False")
+    status = (namespace.get("ModelDeployment", "qwen") or {})["status"]
+    assert (status["replicas"], status["readyReplicas"]) == (0, 0)
+
+
 def test_bad_model_gives_the_servers_own_words(namespace: Namespace) -> None:
     namespace.create("qwen")
     said = termination_log("ModelNotFound", "no model org/name on the hub; check spec.model")
