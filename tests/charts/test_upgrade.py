@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 
 from octavo_testing.apiserver import running_apiserver, skipping_without_binaries
-from octavo_testing.chart import PATHS
+from octavo_testing.chart import PATHS, path_of
 
 CHART = Path(__file__).parents[2] / "charts" / "octavo"
 CRD = f"{PATHS['CustomResourceDefinition']}/modeldeployments.octavo.dev"
@@ -49,3 +50,30 @@ def test_an_upgrade_brings_new_fields_and_an_uninstall_keeps_every_model(helm, t
         helm("uninstall", "octavo", *flags)
         assert server.request("GET", f"{models}/qwen").status == 200
         assert server.request("GET", PATHS["Deployment"].format(namespace="sys")).body["items"] == []
+
+
+def test_another_release_takes_over_the_crd_that_the_one_before_left(helm, tmp_path):
+    """Under another name or in another namespace, and side by side with one that keeps its own."""
+    with skipping_without_binaries(), running_apiserver() as server:
+        flags = ["--create-namespace", f"--kubeconfig={server.kubeconfig}"]
+        helm("install", "octavo", str(CHART), "--namespace=sys", *flags)
+        beside = helm("install", "second", str(CHART), "--namespace=b", *flags, check=False)
+        helm("install", "second", str(CHART), "--namespace=b", "--set=crds.install=false", *flags)
+        for release, namespace in (("octavo", "sys"), ("second", "b")):
+            helm("uninstall", release, f"--namespace={namespace}", f"--kubeconfig={server.kubeconfig}")
+
+        helm("install", "again", str(CHART), "--namespace=c", "--take-ownership", *flags)
+        owner = server.request("GET", CRD).body["metadata"]["annotations"]["meta.helm.sh/release-name"]
+
+    assert "invalid ownership metadata" in beside.stderr
+    assert owner == "again"
+
+
+@pytest.mark.parametrize("release", ["my.release", "1st", "b" * 53])
+def test_every_name_that_helm_takes_for_a_release_is_one(helm, server, render, release):
+    """A Service's name has no dots, and 63 letters at most."""
+    for manifest in render({"crds": {"install": False}}, release=release):
+        path = f"{path_of(manifest)}/{manifest['metadata']['name']}"
+        query = "?dryRun=All&fieldValidation=Strict&fieldManager=helm&force=true"
+        answer = server.request("PATCH", path + query, manifest, content_type="application/apply-patch+yaml")
+        assert answer.status in (200, 201), answer.message

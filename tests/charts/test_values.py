@@ -73,6 +73,7 @@ def test_the_defaults_are_valid():
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
+        ("nameOverride=My_Octavo", "/nameOverride"),
         ("replicas=2", "additional properties 'replicas' not allowed"),
         ("gateway.replica=2", "additional properties 'replica' not allowed"),
         ("gateway.service.ports=2", "additional properties 'ports' not allowed"),
