@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from octavo_operator.desired.names import FIELD_MANAGER
 from octavo_operator.errors import ClusterError
-from octavo_operator.kube.client import APPLY_PATCH, KubeClient
+from octavo_operator.kube.client import KubeClient
 from octavo_operator.metrics_adapter.kube_access import (
     AccessDecision,
     KubeAccessError,
@@ -93,9 +92,8 @@ class KubeAdapterAccess:
 
     async def apply_api_service(self, body: dict[str, Any]) -> None:
         path = f"{_API_SERVICES}/{body['metadata']['name']}"
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         async with _as_access_error():
-            await self._kube.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
+            await self._kube.apply_at(path, body, force=True)
 
     async def read_cluster_role_uid(self, name: str) -> str | None:
         found = await self._get(f"{_CLUSTER_ROLES}/{name}")

@@ -153,7 +153,9 @@ class KubeClient:
     async def apply(self, kind: Kind, manifest: JsonObject, *, force: bool) -> dict[str, Any]:
         """Server-side apply with our one field manager; without `force` another's value is a 409."""
         metadata = manifest["metadata"]
-        path = kind.path(metadata.get("namespace", ""), metadata["name"])
+        return await self.apply_at(kind.path(metadata.get("namespace", ""), metadata["name"]), manifest, force=force)
+
+    async def apply_at(self, path: str, manifest: JsonObject, *, force: bool) -> dict[str, Any]:
         query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false", "fieldValidation": "Strict"}
         return await self.request("PATCH", path, query=query, body=_as_yaml(manifest), content_type=APPLY_PATCH)
 
