@@ -12,6 +12,9 @@ from octavo_operator.observed import Observed
 NO_PRESSURE = "no replica is ready, so there is no pressure to scale on"
 NOT_YET = "the autoscaler has not looked yet"
 
+AT_ZERO = "ScalingDisabled"
+"""The reason of an HPA that rests; of one whose model was woken it is outdated."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalerView:
@@ -48,8 +51,8 @@ def _of_keda(observed: Observed, key: tuple[str, str]) -> JsonObject | None:
 
 
 def _told(observed: Observed, condition: JsonObject | None, ours: str = "") -> ScalerView:
-    """By a condition of its object, which is Unknown or absent until it has looked."""
-    if condition is None or condition["status"] == "Unknown":
+    """By a condition of its object, which is Unknown or absent, or still of zero replicas, until it has looked."""
+    if condition is None or condition["status"] == "Unknown" or condition.get("reason") == AT_ZERO:
         return ScalerView(is_active=None, message=f"{NOT_YET}{ours}")
     message = quote(str(condition.get("message", "")))
     if condition["status"] == "True":

@@ -86,6 +86,20 @@ def test_an_object_that_says_nothing_has_not_looked(kind: str) -> None:
     assert told(kind, an_observed(pods=(SERVING,))) == ScalerView(is_active=None, message=NOT_YET)
 
 
+@pytest.mark.parametrize("pod", [SERVING, LOADING], ids=["serving", "loading"])
+def test_an_hpa_that_still_rests_has_not_looked_since_the_model_was_woken(pod: Any) -> None:
+    resting = {
+        "type": "ScalingActive",
+        "status": "False",
+        "reason": "ScalingDisabled",
+        "message": "scaling is disabled",
+    }
+    metadata = {"namespace": "default", "name": "qwen"}
+    made = {"kind": "HorizontalPodAutoscaler", "metadata": metadata, "status": {"conditions": [resting]}}
+
+    assert told("HPA", an_observed(made, pods=(pod,))) == ScalerView(is_active=None, message=NOT_YET)
+
+
 @pytest.mark.parametrize(
     ("status", "ready", "message"),
     [("Unknown", True, NOT_YET), ("False", True, "no metric"), ("False", False, NO_PRESSURE)],
