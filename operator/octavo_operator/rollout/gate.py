@@ -23,6 +23,7 @@ from octavo_operator.observed import Observed, Pod
 from octavo_operator.rollout.gate_report import GateCheck, GateReport
 
 MEASURING, PENDING, RUNNING, PASSED, FAILED = "Measuring", "Pending", "Running", "Passed", "Failed"
+_LEFT_OUT = "minThroughputRatio is left out: there is nothing to compare with"
 
 
 def advance(
@@ -30,15 +31,15 @@ def advance(
 ) -> GateStatus:
     """The gate's next state; it is called until it has passed or failed."""
     if status is None:
-        first = MEASURING if gate.min_throughput_ratio and observed.ready_pods(stable) else PENDING
-        return GateStatus(state=first, message="", at=now)
+        first = MEASURING if gate.min_throughput_ratio else PENDING
+        status = GateStatus(state=first, message="", at=now)
     if status.state in (PASSED, FAILED):
         return status
     report = observed.gate_report
     if report is not None and _is_answer(report.check, gate, status, stable if status.state == MEASURING else target):
         status = _judge(status, report, now)
     if status.state == MEASURING and not observed.ready_pods(stable):
-        status = GateStatus(state=PENDING, message="the revision before was not ready to be measured", at=now)
+        status = GateStatus(state=PENDING, message=f"the revision before was not ready, so {_LEFT_OUT}", at=now)
     if status.state == PENDING and observed.ready_pods(target):
         status = replace(status, state=RUNNING, at=now)
     if status.state in (MEASURING, RUNNING) and now - status.at >= timedelta(seconds=gate.timeout_s):
@@ -88,6 +89,8 @@ def _is_answer(check: GateCheck, gate: RolloutGate, status: GateStatus, revision
 def _judge(status: GateStatus, report: GateReport, now: datetime) -> GateStatus:
     if report.problem:
         return replace(status, state=FAILED, message=report.problem, at=now)
+    if status.state == MEASURING and not report.tokens_per_second:
+        return replace(status, state=PENDING, message=f"the revision before gave no tokens, so {_LEFT_OUT}", at=now)
     if status.state == MEASURING:
         baseline = f"{report.tokens_per_second:.1f}"
         return replace(status, state=PENDING, baseline=baseline, at=now)

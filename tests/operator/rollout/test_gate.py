@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from octavo_operator.api.rollout_status import GateStatus
 from octavo_operator.api.types import RolloutGate
 from octavo_operator.rollout.gate import advance
 from octavo_operator.rollout.gate_report import GateCheck, GateReport
-from octavo_testing.control_plane import AT, an_observed
+from octavo_testing.control_plane import AT, a_pod, an_observed
 from octavo_testing.rollout_cluster import Cluster, a_cluster, check_kills, revision_of
 
 PROMPTS = [{"prompt": "What is 2 + 2?", "expect": "4"}]
@@ -221,6 +222,28 @@ def test_operator_killed_while_the_gate_is_asked_comes_to_the_same_end(bad_answe
         return cluster
 
     check_kills(asked)
+
+
+@pytest.mark.parametrize(("ready", "words"), [(True, "gave no tokens"), (False, "was not ready")])
+def test_speed_that_cannot_be_compared_is_left_out_and_the_message_says_so(ready: bool, words: str) -> None:
+    """Where the server refuses what is asked of it, or nothing serves when the rollout begins."""
+    gate = RolloutGate(min_throughput_ratio="0.9")
+    check = GateCheck(state="Measuring", revision="old", address="", model="", gate=gate)
+    pods = (a_pod("old-1", revision="old", ready=ready), a_pod("new-1", revision="new", ready=True))
+    status = None
+
+    for reported in (
+        None,
+        GateReport(check=check, tokens_per_second=0.0),
+        GateReport(check=replace(check, state="Running", revision="new")),
+    ):
+        status = advance(
+            gate, status, stable="old", target="new", observed=an_observed(pods=pods, gate_report=reported), now=AT
+        )
+
+    assert status is not None
+    assert (status.state, status.baseline) == ("Passed", "")
+    assert f"the revision before {words}, so minThroughputRatio is left out" in status.message
 
 
 def test_report_on_another_check_is_no_answer() -> None:
