@@ -43,10 +43,12 @@ def _matches_list(desired: list[Any], observed: list[Any]) -> bool:
 
 
 def _key_of(items: list[Any]) -> str | None:
-    return next(
-        (key for key in _KEYS if items and all(isinstance(item, Mapping) and _is_key(item, key) for item in items)),
-        None,
-    )
+    return next((key for key in _KEYS if items and _tells_apart(items, key)), None)
+
+
+def _tells_apart(items: list[Any], key: str) -> bool:
+    keys = [item[key] for item in items if isinstance(item, Mapping) and _is_key(item, key)]
+    return len(set(keys)) == len(items)
 
 
 def _is_key(item: Mapping[str, Any], key: str) -> bool:

@@ -15,6 +15,7 @@ SAME: dict[str, tuple[Any, Any]] = {
     "empty is as good as absent": ({"a": {}, "b": [], "c": "", "d": None, "e": False, "f": 0}, {}),
     "items of others in a list with names": ([{"name": "a"}], [{"name": "x"}, {"name": "a", "more": 1}]),
     "equal list": ([1, 2], [1, 2]),
+    "a name twice": ([{"name": "a", "v": 1}, {"name": "a", "v": 2}], [{"name": "a", "v": 1}, {"name": "a", "v": 2}]),
     "selector": (
         {"selector": {"matchLabels": {"a": "b"}, "matchExpressions": []}},
         {"selector": {"matchLabels": {"a": "b"}}},
