@@ -125,6 +125,11 @@ def _loading(pod: Pod, startup: Startup | None) -> Finding:
     where = f" on node {pod.node}" if pod.node else ""
     if not pod.server.get("state", {}).get("running"):
         return Finding(reason=reasons.STARTING, sentence=f"pod {pod.name} is being made{where}")
+    if startup is None and pod.has_fallen:
+        what = f"pod {pod.name} was ready and does not answer any more{where}"
+        return Finding(
+            reason=reasons.PROBE_FAILED, sentence=f"{what}; is the node up, and what does the pod's log say?"
+        )
     if startup is None:
         return Finding(reason=reasons.STARTING, sentence=f"pod {pod.name} starts{where}")
     if startup.is_downloading and startup.idle_s >= STALLED_S:

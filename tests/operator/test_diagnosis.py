@@ -148,6 +148,23 @@ def test_crash_is_told_by_the_end_of_its_log() -> None:
     assert len(finding.sentence) < MAX_QUOTE + 100
 
 
+def test_pod_that_was_ready_and_fell_silent_does_not_start() -> None:
+    """Its node died a moment ago, and nobody has taken the pod away yet."""
+    started = "2026-01-01T00:00:00Z"
+    pod = a_pod(server={"state": {"running": {"startedAt": started}}})
+
+    def at(turned: str) -> Finding:
+        pod.raw["status"]["conditions"][0]["lastTransitionTime"] = turned
+        return found(pod)
+
+    assert at("2026-01-01T00:00:00Z").reason == reasons.STARTING
+    assert at("2026-01-01T01:00:00Z") == Finding(
+        reason=reasons.PROBE_FAILED,
+        sentence="pod qwen-abc-1 was ready and does not answer any more on node node0; is the node up, and what does "
+        "the pod's log say?",
+    )
+
+
 def test_pod_without_containers_is_being_made() -> None:
     assert found(a_pod(node="")).sentence == "pod qwen-abc-1 is being made"
 
