@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import aiohttp
 
 from octavo_operator.api.types import GateQuery, GoldenPrompt
-from octavo_operator.autoscaling.pod_http import MAX_ANSWER_BYTES, PodAnswerError, get_object, pod_url
+from octavo_operator.autoscaling.pod_http import MAX_ANSWER_BYTES, PodAnswerError, count, get_object, pod_url
 from octavo_operator.desired.engine_args import SERVER_PORT
 from octavo_operator.object_cache import ResourceKey
 from octavo_operator.rollout.gate import MEASURING
@@ -221,8 +221,8 @@ class Checker:
         try:
             answer: dict[str, Any] = json.loads(data)
             answer["choices"][0]["message"].get("content")
-            int(answer["usage"]["completion_tokens"])
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            count(answer["usage"], "completion_tokens")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, PodAnswerError) as error:
             raise PodAnswerError(
                 f"the server's answer is no chat completion: {_quote(data.decode(errors='replace'))}"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -110,11 +111,27 @@ async def test_server_that_refuses_fails_the_gate_and_one_that_is_busy_is_asked_
     assert (passed.problem, len(busy.asked)) == ("", 4)
 
 
-async def test_answer_that_is_no_completion_fails_the_gate() -> None:
+def completion(tokens: object) -> str:
+    return json.dumps({"choices": [{"message": {"content": "4"}}], "usage": {"completion_tokens": tokens}})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"choices": []}',
+        "[" * 100_000,
+        completion("4"),
+        completion(10**400),
+        '{"choices": [{"message": {}}], "usage": 1}',
+    ],
+    ids=["empty", "nested", "tokens as text", "tokens without end", "no usage"],
+)
+async def test_answer_that_is_no_completion_fails_the_gate(answer: str) -> None:
+    """By its name and at once, and not by the gate's timeout."""
     pod = Pod()
 
     async def nonsense(_: web.Request) -> web.Response:
-        return web.json_response({"choices": []})
+        return web.Response(text=answer, content_type="application/json")
 
     pod.chat = nonsense  # type: ignore[method-assign]  # another server
     report = await report_on(pod, lambda _: a_check(prompts=(FOUR,)))
