@@ -114,7 +114,7 @@ def last_words(text: str) -> Finding | None:
     for line in reversed(text.strip().splitlines()):
         try:
             said = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(said, dict) and said.get("reason") in reasons.SERVER_REASONS:
             return Finding(reason=said["reason"], sentence=quote(str(said.get("message", ""))))

@@ -193,7 +193,7 @@ def test_deployment_without_failure_has_no_finding() -> None:
     assert diagnose_deployment(a_deployment("old", conditions=conditions)) is None
 
 
-@pytest.mark.parametrize("text", ["", "Traceback", '{"reason": "MadeUp", "message": "x"}', "[1]", '"x"'])
+@pytest.mark.parametrize("text", ["", "Traceback", '{"reason": "MadeUp", "message": "x"}', "[1]", '"x"', "[" * 4096])
 def test_termination_log_that_is_not_ours_is_no_reason(text: str) -> None:
     assert last_words(text) is None
 
