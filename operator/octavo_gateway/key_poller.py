@@ -21,6 +21,8 @@ POLL_EVERY_S = 3.0
 PER_SECRET_S = 0.05
 """With many Secrets a round takes longer, so that one gateway asks for at most 20 a second."""
 MAX_AT_ONCE = 8
+MAX_NAMED = 10
+"""Entries in a line of the log."""
 REFUSALS = frozenset({403, 404})
 """The Secret is gone or no longer ours to read; any other failure says nothing of it, and what was read last stands."""
 
@@ -88,7 +90,12 @@ class KeyPoller:
                 return
         if secret not in self._wanted:
             return
-        self._keyring.put(secret, entries)
+        useless = self._keyring.put(secret, entries)
+        if useless:
+            logger.warning(
+                "entries of a Secret can be no keys; write one key into each, without a line end in it",
+                extra={"secret": secret, "entries": useless[:MAX_NAMED], "number": len(useless)},
+            )
         if self._troubles.pop(secret, None) is not None:
             logger.info("keys can be read again", extra={"secret": secret})
         self._metrics.unreadable_secrets.set(len(self._troubles))

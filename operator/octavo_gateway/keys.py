@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from .endpoints import Model, RoutingTable
 from .errors import Forbidden, Unauthorized, Unavailable
 
-MAX_KEYS_PER_SECRET = 10_000
-"""A Secret holds at most 1 MiB; more entries than this are not read."""
+_NO_HEADER = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What no header of HTTP can hold, a line end above all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +32,45 @@ class Key:
 
 
 class Keyring:
-    """Owns the digests of all keys by Secret; ``keep_only`` bounds it to the Secrets that models name."""
+    """Owns the digests of all keys by Secret; ``keep_only`` bounds it to the Secrets that models name.
+
+    The API server bounds a Secret to about a MiB.
+    """
 
     def __init__(self, pepper: bytes) -> None:
         self._pepper = pepper
         self._digests: dict[str, dict[bytes, Key]] = {}
+        self._seen: dict[str, int] = {}
+        """A hash of each Secret's entries: those that did not change are not digested again."""
 
-    def put(self, secret: str, entries: Mapping[str, bytes]) -> None:
-        """Take in a Secret's entries; white space around a key, such as a file's last line end, is not part of it."""
+    def put(self, secret: str, entries: Mapping[str, bytes]) -> tuple[str, ...]:
+        """Take in a Secret's entries; white space around a key, such as a file's last line end, is not part of it.
+
+        Returns the names of those that can be no key, empty or with a line end inside; none where nothing changed.
+        """
+        seen = hash(frozenset(entries.items()))
+        if secret in self._digests and self._seen.get(secret) == seen:
+            return ()
         digests: dict[bytes, Key] = {}
-        for name in sorted(entries)[:MAX_KEYS_PER_SECRET]:
+        useless = []
+        for name in sorted(entries):
             value = entries[name].strip()
-            if value:
+            if value and not _NO_HEADER.search(value):
                 digests.setdefault(self._digest(value), Key(secret=secret, name=name))
-        self._digests[secret] = digests
+            else:
+                useless.append(name)
+        self._digests[secret], self._seen[secret] = digests, seen
+        return tuple(useless)
 
     def forget(self, secret: str) -> None:
         """The Secret cannot be read: none of its keys is honoured any more."""
         self._digests.pop(secret, None)
+        self._seen.pop(secret, None)
 
     def keep_only(self, secrets: Iterable[str]) -> None:
         wanted = frozenset(secrets)
         self._digests = {name: digests for name, digests in self._digests.items() if name in wanted}
+        self._seen = {name: seen for name, seen in self._seen.items() if name in wanted}
 
     def is_read(self, secret: str) -> bool:
         return secret in self._digests

@@ -138,3 +138,13 @@ async def test_what_no_model_names_any_more_is_neither_read_nor_kept() -> None:
 
         assert len(polled.secrets.reads) == before
         assert not polled.keyring.knows("sk-1")
+
+
+@pytest.mark.looptime
+async def test_entries_that_can_be_no_keys_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with polling(alice=b"sk-1", two=b"sk-2\nsk-3") as polled:
+        polled.follow("keys")
+        await asyncio.sleep(10 * POLL_EVERY_S)
+
+    (told,) = [record for record in caplog.records if "can be no keys" in record.message]
+    assert (told.entries, told.number) == (("two",), 1)  # type: ignore[attr-defined]

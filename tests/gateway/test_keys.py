@@ -91,6 +91,38 @@ def test_while_a_secret_cannot_be_read_a_key_that_may_be_in_it_is_not_called_wro
     assert refusal(Gate(keyring), guarded(), "") == (401, "invalid_api_key")
 
 
+def test_every_key_of_a_secret_is_one_however_many_there_are() -> None:
+    """The API server takes more than thirty thousand short ones."""
+    entries = {f"key-{number}": b"sk-%d" % number for number in range(30_000)}
+    keyring = a_keyring({"default/team-a": entries})
+
+    assert all(keyring.knows(value.decode()) for value in list(entries.values())[::997])
+    assert keyring.knows("sk-29999")
+
+
+def test_a_secret_that_did_not_change_is_not_digested_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyring, digested = a_keyring(), []
+    digest_of = keyring._digest
+    monkeypatch.setattr(keyring, "_digest", lambda value: digested.append(value) or digest_of(value))
+
+    keyring.put("default/team-a", dict(SECRETS["default/team-a"]))
+    assert digested == []
+
+    keyring.forget("default/team-a")
+    keyring.put("default/team-a", {"alice": b"sk-alice"})
+    keyring.put("default/team-a", {"alice": b"sk-other"})
+    assert digested == [b"sk-alice", b"sk-other"]
+
+
+@pytest.mark.parametrize("value", [b"", b" \n", b"sk-one\nsk-two\n", b"sk\0", b"sk\r\nX: y"])
+def test_an_entry_that_can_be_no_key_is_named_and_the_others_are_keys(value: bytes) -> None:
+    keyring = Keyring(b"pepper")
+
+    assert keyring.put("default/team-a", {"odd": value, "alice": b"sk-alice"}) == ("odd",)
+    assert keyring.put("default/team-a", {"odd": value, "alice": b"sk-alice"}) == ()
+    assert (keyring.knows("sk-alice"), keyring.knows(value.decode().strip())) == (True, False)
+
+
 def test_a_secret_read_anew_replaces_its_old_keys() -> None:
     keyring = a_keyring()
     keyring.put("default/team-a", {"alice": b"sk-new"})
