@@ -100,6 +100,7 @@ class Model:
     can_wake: bool = False
     """The gateway may scale it from 0 to 1: ``spec.scaling`` is set and the resource is not suspended."""
     resource_version: str = ""
+    """Of one that can be woken now; a wake is void where somebody else has written since."""
 
     @property
     def shown_name(self) -> str:

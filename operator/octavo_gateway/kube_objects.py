@@ -47,6 +47,8 @@ def read_model(thing: KubeObject) -> ModelFacts:
     metadata, spec = thing["metadata"], thing.get("spec") or {}
     routing = spec.get("routing") or {}
     rollout = (thing.get("status") or {}).get("rollout") or {}
+    is_at_zero = spec.get("replicas") == 0
+    can_wake = bool(spec.get("scaling")) and not spec.get("suspend", False)
     model = Model(
         key=object_key(thing),
         served_names=tuple(spec.get("servedNames") or (metadata["name"],)),
@@ -60,9 +62,10 @@ def read_model(thing: KubeObject) -> ModelFacts:
         service_url=f"http://{metadata['name']}.{metadata.get('namespace', '')}.svc:{SERVER_PORT}",
         max_held=routing.get("maxHeldRequests", 256),
         hold_timeout_s=duration_s(routing.get("holdTimeout") or "10m"),
-        is_scaled_to_zero=spec.get("replicas") == 0,
-        can_wake=bool(spec.get("scaling")) and not spec.get("suspend", False),
-        resource_version=metadata.get("resourceVersion", ""),
+        is_scaled_to_zero=is_at_zero,
+        can_wake=can_wake,
+        # Elsewhere each write of a status would make other facts of the same ones.
+        resource_version=metadata.get("resourceVersion", "") if is_at_zero and can_wake else "",
     )
     return ModelFacts(model=model, admitted=frozenset(rollout.get("admitted") or ()))
 

@@ -213,13 +213,17 @@ class Reflector(Generic[Facts]):
         if kind == "ERROR":
             raise KubeApiError(int(thing.get("code", 0)), str(thing.get("message", "watch failed")))
         self._version = (thing.get("metadata") or {}).get("resourceVersion", self._version)
-        if kind == "DELETED":
-            self.items.pop(object_key(thing), None)
-        elif kind in ("ADDED", "MODIFIED"):
-            self._take(self.items, thing)
-        else:
+        if kind not in ("ADDED", "MODIFIED", "DELETED"):
             return
-        self._changed()
+        key = object_key(thing)
+        before = self.items.get(key)
+        if kind == "DELETED":
+            self.items.pop(key, None)
+        else:
+            self._take(self.items, thing)
+        # Most events are of what routing does not go by, such as a status, and a table of thousands is dear.
+        if self.items.get(key) != before:
+            self._changed()
 
     def _take(self, items: dict[str, Facts], thing: KubeObject) -> None:
         """Read one object into ``items``; one that cannot be read must not stop the others."""

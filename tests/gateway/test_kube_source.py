@@ -161,6 +161,26 @@ async def test_events_change_the_table() -> None:
         await until(lambda: replicas() == [])
 
 
+async def test_an_event_that_changes_nothing_for_routing_makes_no_new_table() -> None:
+    asleep = a_deployment("asleep", version="5", replicas=0, scaling={"maxReplicas": 2})
+    transport = PlayedTransport({MODELS: [a_deployment(), asleep], PODS: [a_pod()]})
+    async with a_source(transport) as watched:
+        await until(lambda: watched.table.is_complete)
+        before = watched.table
+        for version in range(101, 110):
+            told = {**a_deployment(version=str(version)), "status": {"observedGeneration": version}}
+            await transport.queue(MODELS).put(event("MODIFIED", told))
+            await transport.queue(PODS).put(event("MODIFIED", a_pod(version=str(version), annotations={"a": "b"})))
+        await until(lambda: transport.queue(MODELS).empty() and transport.queue(PODS).empty())
+        await asyncio.sleep(0.02)
+        assert watched.table is before
+
+        # A wake needs the newest version.
+        asleep["metadata"] = {**asleep["metadata"], "resourceVersion": "111"}
+        await transport.queue(MODELS).put(event("MODIFIED", asleep))
+        await until(lambda: watched.table.models["default/asleep"].resource_version == "111")
+
+
 async def test_a_watch_that_ends_goes_on_from_the_last_version_seen() -> None:
     transport = PlayedTransport()
     async with a_source(transport):
