@@ -248,11 +248,13 @@ def _make_parts(
         first_byte_timeout_s=config.first_byte_timeout_s,
         request_timeout_s=config.request_timeout_s,
     )
-    proxy = Proxy(router, CallReader(router, gate, quotas), log, metrics, session, bounds=bounds)
+    waker = Waker(router, source, metrics)
+    calls = CallReader(router, gate, quotas)
+    proxy = Proxy(router, calls, log, metrics, session, bounds=bounds, refused_wakes=waker.refused)
     return Parts(
         router=router,
         proxy=proxy,
-        waker=Waker(router, source, metrics),
+        waker=waker,
         public=PublicApi(router, gate, proxy, max_request_bytes=config.max_request_bytes),
         key_poller=key_poller,
         quotas=quotas,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -29,6 +30,7 @@ from .call import Call, CallReader, ReadCall
 from .endpoints import Model, Replica
 from .errors import (
     GatewayError,
+    KubeApiError,
     ModelNotFound,
     QuotaExceeded,
     TimedOut,
@@ -77,8 +79,11 @@ class Proxy:
         session: aiohttp.ClientSession,
         *,
         bounds: Bounds,
+        refused_wakes: Mapping[str, KubeApiError],
     ) -> None:
+        """`refused_wakes` tells by model key why it is not woken from zero."""
         self._router = router
+        self._refused_wakes = refused_wakes
         self._calls = calls
         self._log = log
         self._metrics = metrics
@@ -295,13 +300,22 @@ class Proxy:
         now = self._router.clock()
         if hold.is_expired(now):
             raise Unavailable(
-                f"No replica of '{call.body.model}' became ready within {model.hold_timeout_s:g} s (holdTimeout).",
+                f"No replica of '{call.body.model}' became ready within {model.hold_timeout_s:g} s (holdTimeout)."
+                f"{self._why_asleep(model)}",
                 code="hold_timeout",
                 retry_after_s=retry_after,
             )
         if call.body.stream and hold.take_heartbeat(now):
             await call.reply.heartbeat()
         await self._router.wait_for_change(min(RECHECK_S, hold.wait_s(now, heartbeats=call.body.stream)))
+
+    def _why_asleep(self, model: Model) -> str:
+        """What the API server says is the log's: it names accounts."""
+        refused = self._refused_wakes.get(model.key) if model.needs_wake else None
+        if refused is None:
+            return ""
+        what = f"the API server answered {refused.status}" if refused.status else "the API server was not reached"
+        return f" It stands at zero and could not be woken: {what}; the gateway's log says why."
 
     def _note_failure(self, call: Call, replica: Replica, reason: str) -> None:
         self._router.balancer.report_failure(replica.url, now=self._router.clock())

@@ -16,6 +16,7 @@ from .router import Router
 logger = logging.getLogger(__name__)
 
 WAKE_EVERY_S = 2.0
+CONFLICT = 409
 
 
 class WakesModels(Protocol):
@@ -37,6 +38,8 @@ class Waker:
         self._tried: dict[str, float] = {}
         self.last_wake: dict[str, float] = {}
         """Unix seconds by model key."""
+        self.refused: dict[str, KubeApiError] = {}
+        """Why the last wake came to nothing, by model key; absent where it did not."""
         router.on_table(self._forget_gone)
 
     async def run(self) -> None:
@@ -60,16 +63,27 @@ class Waker:
             await self._source.wake(model)
         except KubeApiError as error:
             self._metrics.source_errors.labels("wake").inc()
-            # 409: the resource changed since it was read; the watch brings the new state and the next try uses it.
-            level = logging.DEBUG if error.status == 409 else logging.WARNING
-            logger.log(level, "could not wake a model", extra={"model": model.key, "why": str(error)})
+            self._note_refusal(model, error)
             return
+        self.refused.pop(model.key, None)
         self._metrics.wakes.labels(self._metrics.label_of(model.key)).inc()
         if model.key in self._router.table.models:
             self.last_wake[model.key] = self._wall_clock()
         logger.info("woke a model from zero", extra={"model": model.key})
 
+    def _note_refusal(self, model: Model, error: KubeApiError) -> None:
+        """Each is told once in a row, however long requests wait."""
+        if error.status == CONFLICT:
+            # The resource changed since it was read; the watch brings the new state and the next try uses it.
+            return
+        if str(error) != str(self.refused.get(model.key)):
+            logger.warning("could not wake a model", extra={"model": model.key, "why": str(error)})
+        if model.key in self._router.table.models:
+            self.refused[model.key] = error
+
     def _forget_gone(self, table: RoutingTable) -> None:
-        for times in (self._tried, self.last_wake):
-            for key in times.keys() - table.models.keys():
-                del times[key]
+        gone = [key for key in self._tried if key not in table.models]
+        for key in gone:
+            del self._tried[key]
+            self.last_wake.pop(key, None)
+            self.refused.pop(key, None)

@@ -224,6 +224,25 @@ async def test_a_refused_wake_is_tried_again_and_counts_as_none(monkeypatch: pyt
     assert before == {}
 
 
+@pytest.mark.parametrize(
+    ("status", "said"), [(403, "answered 403"), (500, "answered 500"), (0, "was not reached"), (409, None)]
+)
+async def test_whoever_waited_in_vain_is_told_that_the_model_could_not_be_woken_and_the_log_once_why(
+    status: int, said: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A conflict is no refusal: the next try knows better."""
+    monkeypatch.setattr("octavo_gateway.waker.WAKE_EVERY_S", 0.02)
+    async with a_gateway(asleep(hold_timeout_s=1.0)) as bench:
+        bench.source.refusal = KubeApiError(status, 'User "system:serviceaccount:sys:octavo-gateway" cannot patch')
+        answer = await bench.ask()
+
+    assert answer.error["code"] == "hold_timeout"
+    assert ("could not be woken" in answer.error["message"]) is (said is not None)
+    assert (said or "holdTimeout") in answer.error["message"]
+    assert "serviceaccount" not in answer.error["message"]
+    assert caplog.text.count("could not wake a model") == (said is not None)
+
+
 async def test_a_model_that_is_awake_or_may_not_wake_is_never_woken() -> None:
     async with a_gateway(a_model("awake", can_wake=True), a_model("busy", is_scaled_to_zero=False)) as bench:
         asking = [asyncio.create_task(bench.ask(name)) for name in ("awake", "busy")]
