@@ -46,7 +46,6 @@ class Executor:
         changed = False
         for operation in plan:
             self._require_leadership()
-            self._count(operation)
             match operation:
                 case WriteReplicas():
                     await self._write_replicas(key, operation, observed)
@@ -58,6 +57,7 @@ class Executor:
                     await self._delete(key, operation, observed)
                 case MarkPod():
                     await self._mark(key, operation)
+            self._count(operation)
         return changed
 
     async def write_status(self, key: ResourceKey, patch: JsonObject) -> JsonObject:

@@ -180,6 +180,18 @@ async def test_writes_are_counted_by_what_is_done_and_by_kind() -> None:
     }
 
 
+async def test_what_was_not_written_is_not_counted() -> None:
+    """Tried again and again it would look like a fight with somebody."""
+    metrics, kube = Metrics(), FakeKube(owned_by(manifest_of("Service"), kind="Helm", name="qwen", uid="x"))
+    executor = Executor(kube=cast(KubeClient, kube), cache=ObjectCache(), metrics=metrics, is_leader=lambda: True)
+
+    with pytest.raises(NameTakenError):
+        await executor.execute(QWEN, [Apply(manifest=manifest_of("Service"), is_new=True)], an_observed())
+
+    written = {"operation": "Apply", "kind": "Service"}
+    assert metrics.registry.get_sample_value("octavo_operator_writes_total", written) is None
+
+
 @pytest.mark.parametrize("generation", [3, 4], ids=["same spec", "newer spec"])
 async def test_spec_that_comes_with_the_answer_of_a_status_write_is_left_to_its_event(generation: int) -> None:
     """Somebody edits while the status is under way: kept at once, the edit would be known and never looked at."""
