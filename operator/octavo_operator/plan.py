@@ -75,7 +75,10 @@ def make_plan(resource: ModelDeployment, desired: Desired, observed: Observed) -
     # Before another scaler comes, so that never two of them write one number.
     scalers = tuple(deletion for deletion in deletions if deletion.key[0] in SCALERS)
     others = (deletion for deletion in deletions if deletion not in scalers)
-    return (*scalers, *marks, *applies, *retirements, *others)
+    # What serves gets more though the API server may refuse the new template, where the plan then ends.
+    growing = tuple(apply for apply in applies if _grows(apply, observed))
+    rest = (apply for apply in applies if apply not in growing)
+    return (*scalers, *marks, *growing, *rest, *retirements, *others)
 
 
 def _replicas_to_write(resource: ModelDeployment, observed: Observed) -> WriteReplicas | None:
@@ -106,6 +109,12 @@ def _applies(desired: Desired, observed: Observed) -> Iterator[Apply]:
             continue
         if found is None or not matches(manifest, found):
             yield Apply(manifest=manifest, is_new=found is None)
+
+
+def _grows(operation: Apply, observed: Observed) -> bool:
+    found = observed.objects.get(key_of(operation.manifest))
+    is_known = operation.manifest["kind"] == "Deployment" and found is not None
+    return is_known and replicas_of(operation.manifest) > replicas_of(found or {})
 
 
 def _as_grown(manifest: JsonObject, found: JsonObject) -> JsonObject:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from octavo_operator.errors import ClusterError
+from octavo_operator.kube.kinds import Kind
 from octavo_testing.control_plane import a_manifest
 from octavo_testing.rollout_cluster import BROKEN, Cluster, a_cluster, check_kills, revision_of
 
@@ -45,6 +46,25 @@ def test_surge_serves_with_as_many_as_before_all_the_while() -> None:
 
     assert cluster.rollout["admitted"] == [new]
     assert (cluster.condition("Ready")["status"], cluster.rollout["stable"]) == ("True", new)
+
+
+def test_what_serves_scales_though_the_new_template_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = a_cluster(gpus=4, replicas=1, scaling={"minReplicas": 1, "maxReplicas": 4})
+    old, apply = change(cluster), cluster.apply
+
+    async def refuse(kind: Kind, manifest: Mapping[str, Any], *, force: bool) -> dict[str, Any]:
+        if kind.name == "Deployment" and old not in manifest["metadata"]["name"]:
+            raise ClusterError(422, "Invalid", "spec.template.spec.affinity: no")
+        return await apply(kind, manifest, force=force)
+
+    monkeypatch.setattr(cluster, "apply", refuse)
+    cluster.reconcile()
+
+    cluster.edit(replicas=3)
+    cluster.reconcile()
+
+    assert cluster.counts() == {old: 3}
+    assert cluster.condition("Ready")["reason"] == "SpecInvalid"
 
 
 def test_surge_waits_for_room_and_says_what_would_not() -> None:
