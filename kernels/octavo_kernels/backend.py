@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from octavo_kernels.batches import AttentionBatch, SamplingBatch
     from octavo_kernels.decoder_spec import DecoderSpec, DecoderStep
+    from octavo_kernels.fp8_weight import Fp8Weight
     from octavo_kernels.handles import (
         AttentionPlan,
         ExpertsHandle,
@@ -198,8 +199,10 @@ class Fp8Backend(KernelBackend, Protocol):
     def check_fp8(self) -> None:
         """Raises `KernelError` where the device has no float8 of this format."""
 
-    def prepare_fp8_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> QuantizedHandle:
-        """Rounds weight [out, in] to float8 with a scale for each output; `linear` rounds activations, bfloat16, likewise.
+    def prepare_fp8_linear(self, weight: torch.Tensor | Fp8Weight, bias: torch.Tensor | None = None) -> QuantizedHandle:
+        """Rounds weight [out, in] to float8 with a scale for each output, or takes what is; `linear` rounds activations likewise.
+
+        Activations are bfloat16.
 
         Raises `KernelError` where `out` or `in` is no multiple of 16.
         """

@@ -5,6 +5,7 @@ Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,13 @@ class Fp8Weight:
     @property
     def num_bytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
+
+
+def stack_fp8_rows(parts: Sequence[Fp8Weight]) -> Fp8Weight:
+    """The outputs of all parts, one below the other."""
+    # torch joins no float8 on every device
+    codes = torch.cat([part.codes.view(torch.uint8) for part in parts]).view(FP8)
+    return Fp8Weight(codes=codes, scales=torch.cat([part.scales for part in parts]))
 
 
 def quantize_fp8(weight: torch.Tensor) -> Fp8Weight:

@@ -25,7 +25,7 @@ from octavo_kernels.copy_blocks import copy_blocks
 from octavo_kernels.decode_attention import decode_attention, decode_attention_kernel
 from octavo_kernels.errors import KernelError
 from octavo_kernels.extend_attention import extend_attention, extend_tiling
-from octavo_kernels.fp8_weight import FP8, check_fp8_device, quantize_fp8
+from octavo_kernels.fp8_weight import FP8, Fp8Weight, check_fp8_device, quantize_fp8
 from octavo_kernels.fused_moe import fused_moe
 from octavo_kernels.handles import AttentionPlan, ExpertsHandle, KVCache, KVCacheSpec, KVScales, LinearHandle, QKNorm
 from octavo_kernels.launch import is_amd, is_interpreted
@@ -137,13 +137,18 @@ class TritonBackend:
             num_processors=self._num_processors,
         )
 
-    def prepare_fp8_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TritonFp8Linear:
-        check_linear_weight(weight, bias)
-        on_device = weight.to(self._device)
+    def prepare_fp8_linear(self, weight: torch.Tensor | Fp8Weight, bias: torch.Tensor | None = None) -> TritonFp8Linear:
+        if isinstance(weight, torch.Tensor):
+            check_linear_weight(weight, bias)
+            fp8 = quantize_fp8(weight.to(self._device))
+        else:
+            fp8 = Fp8Weight(codes=weight.codes.to(self._device), scales=weight.scales.to(self._device))
+        if bias is not None:
+            require_shape("bias", bias, (fp8.codes.shape[0],))
         return TritonFp8Linear(
-            fp8=quantize_fp8(on_device),
+            fp8=fp8,
             bias=bias.to(self._device) if bias is not None else None,
-            few=self._linear_shapes.few(on_device, FP8),
+            few=self._linear_shapes.few(fp8.codes),
         )
 
     def check_fp8(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from safetensors.torch import load_file
 
 from octavo_kernels import fp8_linear_ref
 from octavo_kernels.errors import KernelError
@@ -33,6 +34,7 @@ from octavo_server.models.weights import open_weights
 from octavo_server.plan.layout import choose_layout, weight_sizes
 from octavo_server.plan.model_shape import served_shape
 from octavo_testing.checkpoints import EVEN, a_checkpoint, a_model, prompt_tokens
+from octavo_testing.fp8_checkpoints import a_float8_checkpoint
 from octavo_testing.gguf_files import write_gguf
 from octavo_testing.held_bytes import held_bytes
 from octavo_testing.kernels import assert_close
@@ -234,7 +236,8 @@ class RoundingBackend(TorchBackend):
     def check_fp8(self) -> None:
         pass
 
-    def prepare_fp8_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> RoundedLinear:
+    def prepare_fp8_linear(self, weight: torch.Tensor | Fp8Weight, bias: torch.Tensor | None = None) -> RoundedLinear:
+        assert isinstance(weight, torch.Tensor)
         return RoundedLinear(weight=weight, bias=bias, fp8=quantize_fp8(weight))
 
     def prepare_quantized_experts(self, gate_up: Sequence[LinearHandle], down: Sequence[LinearHandle]) -> LinearExperts:
@@ -282,6 +285,43 @@ def test_a_decoder_of_float8_has_the_references_layers_and_takes_what_is_planned
     assert isinstance(weights.head, TritonLinear)
     assert len(Stepper(model).generate([prompt_tokens(5, 512)], max_tokens=2)[0].token_ids) == 2
     assert_takes_what_is_planned(model, FP8_CONFIG)
+
+
+@pytest.mark.parametrize("style", ["autofp8", "compressed-channel", "hugging-face"])
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "MixtralForCausalLM"])
+def test_codes_of_a_checkpoint_are_not_rounded_again(
+    tmp_path: Path, architecture: str, style: str, device: str
+) -> None:
+    """Where an output has one scale; blocks are, to what is near. They take what is planned."""
+    sizes = {**SIZES, **EXPERTS.get(architecture, {})}
+    stored, written = a_float8_checkpoint(tmp_path, style, architecture, sizes)
+    tensors = load_file(written / "model.safetensors")
+
+    model = loaded(stored, triton_backend(device), "fp8", torch.bfloat16)
+
+    layer = model.decoder.weights.layers[1]
+    prefix = "model.layers.1"
+    pairs = [(layer.output, tensors[f"{prefix}.self_attn.o_proj.weight"])]
+    qkv = torch.cat([tensors[f"{prefix}.self_attn.{part}_proj.weight"] for part in "qkv"])
+    for handle, numbers in [*pairs, (layer.qkv, qkv)]:
+        assert isinstance(handle, TritonFp8Linear)
+        assert_kept(handle.fp8.codes.float() * handle.fp8.scales[:, None], numbers, is_exact=style != "hugging-face")
+    if layer.experts is not None:
+        assert isinstance(layer.experts.experts, TritonExperts)
+        block = f"{prefix}.block_sparse_moe.experts"
+        down = torch.stack([tensors[f"{block}.{expert}.w2.weight"] for expert in range(4)])
+        assert isinstance(layer.experts.experts.down, Fp8Matrices)
+        assert_kept(layer.experts.experts.down.numbers(), down, is_exact=style != "hugging-face")
+    assert_takes_what_is_planned(model, FP8_CONFIG)
+
+
+def assert_kept(found: torch.Tensor, numbers: torch.Tensor, *, is_exact: bool) -> None:
+    if is_exact:
+        assert torch.equal(found.cpu(), numbers)
+    else:
+        # half of the last bit of three
+        torch.testing.assert_close(found.cpu(), numbers, rtol=2**-4, atol=2e-3)
+        assert not torch.equal(found.cpu(), numbers)
 
 
 @pytest.mark.parametrize("architecture", EXPERTS)

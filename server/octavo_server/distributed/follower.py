@@ -119,7 +119,7 @@ class Follower:
         if self._cache is None or self._cache.spec != wanted:
             # The old one first, so that both need not fit.
             self._cache = None
-            self._cache = self._model.backend.allocate_kv_cache(wanted)
+            self._cache = self._model.decoder.allocate_kv_cache(wanted)
         return self._cache
 
 

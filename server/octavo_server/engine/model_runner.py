@@ -43,7 +43,7 @@ class DecoderRunner:
 
     def __init__(self, decoder: Decoder, kv_spec: KVCacheSpec, logprobs_mode: LogprobsMode = "raw") -> None:
         self.decoder = decoder
-        self.kv_cache = decoder.backend.allocate_kv_cache(kv_spec)
+        self.kv_cache = decoder.allocate_kv_cache(kv_spec)
         self._vocab_size = decoder.config.vocab_size
         self._device = decoder.backend.device
         self._slots: RequestSlots | None = None

@@ -16,6 +16,7 @@ from octavo_server.errors import StartupError
 from octavo_server.layers.rope import RopeConfig
 from octavo_server.models.config_fields import ConfigFields
 from octavo_server.models.experts_config import ExpertsConfig, parse_experts
+from octavo_server.models.fp8_config import Fp8Config, parse_fp8
 from octavo_server.models.gguf_config import gguf_config, gguf_generation_config
 from octavo_server.models.gguf_file import read_gguf
 from octavo_server.models.location import ModelLocation, read_json, resolve_location
@@ -83,6 +84,8 @@ class ModelConfig:
     """What the weights are stored in: float32, float16 or bfloat16."""
     generation: GenerationDefaults
     vectors: VectorSizes
+    fp8: Fp8Config | None = None
+    """Of a checkpoint whose weights are float8."""
 
     @property
     def family(self) -> Family:
@@ -163,6 +166,7 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any], *,
         dtype=_dtype_name(fields),
         generation=_generation_defaults(advice),
         vectors=_vector_sizes(fields, hidden_size),
+        fp8=parse_fp8(fields),
     )
 
 
@@ -180,11 +184,6 @@ def _refuse_unserved(fields: ConfigFields) -> None:
     activation = fields.get("hidden_act")
     if activation not in (None, "silu", "swish"):
         fields.unsupported(f"hidden_act {activation!r} is not supported; supported is silu")
-    for key in ("quantization_config", "compression_config"):
-        method = fields.get(key)
-        if method:
-            name = method.get("quant_method") if isinstance(method, dict) else method
-            fields.unsupported(f"{key} {name!r} is not supported; use an unquantised checkpoint or a GGUF file")
 
 
 def _has_bias(rule: Bias, configured: bool) -> bool:

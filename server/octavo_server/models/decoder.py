@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from octavo_kernels.backend import KernelBackend
     from octavo_kernels.batches import AttentionBatch
     from octavo_kernels.decoder_spec import DecoderStep
-    from octavo_kernels.handles import AttentionPlan, KVCache
+    from octavo_kernels.handles import AttentionPlan, KVCache, KVCacheSpec
     from octavo_server.distributed.communicator import Communicator
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.decoder_weights import DecoderWeights, LayerWeights
@@ -128,6 +128,11 @@ class Decoder:
     def write_logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """As `logits` of all rows, into `out` [num_rows, vocab] float32. Of one rank."""
         out.copy_(self.backend.linear(hidden, self.weights.head)[:, : self.config.vocab_size])
+
+    def allocate_kv_cache(self, spec: KVCacheSpec) -> KVCache:
+        """The backend's; one of float8 with the checkpoint's scales, where it has them."""
+        is_fp8 = spec.dtype.itemsize == 1
+        return self.backend.allocate_kv_cache(spec, self.weights.kv_scales if is_fp8 else None)
 
     def check(self) -> None:
         """Raises EngineDeadError where a rank that it needs is gone."""

@@ -14,11 +14,14 @@ from torch.nn import functional
 
 from octavo_kernels.backend import Fp8Backend, QuantizedBackend
 from octavo_kernels.errors import KernelError
+from octavo_kernels.fp8_weight import FP8, Fp8Weight, stack_fp8_rows
+from octavo_kernels.handles import KVScales
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight, filled_up, quantize, stack
 from octavo_server.errors import StartupError
 from octavo_server.layers.rope import rope_table
 from octavo_server.models.expected_shapes import EMBEDDING, HEAD, expected_shapes
 from octavo_server.models.shard import ALONE, Shard
+from octavo_server.models.weights import Fp8Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +92,8 @@ class DecoderWeights:
     """[max_positions, head_dim] float32."""
     num_bytes: int
     """Bytes of the parameters as they are kept; a tied head is counted once where it is the embedding itself."""
+    kv_scales: KVScales | None = None
+    """[num_layers, num_kv_heads] each, on the CPU, of this rank's heads: for a cache of float8, where the checkpoint has them."""
 
     @property
     def linear_layers(self) -> list[LinearHandle]:
@@ -141,7 +146,18 @@ def load_decoder_weights(
         head=head,
         cos_sin=cos_sin.to(backend.device),
         num_bytes=reader.num_kept_bytes,
+        kv_scales=kv_scales_of(source, config, shard),
     )
+
+
+def kv_scales_of(source: WeightSource, config: ModelConfig, shard: Shard) -> KVScales | None:
+    """Of the heads that `shard` keeps; None where the checkpoint has none."""
+    scales = source.kv_scales() if isinstance(source, Fp8Source) else None
+    if scales is None:
+        return None
+    first = shard.rank * config.num_kv_heads // shard.size
+    own = slice(first, first + shard.num_kv_heads(config))
+    return KVScales(keys=scales.keys[:, own], values=scales.values[:, own])
 
 
 class _CutSource:
@@ -162,6 +178,18 @@ class _CutSource:
         """target: zeros, of `shape(name)`."""
         values = self._source.read(name, self._cut(name))
         target[tuple(slice(size) for size in values.shape)] = values
+
+    def fp8(self, name: str, device: torch.device) -> Fp8Weight | None:
+        """As it is stored; None where that is not float8 with a scale for each output."""
+        stored = self._source.read_fp8(name, self._cut(name)) if isinstance(self._source, Fp8Source) else None
+        if stored is None:
+            return None
+        (rows, columns), (codes, scales) = self.shape(name), stored
+        missing = (0, columns - codes.shape[1], 0, rows - codes.shape[0])
+        # torch fills up no float8 with zeros, whose bits are 0
+        codes = functional.pad(codes.view(torch.uint8), missing).view(FP8)
+        scales = functional.pad(scales, (0, rows - scales.shape[0]), value=1.0)
+        return Fp8Weight(codes=codes.to(device), scales=scales.to(device))
 
     def codes(self, name: str, bits: int, device: torch.device) -> QuantizedWeight:
         """As they are stored, or rounded to `bits` on `device`."""
@@ -274,6 +302,10 @@ class _Reader:
     def _fp8(self, names: list[str], bias: torch.Tensor | None) -> LinearHandle:
         if not isinstance(self.backend, Fp8Backend):
             raise TypeError(f"the {self.backend.name} backend takes no float8 weights")
+        if (stored := self._stored_fp8(names)) is not None:
+            handle = self.backend.prepare_fp8_linear(stored, bias)
+            self._record(names, handle.weight_bytes)
+            return handle
         weight = self.stacked(names)
         try:
             handle = self.backend.prepare_fp8_linear(weight, bias)
@@ -282,6 +314,15 @@ class _Reader:
             return self.backend.prepare_linear(weight, bias)
         self._record([], handle.weight_bytes - weight.nbytes)
         return handle
+
+    def _stored_fp8(self, names: list[str]) -> Fp8Weight | None:
+        """One below the other, where all are stored so and float8 can hold them; they are not rounded again."""
+        try:
+            parts = [self.source.fp8(name, self.backend.device) for name in names]
+        except KernelError:
+            return None
+        found = [part for part in parts if part is not None]
+        return stack_fp8_rows(found) if len(found) == len(names) else None
 
     def _keep_exact(self, reason: str) -> None:
         with self._lock:

@@ -26,8 +26,10 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 class SafetensorsWeights:
     """Owns the mapped files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_codes: bool = False) -> None:
+        """has_codes: whether float8 is read too, as it is stored; numbers without their scale mean nothing."""
         self._folder = folder
+        self._item_bytes = {**_ITEM_BYTES, "F8_E4M3": 1} if has_codes else _ITEM_BYTES
         self._files: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
         for file_name, listed in _shards(folder).items():
@@ -49,15 +51,15 @@ class SafetensorsWeights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         piece = self._slice(name)
-        if piece.get_dtype() not in _ITEM_BYTES:
-            known = ", ".join(_ITEM_BYTES)
+        if piece.get_dtype() not in self._item_bytes:
+            known = ", ".join(self._item_bytes)
             message = f"{self._path(name)}: tensor {name} is {piece.get_dtype()}; supported types are {known}"
             raise StartupError("ModelInvalid", message)
         return tuple(piece.get_shape())
 
     def num_bytes(self, name: str) -> int:
         piece = self._slice(name)
-        count = _ITEM_BYTES.get(piece.get_dtype(), 1)
+        count = self._item_bytes.get(piece.get_dtype(), 1)
         for size in piece.get_shape():
             count *= size
         return count

@@ -7,8 +7,9 @@ missing, mis-shaped or left over.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from octavo_server.models.fp8_weights import Fp8Weights
 from octavo_server.models.gguf_weights import GGUFWeights
 from octavo_server.models.safetensors_weights import SafetensorsWeights
 from octavo_server.models.shard import WHOLE
@@ -16,6 +17,7 @@ from octavo_server.models.shard import WHOLE
 if TYPE_CHECKING:
     import torch
 
+    from octavo_kernels.handles import KVScales
     from octavo_kernels.quantized_weight import QuantizedWeight
     from octavo_server.models.config import ModelConfig
     from octavo_server.models.location import ModelLocation
@@ -54,6 +56,17 @@ class WeightSource(Protocol):
         """[head_dim / 2] factors that divide the rotary frequencies, where the checkpoint stores them as a tensor."""
 
 
+@runtime_checkable
+class Fp8Source(WeightSource, Protocol):
+    """Weights of float8."""
+
+    def read_fp8(self, name: str, cut: Cut = WHOLE) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Codes [rows, columns] float8_e4m3fn of `cut` and scales [rows] float32; None where it is stored otherwise."""
+
+    def kv_scales(self) -> KVScales | None:
+        """[num_layers, num_kv_heads] each, on the CPU; None where the checkpoint has none."""
+
+
 def open_weights(location: ModelLocation, config: ModelConfig) -> WeightSource:
     """The source of `location`; reads headers alone.
 
@@ -62,4 +75,6 @@ def open_weights(location: ModelLocation, config: ModelConfig) -> WeightSource:
     """
     if location.is_gguf:
         return GGUFWeights(location.path, config)
+    if config.fp8 is not None:
+        return Fp8Weights(location.path, config, config.fp8)
     return SafetensorsWeights(location.path)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Matrices that are never kept in few bits.
 _EXACT = frozenset({"embed_tokens", "gate", "router", "vision"})
 
+_STORED_FP8 = "the checkpoint is stored as float8; what is planned is its weights in --dtype or --quantization"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
@@ -158,6 +160,7 @@ def served_shape(config: ModelConfig, stored_bits: Mapping[str, int] | None = No
         max_positions=config.max_positions,
         rotary=config.head_dim,
         dtype=config.dtype,
+        notes=() if config.fp8 is None else (_STORED_FP8,),
     )
 
 
