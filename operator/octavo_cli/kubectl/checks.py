@@ -187,7 +187,9 @@ def _too_short(quota: Json, facts: Facts) -> Iterable[str]:
 
 
 def check_models(facts: Facts) -> Iterable[Outcome]:
-    if not facts.models:
+    if not facts.sees_models:
+        yield Outcome(level="skip", check=f"models of {facts.namespace}", message="ModelDeployments may not be listed")
+    elif not facts.models:
         yield Outcome(level="ok", check=f"models of {facts.namespace}", message="none yet")
     for model in facts.models:
         ready = condition(model, "Ready")

@@ -121,13 +121,18 @@ class KubeCluster:
 @contextlib.contextmanager
 def connect(*, kubeconfig: str, context: str, namespace: str) -> Iterator[KubeCluster]:
     """By the kubeconfig, as kubectl finds it; inside of a pod by its service account where there is none."""
+    import yaml
     from kubernetes import client, config
 
+    # The last ones are what the client makes of a file that is no kubeconfig.
+    unusable = (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError)
     configuration = client.Configuration()
     try:
         config.load_config(config_file=kubeconfig or None, context=context or None, client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
-        raise CliError(f"no cluster to talk to: {error}; name one with --kubeconfig and --context") from error
+    except unusable as error:
+        raise CliError(
+            f"no cluster to talk to: {' '.join(str(error).split())}; name one with --kubeconfig and --context"
+        ) from error
     flags = [f"--{name}={value}" for name, value in (("kubeconfig", kubeconfig), ("context", context)) if value]
     # A cluster that is away shall be told at once, not after three tries.
     configuration.retries = False

@@ -75,6 +75,7 @@ def gather(cluster: Cluster) -> Facts:
     operators = release_objects(cluster, "/apis/apps/v1", "deployments", "operator")
     gateways = release_objects(cluster, "/apis/apps/v1", "deployments", "gateway")
     is_served = find(cluster, GROUP) is not None
+    models = items_or_none(cluster, model_path(namespace)) if is_served else []
     homes = dict.fromkeys(map(namespace_of, operators))
     leases = [items_or_none(cluster, collection("/apis/coordination.k8s.io/v1", "leases", home)) for home in homes]
     return Facts(
@@ -95,7 +96,8 @@ def gather(cluster: Cluster) -> Facts:
         ),
         metrics=_metrics(cluster),
         quotas=items_or_none(cluster, collection("/api/v1", "resourcequotas", namespace)),
-        models=(items_or_none(cluster, model_path(namespace)) or ()) if is_served else (),
+        models=models or (),
+        sees_models=models is not None,
         serves_claims=find(cluster, DEVICES) is not None,
         claim_templates=items_or_none(cluster, collection(DEVICES, "resourceclaimtemplates", namespace)),
         serves_keda=find(cluster, KEDA) is not None,

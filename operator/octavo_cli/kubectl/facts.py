@@ -65,6 +65,8 @@ class Facts:
     """Names that custom.metrics.k8s.io offers; None where nobody serves it."""
     quotas: Sequence[Json] | None
     models: Sequence[Json]
+    sees_models: bool = True
+    """Whether the person may list them."""
     serves_claims: bool = True
     """Whether the API server serves resource.k8s.io/v1."""
     claim_templates: Sequence[Json] | None = ()

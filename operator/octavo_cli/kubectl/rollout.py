@@ -86,7 +86,12 @@ def progress(model: Json) -> tuple[bool, str]:
 def undo(cluster: Cluster, model: Json, wanted: str) -> str:
     """Puts the kept spec of a revision back; returns the revision."""
     current = str((status_of(model).get("rollout") or {}).get("revision", ""))
-    kept = [each for each in kept_revisions(cluster, model) if _revision(each) != current]
+    found = kept_revisions(cluster, model)
+    if found is None:
+        raise CliError(
+            f"{name_of(model)}: what is kept of revisions may not be read; ask for list controllerrevisions.apps"
+        )
+    kept = [each for each in found if _revision(each) != current]
     chosen = [each for each in kept if not wanted or _revision(each) == wanted]
     if not chosen:
         there = ", ".join(_revision(each) for each in kept) or "none"
@@ -116,11 +121,11 @@ def restored_spec(now: Json, kept: Json) -> Json:
     return {**kept, **{key: now[key] for key in OUTSIDE_OF_TEMPLATE if key in now}}
 
 
-def kept_revisions(cluster: Cluster, model: Json) -> list[Json]:
-    """ControllerRevisions that the operator keeps, oldest first."""
+def kept_revisions(cluster: Cluster, model: Json) -> list[Json] | None:
+    """ControllerRevisions that the operator keeps, oldest first; None where they may not be listed."""
     path = collection("/apis/apps/v1", "controllerrevisions", cluster.namespace)
     found = items_or_none(cluster, path, labelSelector=names.selector_text(name_of(model)))
-    return sorted(found or (), key=lambda each: int(each.get("revision") or 0))
+    return None if found is None else sorted(found, key=lambda each: int(each.get("revision") or 0))
 
 
 def _show_revisions(cluster: Cluster, model: Json, console: Console) -> None:
@@ -129,7 +134,7 @@ def _show_revisions(cluster: Cluster, model: Json, console: Console) -> None:
     for heading in ("REVISION", "NUMBER", "MODEL", "NOTE"):
         table.add_column(heading)
     kept = kept_revisions(cluster, model)
-    for each in kept:
+    for each in kept or ():
         notes = [
             *(["wanted"] if _revision(each) == rollout.get("revision") else []),
             *(["gets requests"] if _revision(each) in (rollout.get("admitted") or ()) else []),

@@ -51,6 +51,8 @@ def test_a_healthy_cluster_passes_every_check() -> None:
         ("operator", {"operators": [a_release("operator", ready=0)]}, "fail", "0 of 1 ready"),
         ("operator", {"operators": [a_release("operator"), a_release("operator", namespace="b")]}, "warn", "also b/"),
         ("gateway", {"gateways": [a_release("gateway", ready=0)]}, "fail", "no request is routed"),
+        ("models of team", {}, "ok", "none yet"),
+        ("models of team", {"sees_models": False}, "skip", "ModelDeployments may not be listed"),
         ("leader", {"leases": None}, "skip", "may not be read"),
         ("leader", {"leases": [a_lease(renewed="")]}, "fail", "never renewed"),
         ("leader", {"leases": []}, "fail", "no operator has taken the Lease"),
@@ -272,7 +274,7 @@ def test_what_may_not_be_read_is_skipped_and_fails_nothing() -> None:
         {
             "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.4"},
             "/apis/octavo.dev/v1alpha1": {},
-            "/apis/octavo.dev/v1alpha1/namespaces/team/modeldeployments": [],
+            "/apis/octavo.dev/v1alpha1/namespaces/team/modeldeployments": 403,
             "/apis/apps/v1/deployments": 403,
             "/apis/apps/v1/namespaces/octavo-system/deployments": [a_release("operator")],
             "/apis/coordination.k8s.io/v1/namespaces/octavo-system/leases": 403,
@@ -284,7 +286,7 @@ def test_what_may_not_be_read_is_skipped_and_fails_nothing() -> None:
 
     levels = {each.check: each.level for each in judge(doctor.gather(cluster), NOW)}
 
-    assert levels["leader"] == levels["GPUs"] == levels["quotas of team"] == "skip"
+    assert levels["leader"] == levels["GPUs"] == levels["quotas of team"] == levels["models of team"] == "skip"
     assert levels["rights of you"] == levels["rights of the operator"] == "ok"
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from octavo_cli.errors import CliError
 from octavo_cli.kubectl import __main__ as plugin
+from octavo_cli.kubectl.cluster import connect
 from octavo_testing import keda
 from octavo_testing.apiserver import ApiServer, BinariesMissingError, apiserver_with_crd
 from octavo_testing.chart import install_optional_kinds
@@ -210,6 +212,19 @@ def test_what_keda_writes_is_shown_as_its_own_definition_lets_it_be_written(serv
     assert "✘ HPAActive FailedGetExternalMetric" in after
     assert "keda.sh is served, but no Deployment keda-operator is found; qwen cannot be scaled" in judged
     assert "ScaledObject qwen Ready is False: Triggers defined in ScaledObject are not working correctly" in judged
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b"\xff\xfe", b"[]", b"a: [", b"clusters: 3", b"current-context: c\ncontexts: [3]\n", b"apiVersion: v1"],
+    ids=str,
+)
+def test_a_file_that_is_no_kubeconfig_is_told_in_one_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_bytes(content)
+
+    with pytest.raises(CliError, match=r"^no cluster to talk to: .+; name one with --kubeconfig and --context$"):
+        connect(kubeconfig=str(file), context="", namespace="").__enter__()
 
 
 def test_a_kubeconfig_that_is_not_accepted_is_told_as_that(server: ApiServer, tmp_path: Path) -> None:

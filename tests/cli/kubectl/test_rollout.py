@@ -143,6 +143,14 @@ def test_undo_says_what_there_is_where_it_cannot(kept: list[Any], arguments: lis
     assert cluster.sent == []
 
 
+def test_undo_does_not_call_unread_revisions_none() -> None:
+    cluster = a_cluster(a_model("qwen", rollout={"revision": "r3"}))
+    cluster.objects["/apis/apps/v1/namespaces/team/controllerrevisions"] = 403
+
+    with pytest.raises(CliError, match=r"may not be read; ask for list controllerrevisions\.apps"):
+        run(cluster, "undo", "qwen")
+
+
 def test_undo_loses_against_whoever_changed_the_resource_meanwhile() -> None:
     cluster = a_cluster(a_model("qwen", rollout={"revision": "r3"}), a_kept_revision("r1", 1))
 
