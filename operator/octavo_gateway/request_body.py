@@ -112,6 +112,8 @@ class BodyReader:
     async def read(self, request: web.Request) -> InboundBody:
         if request.headers.get("Content-Encoding", "").strip().lower() not in CODINGS:
             raise unsupported_coding()
+        if request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
+            raise _unsupported_form()
         self._check_size(request.content_length or 0)
         try:
             if request.content.is_eof():
@@ -175,6 +177,16 @@ def unsupported_coding() -> BadRequest:
         status=415,
         code="unsupported_encoding",
         headers={"Accept-Encoding": "gzip, deflate", "Connection": "close"},
+    )
+
+
+def _unsupported_form() -> BadRequest:
+    return BadRequest(
+        "The gateway finds the model in a body of JSON and reads no multipart/form-data; send JSON, or ask a server "
+        "that takes forms at its own address.",
+        status=415,
+        code="unsupported_media_type",
+        headers={"Connection": "close"},
     )
 
 

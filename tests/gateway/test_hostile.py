@@ -283,6 +283,16 @@ async def test_a_body_that_is_no_json_object_in_utf_8_is_a_400(body: bytes) -> N
     assert (status, answer["error"]["code"], upstream.requests) == (400, "invalid_json", 0)
 
 
+async def test_a_form_is_a_415_that_says_where_the_model_is_looked_for() -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--\r\n'
+    sent = a_request(form, "Content-Type: multipart/form-data; boundary=x", path="/v1/audio/transcriptions")
+    async with an_upstream() as upstream, a_gateway(a_model("m", upstream.replica())) as bench:
+        status, answer = read_answer(await bench.talk(sent))
+
+    assert (status, answer["error"]["code"], upstream.requests) == (415, "unsupported_media_type", 0)
+    assert "send JSON" in answer["error"]["message"]
+
+
 async def test_of_a_field_that_is_there_twice_the_last_one_counts_and_nobody_can_read_another() -> None:
     async with (
         an_upstream() as one,
