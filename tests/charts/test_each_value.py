@@ -129,11 +129,18 @@ def with_all_kinds(server: ApiServer) -> ApiServer:
     return server
 
 
+NEED_IT = {"enabled": False, "clients": [], "egress": {"enabled": False}, "serverEgress": {"enabled": False}}
+"""What is set with networkPolicies.enabled is refused without it."""
+
+
 @pytest.mark.parametrize("path", OTHERS)
 def test_another_value_changes_what_is_rendered_into_what_the_api_server_takes(
     path: str, with_all_kinds: ApiServer, render: Any, all_on: dict[str, Any]
 ) -> None:
-    before, after = render(all_on), render(with_value(all_on, path, OTHERS[path]))
+    other = with_value(all_on, path, OTHERS[path])
+    if path == "networkPolicies.enabled":
+        other = {**all_on, "networkPolicies": NEED_IT}
+    before, after = render(all_on), render(other)
 
     changed = [each for each in after if each not in before]
     gone = [each for each in before if each not in after]

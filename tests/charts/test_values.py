@@ -97,6 +97,12 @@ def test_the_defaults_are_valid():
         ("ingress.hosts[0]=https://x", "/ingress/hosts/0"),
         ("httpRoute.parentRefs[0].namespace=x", "missing property 'name'"),
         ("httpRoute.requestTimeout=10", "/httpRoute/requestTimeout"),
+        ("gateway.service.nodePort=30080", "needs gateway.service.type NodePort or LoadBalancer"),
+        ("networkPolicies.egress.enabled=true", "need networkPolicies.enabled"),
+        ("networkPolicies.serverEgress.enabled=true", "need networkPolicies.enabled"),
+        ("networkPolicies.clients[0].podSelector.matchLabels.a=b", "need networkPolicies.enabled"),
+        ("keda.enabled=true", "keda.enabled needs prometheus.address"),
+        ("httpRoute.enabled=true", "httpRoute.enabled needs httpRoute.parentRefs"),
         ("securityContext.privileged=true", "additional properties 'privileged' not allowed"),
     ],
 )
