@@ -103,7 +103,7 @@ class Executor:
         except ClusterError as error:
             if is_sure or error.status != 409 or not error.message.startswith(FIELDS_TAKEN):
                 raise
-            applied = await self._take_back(kind, manifest, observed, error)
+            applied = await self._take_back(kind, manifest, observed)
         touched = self._cache.put(applied)
         if not matches(manifest, applied):
             # Another look at once would apply the same, and be changed again.
@@ -112,14 +112,11 @@ class Executor:
             return False
         return bool(touched)
 
-    async def _take_back(
-        self, kind: Kind, manifest: JsonObject, observed: Observed, error: ClusterError
-    ) -> dict[str, Any]:
-        """Ours, if it is: of an object whose labels somebody has edited no watch tells."""
-        name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
-        found = await self._kube.find(kind, namespace, name)
-        if found is None or (controller_of(found) or {}).get("uid") != observed.uid:
-            raise NameTakenError(f"{kind.name} {name} is somebody else's: {error.message}") from error
+    async def _take_back(self, kind: Kind, manifest: JsonObject, observed: Observed) -> dict[str, Any]:
+        """Fields of others in an object that may be ours: where somebody has edited its labels no watch tells of it."""
+        metadata = manifest["metadata"]
+        found = await self._kube.find(kind, metadata["namespace"], metadata["name"])
+        self._require_free(manifest, found, observed)
         return await self._kube.apply(kind, manifest, force=True)
 
     async def _look(self, kind: Kind, manifest: JsonObject) -> JsonObject | None:

@@ -143,24 +143,38 @@ async def test_replicas_are_written_only_to_the_version_that_was_seen() -> None:
     ],
 )
 async def test_conflict_is_anothers_object_only_where_fields_are_taken(message: str, error: type[Exception]) -> None:
-    kube = FakeKube()
+    kube = FakeKube(owned_by(manifest_of("Deployment"), kind="Helm", name="qwen", uid="x"))
     kube.refusal = ClusterError(409, "Conflict", message)
 
     with pytest.raises(error):
         await an_executor(kube).execute(QWEN, [Apply(manifest=manifest_of("Deployment"), is_new=True)], an_observed())
 
 
-@pytest.mark.parametrize(("uid", "is_ours"), [(an_observed().uid, True), ("another", False)], ids=["ours", "another's"])
-async def test_fields_that_somebody_took_are_taken_back_only_of_what_is_ours(uid: str, is_ours: bool) -> None:
+OURS = {"kind": "ModelDeployment", "name": "qwen", "uid": an_observed().uid}
+
+
+@pytest.mark.parametrize(
+    ("owner", "error"),
+    [
+        (OURS, None),
+        ({}, None),
+        ({**OURS, "uid": "the one before"}, NameInTransitError),
+        ({"kind": "Rollout", "name": "qwen", "uid": "x"}, NameTakenError),
+    ],
+    ids=["ours", "orphan", "of the one before", "another's"],
+)
+async def test_fields_that_somebody_took_are_taken_back_only_of_what_is_ours(
+    owner: dict[str, str], error: type[Exception] | None
+) -> None:
     """With another label on it our Deployment is one that no watch tells of."""
-    kube = FakeKube(owned_by(manifest_of("Deployment"), kind="ModelDeployment", name="qwen", uid=uid))
+    kube = FakeKube(owned_by(manifest_of("Deployment"), **owner))
     kube.refusal, kube.gives_way = ClusterError(409, "Conflict", "Apply failed with 1 conflict: ..."), True
     plan = [Apply(manifest=manifest_of("Deployment"), is_new=True)]
 
-    with contextlib.nullcontext() if is_ours else pytest.raises(NameTakenError):
+    with pytest.raises(error) if error else contextlib.nullcontext():
         await an_executor(kube).execute(QWEN, plan, an_observed())
 
-    assert len(kube.writes) == is_ours
+    assert len(kube.writes) == (error is None)
 
 
 async def test_writes_are_counted_by_what_is_done_and_by_kind() -> None:
