@@ -25,12 +25,15 @@ from octavo_operator.observed import Observed, ReplicasWish
 
 SYNC_S = 15.0
 """Between two decisions; the default of the HPA controller, for which the policies' periods are made."""
+OUTDATED_S = 60.0
+"""Who has not looked for so long, such as an operator that another has led for, knows nothing of what was wanted meanwhile."""
 
 
 @dataclass(slots=True)
 class _Memory:
     seen: int
     """Replicas at the last look."""
+    looked_at: datetime
     history: History
     synced_at: datetime | None = None
     wanted: int = 0
@@ -58,11 +61,12 @@ class BuiltInScaler:
             return None
         behavior = read_behavior(scaling)
         memory = self._memories.get(key)
-        if memory is None:
+        if memory is None or now - memory.looked_at > timedelta(seconds=OUTDATED_S):
             # As the HPA does: what there is counts as recommended, so that a restart takes nothing away.
             memory = self._memories[key] = _Memory(
-                seen=current, history=History(recommendations=(Sample(now, current),))
+                seen=current, looked_at=now, history=History(recommendations=(Sample(now, current),))
             )
+        memory.looked_at = now
         if current != memory.seen:
             memory.history = note_change(memory.history, current - memory.seen, behavior, now=now)
             memory.seen = current

@@ -110,6 +110,15 @@ def test_a_restart_of_the_operator_takes_nothing_away() -> None:
     assert set(run(cluster, 280, lambda: 0.1)) == {4}
 
 
+def test_leadership_that_was_lost_for_a_while_takes_nothing_away() -> None:
+    """What was recommended before is out of the window, and what another leader recommended since is not known here."""
+    cluster = a_scaled_cluster()
+    list(run(cluster, 30, lambda: 3.2))
+    cluster.wait(600)
+
+    assert set(run(cluster, 280, lambda: 0.1)) == {4}
+
+
 def test_a_behavior_of_its_own_is_honoured() -> None:
     up = {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}]}
     cluster = a_scaled_cluster(behavior={"scaleUp": up})
