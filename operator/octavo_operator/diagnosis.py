@@ -17,6 +17,7 @@ from octavo_operator.unscheduled import diagnose_unscheduled
 
 STALLED_S = 60.0
 """A download that has got nothing for so long is called stalled; the server itself gives up later."""
+QUOTA_REMEDY = "raise that ResourceQuota, or free what it counts"
 
 _STAGES = {
     "starting": (reasons.STARTING, "starts"),
@@ -57,8 +58,10 @@ def diagnose_deployment(deployment: JsonObject) -> Finding | None:
     if failure is None:
         return None
     message = quote(str(failure.get("message", "")))
-    reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in message else reasons.POD_REFUSED
-    return Finding(reason=reason, sentence=f"the cluster refuses the pods: {message}")
+    what = f"the cluster refuses the pods: {message}"
+    if "exceeded quota" in message:
+        return Finding(reason=reasons.QUOTA_EXCEEDED, sentence=f"{what}; {QUOTA_REMEDY}")
+    return Finding(reason=reasons.POD_REFUSED, sentence=what)
 
 
 def _waiting(pod: Pod) -> Finding | None:

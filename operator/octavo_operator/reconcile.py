@@ -26,6 +26,7 @@ from octavo_operator.desired.networkpolicy import render_network_policy
 from octavo_operator.desired.render import Desired, job_of, render
 from octavo_operator.desired.revision import render_revision
 from octavo_operator.desired.scaler import BUILT_IN, Scaler, choose_scaler
+from octavo_operator.diagnosis import QUOTA_REMEDY
 from octavo_operator.errors import (
     ClusterError,
     NameInTransitError,
@@ -226,7 +227,7 @@ def explain(error: OctavoOperatorError) -> Finding:
             # So the API server answers an apply with an unknown field, or with text where an object belongs.
             reason = reasons.SPEC_INVALID
         case ClusterError(status=403) if "exceeded quota" in str(error):
-            reason = reasons.QUOTA_EXCEEDED
+            return Finding(reason=reasons.QUOTA_EXCEEDED, sentence=f"{quote(str(error))}; {QUOTA_REMEDY}")
         case _:
             reason = reasons.CLUSTER_ERROR
     return Finding(reason=reason, sentence=quote(str(error)))

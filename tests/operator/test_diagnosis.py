@@ -185,6 +185,7 @@ def test_refused_pods_are_told(message: str, reason: str) -> None:
     assert finding is not None
     assert finding.reason == reason
     assert message in finding.sentence
+    assert ("raise that ResourceQuota" in finding.sentence) == (reason == reasons.QUOTA_EXCEEDED)
 
 
 def test_deployment_without_failure_has_no_finding() -> None:

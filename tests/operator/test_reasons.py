@@ -261,7 +261,11 @@ CASES: dict[str, Case] = {
             "SpecInvalid",
             "make spec.podTemplate smaller",
         ),
-        (ClusterError(403, "Forbidden", "exceeded quota: q, requested: services=1"), "QuotaExceeded", "services=1"),
+        (
+            ClusterError(403, "Forbidden", "exceeded quota: q, requested: services=1"),
+            "QuotaExceeded",
+            "services=1; raise",
+        ),
     ],
 )
 def test_a_refusal_is_the_specs_fault_only_where_an_edit_of_it_is_the_cure(
