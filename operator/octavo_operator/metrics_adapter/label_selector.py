@@ -17,6 +17,8 @@ _VALUE = re.compile(rf"(?:{_NAME})?")
 _SPACE = re.compile(r"\s*")
 _WORD = re.compile(r"[^\s,()=!<>]+")
 MAX_SELECTOR_CHARS = 32 * 1024
+MAX_REQUIREMENTS = 100
+"""Each is held against each pod, while the operator does nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ class _Parser:
         requirements = [self._requirement()]
         while self._accept(","):
             requirements.append(self._requirement())
+            if len(requirements) > MAX_REQUIREMENTS:
+                raise BadRequestError(f"the label selector has more than {MAX_REQUIREMENTS} requirements; send fewer")
         if self._at < len(self._text):
             raise self._error("',' or the end")
         return LabelSelector(requirements=tuple(requirements))

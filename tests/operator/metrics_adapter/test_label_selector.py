@@ -94,6 +94,13 @@ def test_what_is_no_selector_is_a_bad_request(text):
         parse_label_selector(text)
 
 
+def test_so_many_requirements_that_pods_could_not_be_held_against_them_are_refused():
+    assert len(parse_label_selector(",".join(f"a{number}" for number in range(100))).requirements) == 100
+
+    with pytest.raises(BadRequestError, match="more than 100 requirements"):
+        parse_label_selector(",".join(f"!a{number}" for number in range(101)))
+
+
 def test_the_refusal_says_where_and_what():
     with pytest.raises(BadRequestError, match=r"wanted '\(', found 'qwen' at character 7"):
         parse_label_selector("app in qwen")
