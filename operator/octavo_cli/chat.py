@@ -15,8 +15,11 @@ from typing import Any
 import aiohttp
 
 from .errors import CliError
+from .printable import printable
 
 RETRY_EVERY_S = 0.25
+NOT_OPENAIS = (ValueError, TypeError, KeyError, AttributeError, aiohttp.http_exceptions.HttpProcessingError)
+"""What comes of an answer that has another shape than OpenAI's, or of a line without end."""
 Message = dict[str, str]
 
 
@@ -146,7 +149,10 @@ async def wait_for_model(session: aiohttp.ClientSession, options: ChatOptions) -
 
 
 def pick_model(listing: Any, options: ChatOptions) -> str:
-    names = [str(model["id"]) for model in listing["data"]]
+    try:
+        names = [str(model["id"]) for model in listing["data"]]
+    except NOT_OPENAIS:
+        raise CliError(f"{options.url} is no OpenAI-compatible address: it does not list its models") from None
     if options.model:
         if options.model not in names and "/" not in options.model:
             raise NotYet(f"{options.url} has no model '{options.model}'; it has {', '.join(names) or 'none'}")
@@ -170,10 +176,12 @@ async def ask(session: aiohttp.ClientSession, options: ChatOptions, model: str, 
             if response.status != 200:
                 raise CliError(_error_message(response.status, await response.text()))
             async for piece in answer_pieces(response):
-                print(piece, end="", flush=True)
+                print(printable(piece), end="", flush=True)
                 text += piece
     except (aiohttp.ClientError, OSError) as error:
         raise CliError(f"{options.url} broke off: {error}") from error
+    except NOT_OPENAIS as error:
+        raise CliError(f"{options.url} answers otherwise than OpenAI's API does: {str(error)[:200]}") from error
     print()
     return text
 

@@ -7,15 +7,15 @@ are left out.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from .printable import printable
+
 PIPE_WIDTH = 10_000
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Terminal(Console):
@@ -28,8 +28,3 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
-
-
-def printable(text: str) -> str:
-    """Without control characters, which have no width, so that no layout changes."""
-    return _CONTROL.sub("", text)

@@ -68,6 +68,37 @@ async def test_the_answer_is_printed_as_it_streams(capsys: pytest.CaptureFixture
     assert body["key"] == "Bearer k"
 
 
+async def test_what_a_model_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    async with a_service(chunk("\x1b]0;pwned\x07\x9b2J"), chunk("fine\n\tso"), b"data: [DONE]\n\n") as (url, _):
+        await chat.run(chat.parse(["--url", url, "hello"]))
+
+    assert capsys.readouterr().out == "]0;pwned2Jfine\n\tso\n"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: 5\n\n",
+        b"data: []\n\n",
+        b'data: {"choices": null}\n\n',
+        b'data: {"choices": [{"delta": null}]}\n\n',
+        b'data: {"error": "no"}\n\n',
+        b'data: "\xff"\n\n',
+        b"data: " + b"x" * 10**6,
+    ],
+)
+async def test_an_answer_of_another_shape_ends_with_one_line(event: bytes) -> None:
+    async with a_service(event, b"data: [DONE]\n\n") as (url, _):
+        with pytest.raises(CliError, match="answers otherwise than OpenAI's API does"):
+            await chat.run(chat.parse(["--url", url, "hello"]))
+
+
+@pytest.mark.parametrize("listing", [[], {}, {"data": None}, {"data": [3]}, {"data": [{"name": "m"}]}, 7])
+def test_a_list_of_models_of_another_shape_is_told_as_that(listing: Any) -> None:
+    with pytest.raises(CliError, match="it does not list its models"):
+        chat.pick_model(listing, chat.parse(["--url", "http://x"]))
+
+
 async def test_a_conversation_remembers_its_turns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

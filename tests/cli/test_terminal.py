@@ -10,7 +10,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from octavo_cli import top_view
-from octavo_cli.terminal import Terminal, printable
+from octavo_cli.printable import printable
+from octavo_cli.terminal import Terminal
 
 LONG = top_view.Replica(
     model="a-team-of-many-people/qwen2-5-7b-instruct", name="qwen2-5-7b-instruct-6c9f8d7b5-abcde", note="not " * 30
