@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 from octavo_operator.api import reasons
-from octavo_operator.api.rollout_status import Refused, RolloutStatus
+from octavo_operator.api.rollout_status import Refused, RolloutStatus, parse_time
 from octavo_operator.api.types import ModelDeployment, Rollout
 from octavo_operator.desired import names
 from octavo_operator.desired.revision import Revision, choose_revision, number_of, revisions_to_keep
@@ -26,6 +26,8 @@ NO_ROOM_S = 20
 """How long a surge waits for room before replicas are swapped: a node that another pod just left is found sooner."""
 LOOK_AT_FETCH_S = 20.0
 """The end of a download is an event; this is for one that was missed."""
+OUT_S = 60
+"""Who has served nothing for so long may begin a rollout at any time."""
 NEW_NODE_S = 900
 """How long a surge waits for a node that is on its way."""
 
@@ -179,11 +181,20 @@ def _why_wait(
     check_window(resource.spec.rollout.when)
     serves = any(pod.revision in before.admitted for pod in observed.ready_pods())
     goes_back = target.name != wanted.name or target.name == before.stable
-    if target.name == before.revision or before.revision not in observed.revisions or goes_back or not serves:
+    is_out = not serves and (not before.stable or _has_been_out(observed, now))
+    if target.name == before.revision or before.revision not in observed.revisions or goes_back or is_out:
         return None
     if not is_fetched:
         return Wait(why="its model is being fetched", look_again_s=LOOK_AT_FETCH_S)
-    return why_wait(resource.spec.rollout.when, idle_for_s=observed.idle_for_s, now=now)
+    wait = why_wait(resource.spec.rollout.when, idle_for_s=observed.idle_for_s, now=now)
+    return wait if wait is None or serves else replace(wait, look_again_s=min(wait.look_again_s, OUT_S))
+
+
+def _has_been_out(observed: Observed, now: datetime) -> bool:
+    """Whether nothing has served for a while, as the status tells: a replica that comes back in a moment is no reason."""
+    told = next((each for each in observed.status.get("conditions") or () if each["type"] == "Available"), None)
+    since = parse_time(told["lastTransitionTime"]) if told is not None and told["status"] == "False" else now
+    return since is None or now - since >= timedelta(seconds=OUT_S)
 
 
 def _begin(target: Revision, before: RolloutStatus) -> RolloutStatus:

@@ -168,6 +168,33 @@ def test_model_that_serves_nothing_does_not_wait() -> None:
     assert cluster.served() == 1
 
 
+def crash_all(cluster: Cluster) -> None:
+    while cluster.ready():
+        cluster.crash(0)
+
+
+def test_moment_without_a_ready_replica_does_not_begin_a_rollout_and_a_minute_does() -> None:
+    """A server that is started anew would otherwise bring the change at noon that was put off until the night."""
+    cluster, old = waiting_cluster(**NIGHTLY)
+    crash_all(cluster)
+    cluster.reconcile()
+    cluster.wait(30)
+    outcome = cluster.reconcile()
+    assert (revision_of(cluster), cluster.condition("Available")["status"]) == (old, "False")
+    assert outcome.look_again_s is not None
+    assert outcome.look_again_s <= 60
+    cluster.start_servers()
+    cluster.reconcile()
+    crash_all(cluster)
+    cluster.reconcile()
+    assert revision_of(cluster) == old
+
+    cluster.wait(60)
+    cluster.reconcile()
+
+    assert revision_of(cluster) != old
+
+
 def test_wrong_cron_expression_is_told_in_the_status() -> None:
     cluster, old = waiting_cluster(**NIGHTLY)
     cluster.edit(rollout={"when": {**NIGHTLY, "cron": "99 2 * * *"}})
