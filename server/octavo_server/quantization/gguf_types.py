@@ -68,6 +68,12 @@ def dequantize_rows(blocks: NDArray[np.uint8], code: int) -> NDArray[np.float32]
         return blocks.view(np.float32).copy()
     if code == 1:
         return blocks.view(np.float16).astype(np.float32)
+    if GGUF_TYPES[code].name == "Q8_0":
+        # One product, and of most files the only type whose numbers a start needs: without it, no import of gguf.
+        raw = blocks.reshape(blocks.shape[0], -1, GGUF_TYPES[code].block_bytes)
+        products = raw[..., 2:].view(np.int8).astype(np.float32)
+        products *= np.ascontiguousarray(raw[..., :2]).view(np.float16).astype(np.float32)
+        return products.reshape(blocks.shape[0], -1)
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
