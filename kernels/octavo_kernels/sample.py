@@ -3,8 +3,9 @@
 The kept tokens are a prefix of the order (logit falling, id rising), so three numbers a row tell them: the threshold's
 key, the last id kept among the logits equal to it, and the best logit (for min-p). Two passes:
 
-1. `keep_threshold_kernel`, a program a row, finds them by bisection over the 2^32 ordered keys of a float32: how many
-   tokens (top-k) or how much mass (top-p) lies at or above a key. It returns at once where nothing is asked for.
+1. `keep_threshold_kernel`, a program a row, finds them by a search over the 2^32 ordered keys of a float32: how many
+   tokens (top-k) or how much mass (top-p) lies at or above a key, of eight keys at once, so that eleven readings of the
+   row are the most. It returns at once where nothing is asked for.
 2. `gumbel_argmax_kernel`, a program for 4096 tokens, adds noise to what is kept and takes its argmax.
 
 The noise is Philox 4x32-10 with the same key and counters as sample_ref.py: identical words, hence identical draws.
@@ -27,6 +28,11 @@ from octavo_kernels.sample_ref import marked
 
 _BLOCK = 4096
 
+_SEARCH_BLOCK = 1024
+"""Tokens that a search weighs at once, each against eight keys: as many sums as registers hold."""
+
+_NUM_PIVOTS = 8
+
 
 @triton.jit
 def keep_threshold_kernel(
@@ -41,6 +47,8 @@ def keep_threshold_kernel(
     stride_logits,
     vocab,
     BLOCK: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    STAGES: tl.constexpr,
     IS_OVERLAPPED: tl.constexpr,
 ):
     await_inputs(IS_OVERLAPPED)
@@ -68,17 +76,19 @@ def keep_threshold_kernel(
 
     num_equal = tl.full([], 2**31 - 1, tl.int32)
     if has_top_k:
-        threshold = _find_key(p_row, vocab, temperature, best, threshold, top_k.to(tl.float32), False, BLOCK)
-        above = _weight_from(p_row, vocab, temperature, best, threshold.to(tl.int64) + 1, False, BLOCK)
+        threshold, above = _find_key(
+            p_row, vocab, temperature, best, threshold, top_k.to(tl.float32), False, PIVOTS, BLOCK, STAGES
+        )
         num_equal = top_k - above.to(tl.int32)
     if has_top_p:
-        above = _weight_from(p_row, vocab, temperature, best, threshold.to(tl.int64) + 1, True, BLOCK)
-        equal = _weight_from(p_row, vocab, temperature, best, threshold.to(tl.int64), True, BLOCK) - above
+        above, equal = _masses(p_row, vocab, temperature, best, threshold, BLOCK)
         if has_top_k:
             equal = tl.minimum(equal, num_equal.to(tl.float32) * _weight_of_key(threshold, best))
         goal = top_p * (above + equal)
-        nucleus = _find_key(p_row, vocab, temperature, best, threshold, goal, True, BLOCK)
-        above = _weight_from(p_row, vocab, temperature, best, nucleus.to(tl.int64) + 1, True, BLOCK)
+        # all tokens below this one together weigh less than what may be left out
+        lightest = best + tl.log((1.0 - top_p) / vocab) - 1.0
+        lowest = tl.maximum(threshold, tl.max(_key(lightest + tl.zeros([1], tl.float32)), axis=0))
+        nucleus, above = _find_key(p_row, vocab, temperature, best, lowest, goal, True, PIVOTS, BLOCK, STAGES)
         needed = tl.maximum(tl.ceil((goal - above) / _weight_of_key(nucleus, best)), 1.0)
         # a threshold that top-p raised leaves top-k's ties behind
         num_equal = tl.minimum(tl.where(nucleus > threshold, 2**31 - 1, num_equal), needed.to(tl.int32))
@@ -161,31 +171,62 @@ def _weight_of_key(key, best):
 
 
 @triton.jit
-def _weight_from(p_row, vocab, temperature, best, lowest, IS_MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """Number (or mass, relative to the best token's) of the tokens whose key is `lowest` or more. fp32, < 2^24 exact."""
-    b_weight = tl.zeros([BLOCK], tl.float32)
+def _masses(p_row, vocab, temperature, best, threshold, BLOCK: tl.constexpr):
+    """Mass, relative to the best token's, of the tokens whose key is above the threshold, and of those at it. fp32."""
+    b_above = tl.zeros([BLOCK], tl.float32)
+    b_equal = tl.zeros([BLOCK], tl.float32)
     for i_first in range(0, vocab, BLOCK):
+        # past the vocabulary the weight is 0
         b_scaled = _scaled(p_row, i_first, vocab, temperature, BLOCK)
-        m_token = (i_first + tl.arange(0, BLOCK) < vocab) & (_key(b_scaled).to(tl.int64) >= lowest)
-        if IS_MASS:
-            b_weight += tl.where(m_token, tl.exp(b_scaled - best), 0.0)
-        else:
-            b_weight += tl.where(m_token, 1.0, 0.0)
-    return tl.sum(b_weight, axis=0)
+        b_weight = tl.where(i_first + tl.arange(0, BLOCK) < vocab, tl.exp(b_scaled - best), 0.0)
+        b_above += tl.where(_key(b_scaled) > threshold, b_weight, 0.0)
+        b_equal += tl.where(_key(b_scaled) == threshold, b_weight, 0.0)
+    return tl.sum(b_above, axis=0), tl.sum(b_equal, axis=0)
 
 
 @triton.jit
-def _find_key(p_row, vocab, temperature, best, lowest, goal, IS_MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest key at or above which `goal` tokens (or mass) lie; `lowest` is known to reach it."""
+def _find_key(
+    p_row,
+    vocab,
+    temperature,
+    best,
+    lowest,
+    goal,
+    IS_MASS: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The largest key at or above which `goal` tokens (or mass) lie, and how many (or what mass) lie above it, fp32.
+
+    `lowest` is known to reach it. A reading of the row weighs it from PIVOTS keys on, which leave a part in PIVOTS of the
+    range; numbers below 2^24 are exact.
+    """
     low = lowest.to(tl.int64)
     high = tl.max(_key(best + tl.zeros([1], tl.float32)), axis=0).to(tl.int64)
+    o_pivot = tl.arange(0, PIVOTS)
+    # from high + 1 on
+    above = tl.full([], 0.0, tl.float32)
     while low < high:
-        middle = low + (high - low + 1) // 2
-        if _weight_from(p_row, vocab, temperature, best, middle, IS_MASS, BLOCK) >= goal:
-            low = middle
-        else:
-            high = middle - 1
-    return low.to(tl.int32)
+        # b_pivot: [PIVOTS] int64, rising to high; b_weight: [PIVOTS, BLOCK] fp32
+        b_pivot = low + ((high - low) * (o_pivot + 1).to(tl.int64) + PIVOTS - 1) // PIVOTS
+        b_weight = tl.zeros([PIVOTS, BLOCK], tl.float32)
+        # loaded ahead: little else is there to wait with
+        for i_first in tl.range(0, vocab, BLOCK, num_stages=STAGES):
+            b_scaled = _scaled(p_row, i_first, vocab, temperature, BLOCK)
+            b_each = tl.exp(b_scaled - best) if IS_MASS else tl.full([BLOCK], 1.0, tl.float32)
+            b_each = tl.where(i_first + tl.arange(0, BLOCK) < vocab, b_each, 0.0)
+            b_weight += tl.where(_key(b_scaled)[None, :] >= b_pivot.to(tl.int32)[:, None], b_each[None, :], 0.0)
+        b_from = tl.sum(b_weight, axis=1)
+        # weights fall as keys rise: those that reach the goal stand first
+        num_reached = tl.sum((b_from >= goal).to(tl.int32), axis=0)
+        b_low = tl.where(o_pivot < num_reached, b_pivot, low)
+        b_high = tl.where(o_pivot >= num_reached, b_pivot - 1, high)
+        if num_reached < PIVOTS:
+            above = tl.sum(tl.where(o_pivot == num_reached, b_from, 0.0), axis=0)
+        low = tl.max(b_low, axis=0)
+        high = tl.min(b_high, axis=0)
+    return low.to(tl.int32), above
 
 
 @triton.jit
@@ -240,7 +281,9 @@ def sample(logits: torch.Tensor, params: SamplingBatch) -> torch.Tensor:
         p_best=best,
         stride_logits=logits.stride(0),
         vocab=vocab,
-        BLOCK=block,
+        BLOCK=min(_SEARCH_BLOCK, block),
+        PIVOTS=_NUM_PIVOTS,
+        STAGES=4,
         num_warps=8,
         **overlapped(),
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -270,3 +271,49 @@ def test_the_compiled_draw_is_the_references_on_a_real_vocabulary(spread: float)
     assert COMPILED.sample(logits, params).tolist() == sample_ref.sample(logits, params).tolist()
     # Compiled once, whatever the rows and the parameters: nothing compiles while requests wait.
     assert len(numba_sampling._sample.signatures) == 1
+
+
+@pytest.mark.parametrize("params", [{"top_k": 130}, {"top_p": 0.7}, {"top_k": 130, "top_p": 0.7}], ids=str)
+def test_of_equal_logits_at_the_edge_the_first_ids_are_kept(params: dict[str, Any], device: str) -> None:
+    """Logits of few values: the edge lies among many equal ones, which are likely enough to be drawn where they are kept."""
+    logits = (some_logits(1, 600) / 6).round()
+    kept = sample_ref.kept_tokens(logits[0], params.get("top_k", 0), params.get("top_p", 1.0), 0.0)
+    at_edge = logits[0] == logits[0][kept].min()
+    assert 10 < int((at_edge & kept).sum()) < int(at_edge.sum()) - 10
+    batch = a_sampling_batch(24, temperature=1.0, seed=list(range(24)), **params)
+    rows = logits.expand(24, 600).contiguous()
+
+    tokens = drawn(sample, rows, batch, device)
+
+    assert tokens == drawn(sample_ref, rows, batch, "cpu")
+    assert sum(int(at_edge[token]) for token in tokens) > 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts what the interpreter loads")
+@pytest.mark.parametrize("spread", [1.0, 10.0])
+@pytest.mark.parametrize(
+    ("params", "most"),
+    [({}, 1), ({"min_p": 0.1}, 2), ({"top_k": 50}, 14), ({"top_p": 0.95}, 15), ({"top_k": 50, "top_p": 0.95}, 26)],
+    ids=str,
+)
+def test_a_row_is_read_a_few_times(
+    params: dict[str, Any], most: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each search of the 2^32 keys reads it 11 times at most, an eighth of them being left each time; the draw once."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    num_rows, vocab, load, read = 2, 5000, interpreter_builder.create_masked_load, []
+
+    def counting(pointers: Any, mask: Any, *others: Any) -> Any:
+        # a row's parameters are single numbers
+        read.append(4 * int(mask.data.sum()) if mask.data.size > 1 else 0)
+        return load(pointers, mask, *others)
+
+    monkeypatch.setattr(interpreter_builder, "create_masked_load", counting)
+    logits = spread * torch.randn(num_rows, vocab, generator=torch.Generator().manual_seed(3))
+    batch = a_sampling_batch(num_rows, temperature=0.8, seed=3, **params)
+
+    tokens = sample.sample(logits, batch)
+
+    assert torch.equal(tokens, sample_ref.sample(logits, batch))
+    assert 1 <= sum(read) / logits.nbytes <= most
