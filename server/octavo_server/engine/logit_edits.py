@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from octavo_server.engine.outputs import ScheduledSequence
     from octavo_server.engine.request import SamplingParams
     from octavo_server.engine.sequence import GrammarState, Sequence
-    from octavo_server.engine.token_counts import TokenCounts
 
 
 MAX_REMEMBERED = 64
@@ -42,13 +41,18 @@ class LogitEdits:
         Of the others it is the draw that finds it out, on the device. logits: [len(items), vocab] float32.
         """
         failed: dict[int, str] = {}
+        penalized: list[int] = []
         for row in rows:
             sequence = items[row].sequence
             problem = _restrict_to_grammar(logits[row], sequence.grammar) if sequence.grammar is not None else None
             if problem is not None:
                 failed[row] = problem
-            else:
-                self._edit(logits[row], sequence)
+                continue
+            self._edit(logits[row], sequence)
+            if sequence.token_counts is not None:
+                penalized.append(row)
+        if penalized:
+            _penalize(logits, penalized, [items[row].sequence for row in penalized])
         return failed
 
     def touches(self, sequence: Sequence) -> bool:
@@ -67,7 +71,7 @@ class LogitEdits:
             logits[token_id] += bias
 
     def _edit(self, logits: torch.Tensor, sequence: Sequence) -> None:
-        """logits: [vocab] float32, changed in place."""
+        """All but penalties. logits: [vocab] float32, changed in place."""
         params, request = sequence.request.params, sequence.request
         if params.allowed_token_ids is not None:
             _forbid(logits, self._not_among(params.allowed_token_ids, logits.shape[0]))
@@ -80,8 +84,6 @@ class LogitEdits:
         if request.bad_token_ids:
             banned = _banned(request.bad_token_ids, sequence.output_token_ids)
             logits.index_fill_(0, upload(banned, np.int64, logits.device), -torch.inf)
-        if sequence.token_counts is not None:
-            _penalize(logits, params, sequence.token_counts)
 
     def _not_among(self, allowed: tuple[int, ...], vocab_size: int) -> NDArray[np.bool_]:
         """-> [vocab] bool."""
@@ -140,13 +142,23 @@ def _banned(bad: tuple[tuple[int, ...], ...], output: list[int]) -> list[int]:
     ]
 
 
-def _penalize(logits: torch.Tensor, params: SamplingParams, counts: TokenCounts) -> None:
-    """logits: [vocab] float32, changed in place."""
-    seen = upload(counts.token_ids, np.int64, logits.device)
-    if params.repetition_penalty != 1.0:
-        values = logits[seen]
-        penalty = params.repetition_penalty
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if params.presence_penalty or params.frequency_penalty:
-        times = upload(counts.counts, np.int64, logits.device)
-        logits[seen] -= params.presence_penalty * (times > 0) + params.frequency_penalty * times
+def _penalize(logits: torch.Tensor, rows: list[int], sequences: Items[Sequence]) -> None:
+    """All rows in the same few operations, however many they are.
+
+    logits: [num_rows, vocab] float32, changed in place where tokens stand in the row's prompt or output.
+    """
+    counts = [sequence.token_counts for sequence in sequences if sequence.token_counts is not None]
+    lengths = [len(each.token_ids) for each in counts]
+    token_ids = np.concatenate([np.array(each.token_ids, np.int64) for each in counts])
+    num_times = np.concatenate([np.array(each.counts, np.int64) for each in counts])
+    penalties = [
+        (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        for params in (sequence.request.params for sequence in sequences)
+    ]
+    numbers = np.stack([np.repeat(rows, lengths), token_ids, num_times])
+    owners, seen, times = upload(numbers, np.int64, logits.device)
+    # each: [seen tokens of all rows] float32
+    repetition, presence, frequency = upload(np.repeat(penalties, lengths, axis=0).T, np.float32, logits.device)
+    values = logits[owners, seen]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    logits[owners, seen] = values - (presence * (times > 0) + frequency * times)

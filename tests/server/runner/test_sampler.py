@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo_kernels.backend import select_backend
 from octavo_kernels.batches import SamplingBatch
 from octavo_server.engine.gathered_logprobs import gather_logprobs
+from octavo_server.engine.logit_edits import LogitEdits
 from octavo_server.engine.outputs import SampledToken, ScheduledSequence, SequenceId
 from octavo_server.engine.request import Request, SamplingParams
 from octavo_server.engine.sampler import Sampler
@@ -74,6 +77,52 @@ def test_repetition_penalty_covers_prompt_and_output_and_pushes_down_both_signs(
     item = an_item([0, 0], [1], repetition_penalty=2.0)
 
     assert edited([4.0, -4.0, 4.0], item) == [2.0, -8.0, 4.0]
+
+
+PENALIZED: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.7},
+    {"presence_penalty": 0.5, "frequency_penalty": -0.25},
+    {"repetition_penalty": 0.8, "frequency_penalty": 0.3, "min_tokens": 9},
+    {"presence_penalty": -1.5, "logit_bias": {2: 4.0}},
+]
+
+
+def test_penalties_of_several_rows_are_those_of_each_alone() -> None:
+    items = [an_item([0, 1, 1], [2, 3, 2, row % 9], **PENALIZED[row % 4]) for row in range(10)]
+    items.insert(3, an_item([0, 1], [2]))
+    logits = 3 * torch.randn(11, 9, generator=torch.Generator().manual_seed(1))
+    backend = Recorder()
+
+    Sampler(backend, (EOS,)).sample(logits.clone(), items)  # type: ignore[arg-type]  # forwards the rest
+
+    alone = [edited(row.tolist(), item) for row, item in zip(logits, items, strict=True)]
+    assert backend.logits.tolist() == alone
+    assert backend.logits[3].tolist() == logits[3].tolist()
+
+
+def test_penalties_take_as_many_operations_for_many_rows_as_for_one() -> None:
+    """A GPU would have each of them to launch."""
+
+    class Counting(TorchDispatchMode):
+        num_operations = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.num_operations += 1
+            return func(*args, **(kwargs or {}))
+
+    def count(num_rows: int) -> int:
+        items = [an_item([0, 1], [2, row % 5], **PENALIZED[row % 2]) for row in range(num_rows)]
+        logits, edits = torch.zeros(num_rows, 9), LogitEdits((EOS,))
+        # what each row has to itself, such as its view
+        plain = num_rows * operations(lambda: logits[0])
+        return operations(lambda: edits.apply(logits, items, range(num_rows))) - plain
+
+    def operations(run: Callable[[], object]) -> int:
+        with Counting() as counting:
+            run()
+        return counting.num_operations
+
+    assert count(20) == count(1) < 20
 
 
 def test_edits_come_in_vllms_order() -> None:
