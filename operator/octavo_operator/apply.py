@@ -138,7 +138,9 @@ class Executor:
 
     async def _scale(self, key: ResourceKey, operation: Scale) -> bool:
         path = DEPLOYMENT.path(key[0], operation.deployment)
-        scaled = self._cache.put(await self._kube.merge_patch(path, {"spec": {"replicas": operation.replicas}}))
+        labels = names.revision_labels(key[1], operation.revision)
+        body = {"metadata": {"labels": labels}, "spec": {"replicas": operation.replicas}}
+        scaled = self._cache.put(await self._kube.merge_patch(path, body))
         return bool(scaled)
 
     async def _mark(self, key: ResourceKey, operation: MarkPod) -> None:

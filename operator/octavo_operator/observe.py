@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from octavo_operator.api.types import JsonObject
-from octavo_operator.desired.render import key_of
+from octavo_operator.desired import names
+from octavo_operator.desired.render import ObjectKey, key_of
 from octavo_operator.desired.scaler import ScalingApis
 from octavo_operator.errors import ClusterError
 from octavo_operator.key_secrets import KeySecrets
 from octavo_operator.kube.client import KubeClient
-from octavo_operator.kube.kinds import EVENT
+from octavo_operator.kube.kinds import DEPLOYMENT, EVENT
 from octavo_operator.object_cache import ObjectCache, ResourceKey
-from octavo_operator.observed import Capacity, Node, Observed, Pod, ZeroWish, belongs_to
+from octavo_operator.observed import Capacity, Node, Observed, Pod, ZeroWish, belongs_to, controller_of
 from octavo_operator.probe import StartupProbe
 from octavo_operator.served_names import claimed_names, find_rivals
 from octavo_operator.start_report import pod_to_report
@@ -82,9 +83,10 @@ class Observer:
         # One that nobody controls is no replica: it would never go, and rollouts would wait for it for ever.
         all_pods = tuple(pod for obj in owned if obj["kind"] == "Pod" for pod in [Pod(raw=obj)] if pod.is_controlled)
         pods = tuple(pod for pod in all_pods if not pod.is_download)
+        objects = {key_of(obj): obj for obj in owned if obj["kind"] != "Pod" and belongs_to(obj, resource)}
         return Observed(
             resource=resource,
-            objects={key_of(obj): obj for obj in owned if obj["kind"] != "Pod" and belongs_to(obj, resource)},
+            objects=objects | await self._find_hidden(key, objects, pods, uid=resource["metadata"]["uid"]),
             pods=pods,
             downloads=tuple(pod for pod in all_pods if pod.is_download),
             startups=await self._probe.read(all_pods, also=pod_to_report(pods, resource.get("status") or {})),
@@ -100,6 +102,26 @@ class Observer:
             awaits_node=await self._awaits_node(pods),
             scaling_apis=self._scaling_apis(),
         )
+
+    async def _find_hidden(
+        self, key: ResourceKey, known: Collection[ObjectKey], pods: tuple[Pod, ...], *, uid: str
+    ) -> dict[ObjectKey, JsonObject]:
+        """Our Deployments that living pods tell of and no watch does, because somebody has changed their labels."""
+        living = {pod.revision for pod in pods if not pod.is_terminating and not pod.is_finished} - {""}
+        hidden: dict[ObjectKey, JsonObject] = {}
+        for revision in sorted(living):
+            name = names.deployment_name(key[1], revision)
+            found = None if (DEPLOYMENT.name, name) in known else await self._kube.find(DEPLOYMENT, key[0], name)
+            if found is None or (controller_of(found) or {}).get("uid") != uid:
+                continue
+            metadata = found["metadata"]
+            labels = {**metadata.get("labels", {}), names.REVISION_LABEL: revision}
+            hidden[DEPLOYMENT.name, name] = {
+                **found,
+                "kind": DEPLOYMENT.name,
+                "metadata": {**metadata, "labels": labels},
+            }
+        return hidden
 
     async def _awaits_node(self, pods: tuple[Pod, ...]) -> bool:
         """Whether an autoscaler of nodes works for a new revision's pod; asked only while there is an older one."""

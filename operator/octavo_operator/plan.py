@@ -40,10 +40,11 @@ class Apply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Set the count of a Deployment whose template we can no longer render."""
+    """Set the count of a Deployment whose template we can no longer render, and its labels, by which a watch tells of it."""
 
     deployment: str
     replicas: int
+    revision: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +143,7 @@ def _retirements(desired: Desired, observed: Observed) -> Iterator[Scale]:
             continue
         replicas = desired.counts.get(revision, 0)
         if replicas_of(deployment) != replicas:
-            yield Scale(deployment=deployment["metadata"]["name"], replicas=replicas)
+            yield Scale(deployment=deployment["metadata"]["name"], replicas=replicas, revision=revision)
 
 
 def _marks(operations: Iterable[Operation], observed: Observed) -> Iterator[MarkPod]:

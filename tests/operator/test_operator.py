@@ -177,6 +177,28 @@ def test_labels_that_somebody_changed_are_restored(namespace: Namespace) -> None
         until(lambda: (namespace.get("Deployment", name) or {})["metadata"]["labels"], lambda got: got == labels)
 
 
+def test_a_revision_that_lost_label_and_template_while_nobody_looked_leaves_all_the_same(namespace: Namespace) -> None:
+    """No watch tells of it, and it would hold its GPUs for ever; its pods tell."""
+    namespace.create("qwen", replicas=1)
+    old = namespace.deployment_of("qwen")
+    namespace.add_pod(old, "old-1", READY)
+    until(lambda: namespace.condition("qwen"), lambda got: got.get("status") == "True")
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"suspend": True}})
+    until(lambda: namespace.condition("qwen", "Progressing"), lambda got: got.get("reason") == "Suspended")
+    name = old["metadata"]["name"]
+    namespace.patch("Deployment", name, {"metadata": {"labels": {"app.kubernetes.io/managed-by": "mine"}}})
+    namespace.delete("ControllerRevision", name)
+
+    namespace.patch("ModelDeployment", "qwen", {"spec": {"suspend": False, "engine": {"maxNumSeqs": 4}}})
+    names = until(lambda: namespace.names("Deployment"), lambda got: len(got) == 2)
+    (new,) = names - {name}
+    namespace.add_pod(namespace.get("Deployment", new) or {}, "new-1", READY)
+
+    until(lambda: (namespace.get("Deployment", name) or {})["spec"]["replicas"], lambda got: got == 0)
+    namespace.delete("Pod", "old-1")
+    until(lambda: namespace.names("Deployment"), lambda got: got == {new})
+
+
 def test_label_that_was_added_to_a_selector_goes(namespace: Namespace) -> None:
     """The Service would find no pod any more."""
     namespace.create("qwen", replicas=1)

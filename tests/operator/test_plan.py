@@ -114,7 +114,7 @@ def test_old_revision_leaves_as_the_new_one_becomes_ready() -> None:
     after = plan_of(resource, an_observed(*deployments, pods=(*old, new)))
 
     assert before == ()
-    assert after == (Scale(deployment="qwen-old", replicas=1),)
+    assert after == (Scale(deployment="qwen-old", replicas=1, revision="old"),)
 
 
 def test_broken_pod_of_a_corrected_spec_gives_its_gpu_to_the_right_one() -> None:
@@ -129,7 +129,7 @@ def test_broken_pod_of_a_corrected_spec_gives_its_gpu_to_the_right_one() -> None
     without = plan_of(resource, an_observed(*deployments, pods=(broken, waits)))
 
     assert with_room == ()
-    assert without == (Scale(deployment="qwen-old", replicas=0),)
+    assert without == (Scale(deployment="qwen-old", replicas=0, revision="old"),)
 
 
 def test_revision_that_serves_keeps_its_gpu_from_one_that_waits() -> None:
@@ -140,7 +140,7 @@ def test_revision_that_serves_keeps_its_gpu_from_one_that_waits() -> None:
 
     observed = an_observed(*desired.objects, a_deployment("old", replicas=2), pods=(serving, broken, waits))
 
-    assert plan_of(resource, observed) == (Scale(deployment="qwen-old", replicas=1),)
+    assert plan_of(resource, observed) == (Scale(deployment="qwen-old", replicas=1, revision="old"),)
 
 
 def test_quota_that_a_broken_revision_uses_up_is_freed() -> None:
@@ -154,7 +154,7 @@ def test_quota_that_a_broken_revision_uses_up_is_freed() -> None:
 
     observed = an_observed(*refused, a_deployment("old"), pods=(a_pod("old-1", revision="old"),))
 
-    assert plan_of(resource, observed) == (Scale(deployment="qwen-old", replicas=0),)
+    assert plan_of(resource, observed) == (Scale(deployment="qwen-old", replicas=0, revision="old"),)
 
 
 def test_old_revision_goes_to_zero_when_the_new_one_is_whole() -> None:
@@ -164,7 +164,7 @@ def test_old_revision_goes_to_zero_when_the_new_one_is_whole() -> None:
 
     plan = plan_of(resource, an_observed(*desired.objects, a_deployment("old"), pods=pods))
 
-    assert plan == (Scale(deployment="qwen-old", replicas=0),)
+    assert plan == (Scale(deployment="qwen-old", replicas=0, revision="old"),)
 
 
 def test_old_revision_shrinks_with_what_is_wanted() -> None:
@@ -173,7 +173,7 @@ def test_old_revision_shrinks_with_what_is_wanted() -> None:
 
     plan = plan_of(resource, an_observed(*desired.objects, a_deployment("old", replicas=4)))
 
-    assert plan == (Scale(deployment="qwen-old", replicas=1),)
+    assert plan == (Scale(deployment="qwen-old", replicas=1, revision="old"),)
 
 
 def test_retired_revision_is_deleted_only_when_its_last_pod_has_gone() -> None:
@@ -196,7 +196,7 @@ def test_all_revisions_go_to_zero_with_the_resource() -> None:
 
     plan = plan_of(resource, an_observed(*desired.objects, a_deployment("old", replicas=2)))
 
-    assert plan == (Scale(deployment="qwen-old", replicas=0),)
+    assert plan == (Scale(deployment="qwen-old", replicas=0, revision="old"),)
 
 
 def plan_of(resource: ModelDeployment, observed: Observed) -> tuple[Operation, ...]:
@@ -321,7 +321,8 @@ def test_pods_that_serve_are_marked_before_their_deployment_gives_some_up(
 
     assert [(each.pod, each.tokens) for each in plan if isinstance(each, MarkPod)] == marks
     counts = [each for each in plan if isinstance(each, Scale)]
-    assert counts == ([] if before == after else [Scale(deployment=kept["metadata"]["name"], replicas=after)])
+    scaled = Scale(deployment=kept["metadata"]["name"], replicas=after, revision="abc")
+    assert counts == ([] if before == after else [scaled])
     if marks:
         assert plan.index(counts[0]) > max(plan.index(each) for each in plan if isinstance(each, MarkPod))
 
