@@ -21,7 +21,7 @@ import triton.language as tl
 
 from octavo_kernels.checks import check_expert_weights, check_experts
 from octavo_kernels.expert_matrices import ExpertMatrices, PackedMatrices, rows_dtype
-from octavo_kernels.grouped_products import ExpertTiling, down_product, gate_up_product
+from octavo_kernels.grouped_products import ExpertTiling, down_product, gate_up_product, operands_of
 from octavo_kernels.launch import MIN_DOT, ceil_div, is_amd
 from octavo_kernels.moe_align import align
 from octavo_kernels.overlap import await_inputs, overlapped
@@ -85,11 +85,15 @@ def fused_moe(
         packed_gate_up_product(x, gate_up, inner_rows, tiles)
     else:
         gate_up_product(x, gate_up, inner_rows, tiles, tiling)
-    parts = torch.empty((num_pairs, hidden), dtype=torch.float32, device=x.device)
     if isinstance(down, PackedMatrices):
+        parts = torch.empty((num_pairs, hidden), dtype=torch.float32, device=x.device)
         packed_down_product(inner_rows, down, shares, parts, tiles)
     else:
-        down_product(inner_rows, down, shares, parts, tiles, tiling)
+        operands = operands_of(inner_rows, down)
+        # where there are codes of it they take its place before the parts, the most of all, take theirs
+        del inner_rows
+        parts = torch.empty((num_pairs, hidden), dtype=torch.float32, device=x.device)
+        down_product(operands, shares, parts, tiles, tiling)
     moe_sum_kernel[(num_tokens, ceil_div(hidden, _SUM_BLOCK))](
         p_part=parts,
         p_out=out,

@@ -166,6 +166,23 @@ def moe_down_kernel(
     tl.store(p_out, b_part * b_share[:, None], mask=m_pair[:, None] & m_column[None, :])
 
 
+class Operands(NamedTuple):
+    """Of one product; scales of float8 alone."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    x_scale: torch.Tensor | None = None
+    weight_scale: torch.Tensor | None = None
+
+
+def operands_of(x: torch.Tensor, matrices: torch.Tensor | Fp8Matrices) -> Operands:
+    """x: [num_rows, any] -> what the matrix units multiply: of float8 codes, which hold nothing of x."""
+    if isinstance(matrices, torch.Tensor):
+        return Operands(x, matrices)
+    codes, scales = quantize_rows(x)
+    return Operands(codes, matrices.codes, scales, matrices.scales)
+
+
 def gate_up_product(
     x: torch.Tensor,
     matrices: torch.Tensor | Fp8Matrices,
@@ -175,7 +192,7 @@ def gate_up_product(
 ) -> None:
     """x: [num_tokens, hidden] -> written to inner_rows: [num_pairs, inner], pairs being num_pairs / num_tokens a token."""
     num_pairs, inner = inner_rows.shape
-    operands = _operands(x, matrices)
+    operands = operands_of(x, matrices)
     moe_gate_up_kernel[(tiles.experts.shape[0] * ceil_div(inner, tiling.block_n),)](
         p_x=operands.x,
         p_gate_up=operands.weight,
@@ -194,16 +211,10 @@ def gate_up_product(
 
 
 def down_product(
-    inner_rows: torch.Tensor,
-    matrices: torch.Tensor | Fp8Matrices,
-    expert_weights: torch.Tensor,
-    parts: torch.Tensor,
-    tiles: ExpertTiles,
-    tiling: ExpertTiling,
+    operands: Operands, expert_weights: torch.Tensor, parts: torch.Tensor, tiles: ExpertTiles, tiling: ExpertTiling
 ) -> None:
-    """inner_rows: [num_pairs, inner], expert_weights: a number a pair -> written to parts: [num_pairs, hidden] float32."""
+    """operands: of rows [num_pairs, inner]; expert_weights: a number a pair -> written to parts: [num_pairs, hidden] float32."""
     num_pairs, hidden = parts.shape
-    operands = _operands(inner_rows, matrices)
     moe_down_kernel[(tiles.experts.shape[0] * ceil_div(hidden, tiling.block_n),)](
         p_inner=operands.x,
         p_down=operands.weight,
@@ -215,25 +226,9 @@ def down_product(
         p_experts=tiles.experts,
         num_pairs=num_pairs,
         hidden=hidden,
-        inner=inner_rows.shape[1],
+        inner=operands.x.shape[1],
         **_options(operands.x.dtype, tiling),
     )
-
-
-class _Operands(NamedTuple):
-    """Of one product; scales of float8 alone."""
-
-    x: torch.Tensor
-    weight: torch.Tensor
-    x_scale: torch.Tensor | None = None
-    weight_scale: torch.Tensor | None = None
-
-
-def _operands(x: torch.Tensor, matrices: torch.Tensor | Fp8Matrices) -> _Operands:
-    if isinstance(matrices, torch.Tensor):
-        return _Operands(x, matrices)
-    codes, scales = quantize_rows(x)
-    return _Operands(codes, matrices.codes, scales, matrices.scales)
 
 
 def _options(dtype: torch.dtype, tiling: ExpertTiling) -> dict[str, Any]:

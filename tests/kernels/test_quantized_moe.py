@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -220,6 +222,29 @@ def test_a_matrix_that_stays_exact_stands_beside_one_of_few_bits(backend: Triton
 
     rounded = torch.stack([quantize(weight, 4).dequantize() for weight in gate_up]).to(x.device)
     assert_close(out, fused_moe_ref.fused_moe(x, rounded, down.to(x.device), ids, shares), 5e-5)
+
+
+def test_rows_of_float8_do_not_stand_beside_their_codes_and_the_parts(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a step takes no more than one through exact experts, which is what is planned."""
+    rows: list[weakref.ref[torch.Tensor]] = []
+    gate_up_product, down_product = fused_moe.gate_up_product, fused_moe.down_product
+
+    def noting(x: torch.Tensor, matrices: Fp8Matrices, inner_rows: torch.Tensor, *others: Any) -> None:
+        rows.append(weakref.ref(inner_rows))
+        gate_up_product(x, matrices, inner_rows, *others)
+
+    def checking(*given: Any) -> None:
+        assert rows[0]() is None
+        down_product(*given)
+
+    monkeypatch.setattr(fused_moe, "gate_up_product", noting)
+    monkeypatch.setattr(fused_moe, "down_product", checking)
+
+    fused_moe.fused_moe(*a_case("fp8", 3, device))
+
+    assert len(rows) == 1
 
 
 @KINDS
