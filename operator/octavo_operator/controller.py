@@ -108,7 +108,6 @@ class Controller:
         self._is_synced = False
         self._relisted = asyncio.Event()
         """A watch had to begin with a list."""
-        self._moved_at = time.monotonic()
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
@@ -222,7 +221,6 @@ class Controller:
                     await self._reconcile(key)
             finally:
                 self._queue.done(key)
-                self._moved_at = time.monotonic()
                 self._metrics.queue_depth.set(len(self._queue))
 
     async def _reconcile(self, key: ResourceKey) -> None:
@@ -304,9 +302,8 @@ class Controller:
             self._enqueue_all()
 
     def _trouble(self) -> str:
-        still_s = time.monotonic() - self._moved_at
-        if len(self._queue) and still_s > STUCK_AFTER_S:
-            return f"{len(self._queue)} keys wait and none was worked on for {still_s:.0f} s"
+        if self._queue.still_s > STUCK_AFTER_S:
+            return f"{len(self._queue)} keys wait and none was worked on for {self._queue.still_s:.0f} s"
         return ""
 
     def _spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

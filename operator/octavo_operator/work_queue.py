@@ -7,6 +7,7 @@ that doubles, with jitter, so that a thousand of them do not come back together.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -19,9 +20,11 @@ MAX_DELAY_S = 60.0
 class WorkQueue(Generic[K]):
     """Owns the keys that wait, those in work, and the number of failures in a row of each."""
 
-    def __init__(self, *, jitter: Callable[[], float]) -> None:
-        """`jitter` gives a number in [0, 1)."""
+    def __init__(self, *, jitter: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
+        """`jitter` gives a number in [0, 1), `clock` seconds."""
         self._jitter = jitter
+        self._clock = clock
+        self._moved_at = clock()
         self._ready: asyncio.Queue[K] = asyncio.Queue()
         self._waiting: set[K] = set()
         self._in_work: set[K] = set()
@@ -33,7 +36,14 @@ class WorkQueue(Generic[K]):
         """Keys that wait or are in work; those that wait for a time are not counted."""
         return len(self._waiting) + len(self._in_work)
 
+    @property
+    def still_s(self) -> float:
+        """Seconds for which keys have waited or been in work and none was taken or done; 0 of an empty queue."""
+        return self._clock() - self._moved_at if len(self) else 0.0
+
     def add(self, key: K) -> None:
+        if not len(self):
+            self._moved_at = self._clock()
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
@@ -56,11 +66,13 @@ class WorkQueue(Generic[K]):
     async def get(self) -> K:
         """The next key; `done` must follow."""
         key = await self._ready.get()
+        self._moved_at = self._clock()
         self._waiting.discard(key)
         self._in_work.add(key)
         return key
 
     def done(self, key: K) -> None:
+        self._moved_at = self._clock()
         self._in_work.discard(key)
         if key in self._again:
             self._again.discard(key)

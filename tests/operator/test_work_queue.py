@@ -84,3 +84,25 @@ async def test_jitter_spreads_the_failed() -> None:
 
     assert spread[0] == 0.5 * FIRST_DELAY_S
     assert spread[1] == pytest.approx(1.49 * FIRST_DELAY_S)
+
+
+async def test_it_stands_still_while_a_key_waits_or_is_in_work_and_not_after_a_long_quiet() -> None:
+    now = [0.0]
+    queue: WorkQueue[str] = WorkQueue(jitter=lambda: 0.5, clock=lambda: now[0])
+
+    now[0] = 1000.0
+    assert queue.still_s == 0
+    queue.add("a")
+    assert queue.still_s == 0
+
+    now[0] += 5
+    queue.add("b")
+    assert queue.still_s == 5
+    await queue.get()
+    assert queue.still_s == 0
+
+    now[0] += 7
+    queue.add("c")
+    assert queue.still_s == 7
+    queue.done("a")
+    assert queue.still_s == 0
