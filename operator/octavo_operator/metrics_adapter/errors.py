@@ -6,6 +6,7 @@ AdapterError
 ├── ForbiddenError         403
 ├── NotFoundError          404
 ├── MethodNotAllowedError  405
+├── RequestTimeoutError    408  a head that did not end in time
 ├── InternalError          500  a fault of ours
 └── UnavailableError       503  the API server could not be asked who the caller is or what it may do
 """
@@ -64,6 +65,11 @@ class NotFoundError(AdapterError):
 class MethodNotAllowedError(AdapterError):
     code = 405
     reason = "MethodNotAllowed"
+
+
+class RequestTimeoutError(AdapterError):
+    code = 408
+    reason = "Timeout"
 
 
 class InternalError(AdapterError):

@@ -6,6 +6,7 @@ again for each request (`front_proxy.py`), so a CA may be added to the context h
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import ssl
@@ -15,8 +16,9 @@ from collections.abc import AsyncIterator, Iterator
 
 from aiohttp import web
 
-MAX_LINE_BYTES = 32 * 1024
-"""A label selector travels in the request line; aiohttp's own limit of 8 KiB is less than the API server's."""
+from octavo_operator.metrics_adapter.connection import ConnectionLimits, Runner
+
+DEFAULT_LIMITS = ConnectionLimits()
 
 
 class AdapterTls:
@@ -63,17 +65,21 @@ class AdapterTls:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: web.Application, tls: AdapterTls, *, host: str, port: int) -> AsyncIterator[int]:
+async def listening(
+    app: web.Application, tls: AdapterTls, *, host: str, port: int, limits: ConnectionLimits = DEFAULT_LIMITS
+) -> AsyncIterator[int]:
     """Serve the application while the context is open; gives the port, which differs from 0 when 0 was asked for."""
-    runner = web.AppRunner(
-        app, access_log=None, max_line_size=MAX_LINE_BYTES, max_field_size=MAX_LINE_BYTES, shutdown_timeout=5.0
-    )
+    runner = Runner(app, tls.context, limits)
     await runner.setup()
+    connections = runner.connections
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=tls.context)
-        await site.start()
-        bound: int = runner.addresses[0][1]
-        yield bound
+        server = await asyncio.get_running_loop().create_server(connections.accept, host, port)
+        try:
+            bound: int = server.sockets[0].getsockname()[1]
+            yield bound
+        finally:
+            server.close()
+            await connections.end_handshakes()
     finally:
         await runner.cleanup()
 
