@@ -113,6 +113,9 @@ def converse(options: ChatOptions) -> int:
             except CliError as error:
                 messages.pop()
                 print(f"error: {error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                # It ends the answer, which is no part of the conversation then.
+                messages.pop()
     return 0
 
 
@@ -133,7 +136,17 @@ def _next_question() -> str:
     try:
         return input("> ").strip()
     except EOFError:
+        _end_line()
         return ""
+    except KeyboardInterrupt:
+        _end_line()
+        raise
+
+
+def _end_line() -> None:
+    """Of a prompt that nobody has answered with Enter."""
+    if sys.stdin.isatty():
+        print(file=sys.stderr)
 
 
 async def wait_for_model(session: aiohttp.ClientSession, options: ChatOptions) -> str:
@@ -178,6 +191,10 @@ async def ask(session: aiohttp.ClientSession, options: ChatOptions, model: str, 
             async for piece in answer_pieces(response):
                 print(printable(piece), end="", flush=True)
                 text += piece
+    except asyncio.CancelledError:
+        # By Ctrl-C: what is shown next gets a line of its own.
+        print()
+        raise
     except (aiohttp.ClientError, OSError) as error:
         raise CliError(f"{options.url} broke off: {error}") from error
     except NOT_OPENAIS as error:

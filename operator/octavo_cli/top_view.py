@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,9 @@ from .replica_metrics import Measured, Window, read_scrape
 HEADINGS = ("MODEL", "REPLICA", "PRESSURE", "RUNNING", "WAITING", "KV", "TOK/S", "TTFT p95", "PREFIX HITS", "NOTE")
 
 NUMBERS = HEADINGS[2:9]
+
+MIN_TABLE_WIDTH = 100
+"""Columns of a terminal; the numbers take 65, and on a narrower one each replica has lines of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class TopView:
         self._clock = clock
         self._windows: dict[tuple[str, str], Window] = {}
 
-    def table(self) -> Table:
+    def table(self) -> TopTable:
         """Looks once."""
         replicas, measured = [], {}
         for replica in self._look():
@@ -65,7 +69,7 @@ class TopView:
             replicas.append(replica)
         keys = {(replica.model, replica.name) for replica in replicas}
         self._windows = {key: window for key, window in self._windows.items() if key in keys}
-        return top_table(replicas, measured)
+        return TopTable(replicas, measured)
 
 
 def show(
@@ -90,6 +94,18 @@ def show(
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class TopTable:
+    """What is shown, as a table where the terminal is wide enough."""
+
+    replicas: Sequence[Replica]
+    measured: Mapping[tuple[str, str], Measured]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        draw = top_table if options.max_width >= MIN_TABLE_WIDTH else top_list
+        yield draw(self.replicas, self.measured)
+
+
 def top_table(replicas: Sequence[Replica], measured: Mapping[tuple[str, str], Measured]) -> Table:
     """Pure; replicas by model and name."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -97,21 +113,45 @@ def top_table(replicas: Sequence[Replica], measured: Mapping[tuple[str, str], Me
         # Of a narrow terminal names and notes take more lines; a number is never cut for them.
         is_number = heading in NUMBERS
         table.add_column(heading, no_wrap=is_number, overflow="fold", justify="right" if is_number else "left")
+    for replica, numbers in _rows(replicas, measured):
+        table.add_row(replica.model, replica.name, *numbers, Text(replica.note, style="yellow"))
+    return table
+
+
+def top_list(replicas: Sequence[Replica], measured: Mapping[tuple[str, str], Measured]) -> Group:
+    """Pure; the same, each number beside its heading."""
+    lines: list[RenderableType] = []
+    for replica, numbers in _rows(replicas, measured):
+        lines += [_folded(replica.model, "bold"), _folded(replica.name)]
+        pairs = zip(NUMBERS, numbers, strict=True)
+        lines.append(Columns([Text.assemble(heading, " ", number) for heading, number in pairs], padding=(0, 2)))
+        if replica.note:
+            lines.append(_folded(replica.note, "yellow"))
+    return Group(*lines)
+
+
+def _folded(text: str, style: str = "") -> Text:
+    return Text(text, style=style, overflow="fold", no_wrap=False)
+
+
+def _rows(
+    replicas: Sequence[Replica], measured: Mapping[tuple[str, str], Measured]
+) -> Iterator[tuple[Replica, tuple[Text, ...]]]:
+    """Each replica with what belongs under `NUMBERS`."""
     for replica in sorted(replicas, key=lambda each: (each.model, each.name)):
         found = measured.get((replica.model, replica.name), Measured())
-        table.add_row(
-            replica.model,
-            replica.name,
-            Text(_number(found.pressure, "{:.2f}"), style=_pressure_colour(found.pressure)),
-            _number(found.running, "{:.0f}"),
-            Text(_number(found.waiting, "{:.0f}"), style="yellow" if found.waiting else ""),
-            _number(found.kv_usage, "{:.0%}"),
-            _number(found.tokens_per_s, "{:.1f}"),
-            _number(found.first_token_s, "{:.2f} s"),
-            _number(found.hit_ratio, "{:.0%}"),
-            Text(replica.note, style="yellow"),
+        yield (
+            replica,
+            (
+                Text(_number(found.pressure, "{:.2f}"), style=_pressure_colour(found.pressure)),
+                Text(_number(found.running, "{:.0f}")),
+                Text(_number(found.waiting, "{:.0f}"), style="yellow" if found.waiting else ""),
+                Text(_number(found.kv_usage, "{:.0%}")),
+                Text(_number(found.tokens_per_s, "{:.1f}")),
+                Text(_number(found.first_token_s, "{:.2f} s")),
+                Text(_number(found.hit_ratio, "{:.0%}")),
+            ),
         )
-    return table
 
 
 def _number(value: float | None, form: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from octavo_cli import chat
+from octavo_cli.child_process import end_with_parent
 from octavo_cli.errors import CliError
 
 from .cluster import Cluster
@@ -76,7 +77,15 @@ def forwarded(cluster: Cluster, service: GatewayService) -> Iterator[str]:
         f"service/{service.name}",
         f":{service.port}",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A session of its own: Ctrl-C ends an answer, and not the way to the next one.
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
     try:
         assert process.stdout is not None
         found = _FORWARDING.match(process.stdout.readline())

@@ -7,7 +7,6 @@ shape of a pod's status, so that the operator's own diagnosis explains them.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 
 import aiohttp
 
+from octavo_cli.child_process import end_with_parent
 from octavo_operator.desired import names
 from octavo_operator.observed import Pod, Startup
 
@@ -39,7 +39,6 @@ KILL_AFTER_S = 10.0
 """Seconds beyond the drain time-out after which a server that does not end is killed."""
 LAST_LINES_BYTES = 2048
 REVISION = "local"
-_PR_SET_PDEATHSIG = 1
 
 
 class Replica:
@@ -169,7 +168,7 @@ class Replica:
                 env=env,
                 # A session of its own: Ctrl-C at the terminal reaches `octavo up` alone, which drains first.
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     async def _watch(self, began: float) -> None:
@@ -289,12 +288,3 @@ def free_port() -> int:
 
 def startups_of(replicas: Sequence[Replica]) -> Mapping[str, Startup]:
     return {replica.name: replica.startup for replica in replicas if replica.startup is not None}
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """In the child before it becomes the server: SIGTERM when `octavo up` is killed, so that nothing outlives it."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
