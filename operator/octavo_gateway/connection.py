@@ -50,7 +50,7 @@ class ConnectionLimits:
 class Connection(web.RequestHandler):
     """aiohttp's, but for its errors and the limits that it does not have."""
 
-    __slots__ = ("_has_begun_head", "_head_timer", "_is_counted", "_of", "_write_timer")
+    __slots__ = ("_has_begun_head", "_head_timer", "_is_counted", "_is_read", "_of", "_write_timer")
 
     def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
         limits = connections.limits
@@ -67,6 +67,7 @@ class Connection(web.RequestHandler):
         )
         self._of = connections
         self._is_counted = False
+        self._is_read = False
         self._has_begun_head = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -81,6 +82,11 @@ class Connection(web.RequestHandler):
         self._is_counted = True
         super().connection_made(transport)
         self._await_head()
+        # What comes in one segment with the end of a TLS handshake comes before aiohttp's task waits for a head.
+        self._loop.call_soon(self._begin_to_read)
+
+    def _begin_to_read(self) -> None:
+        self._is_read = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self._is_counted:
@@ -140,6 +146,8 @@ class Connection(web.RequestHandler):
 
     @property
     def _awaits_head(self) -> bool:
+        if not self._is_read:
+            return not self._messages
         return self._waiter is not None and not self._waiter.done()
 
     def _await_head(self) -> None:

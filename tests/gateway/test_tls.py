@@ -21,6 +21,7 @@ from octavo_gateway import certificate
 from octavo_gateway.errors import BadCertificate
 from octavo_gateway.metrics import Metrics
 from octavo_testing.gateway import CHAT, a_gateway, a_model, an_upstream, streaming, until
+from octavo_testing.tls_client import hurry
 
 
 def write_pair(folder: Path, name: str, *, key_of_another: bool = False) -> None:
@@ -110,6 +111,16 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_streams_go_
         await gate.put(b"data: late\n\n")
         await gate.put(None)
         assert await stream.content.read() == b"data: late\n\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /"])
+async def test_what_comes_with_the_end_of_the_handshake_begins_the_head(sent: bytes, tmp_path: Path) -> None:
+    write_pair(tmp_path / "tls", "first")
+    trust = ssl.create_default_context(cafile=str(tmp_path / "tls" / "tls.crt"))
+    async with a_gateway(a_model("m"), tls_dir=str(tmp_path / "tls"), header_timeout_s=0.3) as bench:
+        answer = await asyncio.to_thread(hurry, bench.gateway.port, trust, sent, server_name="localhost")
+
+        assert answer[:12] == (b"HTTP/1.1 408" if sent else b"")
 
 
 def test_a_changed_pair_is_read_once_and_one_that_is_gone_harms_nobody(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from octavo_operator.metrics_adapter.kube_access import UserInfo
 from octavo_operator.metrics_adapter.serving import AdapterTls, listening
 from octavo_operator.metrics_adapter.store import MetricsStore
 from octavo_testing.adapter import FakeKube, KeyPair, a_ca, a_client
+from octavo_testing.tls_client import hurry
 
 TOKEN = "t0ken"
 PODS = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/*/"
@@ -137,30 +137,8 @@ async def test_a_head_that_comes_byte_by_byte_is_a_408_when_its_time_is_over(tmp
 @pytest.mark.parametrize("sent", [b"", b"GET /"])
 async def test_what_comes_with_the_end_of_the_handshake_begins_the_head(sent: bytes, tmp_path: Path) -> None:
     """In one segment, as a client in a hurry sends it."""
-
-    def talk(port: int, context: ssl.SSLContext) -> bytes:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = context.wrap_bio(incoming, outgoing)
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-            while True:
-                try:
-                    tls.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    client.sendall(outgoing.read())
-                    incoming.write(client.recv(65536))
-            if sent:
-                tls.write(sent)
-            client.sendall(outgoing.read())
-            answer = b""
-            while data := client.recv(65536):
-                incoming.write(data)
-                with contextlib.suppress(ssl.SSLError):
-                    answer += tls.read()
-            return answer
-
     async with an_adapter(tmp_path, header_timeout_s=0.3) as adapter:
-        answer = await asyncio.to_thread(talk, adapter.port, adapter.context())
+        answer = await asyncio.to_thread(hurry, adapter.port, adapter.context(), sent)
 
     assert answer[:12] == (b"HTTP/1.1 408" if sent else b"")
 
