@@ -24,7 +24,7 @@ from octavo_kernels.batches import AttentionBatch
 from octavo_kernels.numba_cache import MAX_HEAD_DIM, cache_numbers, place_of
 from octavo_kernels.numba_compile import kernel, part
 from octavo_kernels.numba_linear import aligned
-from octavo_kernels.numba_threads import claim, finish, num_small_pieces
+from octavo_kernels.numba_threads import THREAD, claim, finish, num_small_pieces
 from octavo_kernels.numba_vector import (
     FLOAT,
     FLOATS,
@@ -386,12 +386,12 @@ def _function_size(count):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # type: ignore[no-untyped-def]
+def attention_kernel(threads, q, plan, cache, layer, running, out):  # type: ignore[no-untyped-def]
     """All blocks and kv heads of a step."""
     places, shape = cache_numbers(cache)
     blocks, tables, window = plan
     source, target = (q.ctypes.data, q.shape[1] * 4), (out.ctypes.data, out.shape[1] * 4)
-    memory = running.ctypes.data + thread * running.shape[1] * 4
+    memory = running.ctypes.data + threads[THREAD] * running.shape[1] * 4
     count = blocks.shape[0] * shape[1]
     pieces = num_small_pieces(count, threads)
     done, (start, end) = 0, claim(count, pieces, 0, threads)
@@ -401,8 +401,8 @@ def attention_kernel(thread, threads, q, plan, cache, layer, running, out):  # t
             table = tables.ctypes.data + blocks[index, 2] * tables.shape[1] * 4
             block = (blocks[index, 0], blocks[index, 1], blocks[index, 3], window, table)
             attend(source, block, places, shape, layer, item - index * shape[1], target, memory)
-        done, (start, end) = done + 1, claim(count, pieces, 0, threads)
-    finish(done, pieces, 0, threads)
+        done, (start, end) = done + end - start, claim(count, pieces, 0, threads)
+    finish(done, count, 0, threads)
 
 
 def running_buffers(num_threads: int, more: int = 0) -> NDArray[np.float32]:

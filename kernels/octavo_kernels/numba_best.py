@@ -30,10 +30,12 @@ def _keep(e: Emitter, values: Any, first: Any, count: Any, best: Any) -> None:
     lanes = ir.Constant(WORDS, list(range(LANES)))
     value, largest = e.load(e.base(values), 0, FLOATS), e.load(base, 0, FLOATS)
     is_one = b.icmp_signed("<", lanes, e.splat(b.trunc(count, WORD)))
-    is_larger = b.and_(is_one, b.fcmp_ordered(">", value, largest))
-    ids = b.add(e.splat(b.trunc(first, WORD)), lanes)
+    ids, own_ids = b.add(e.splat(b.trunc(first, WORD)), lanes), e.load(base, 4 * _IDS, WORDS)
+    # tiles come in any order
+    is_first = b.and_(b.fcmp_ordered("==", value, largest), b.icmp_signed("<", ids, own_ids))
+    is_larger = b.and_(is_one, b.or_(b.fcmp_ordered(">", value, largest), is_first))
     e.store(b.select(is_larger, value, largest), base, 0)
-    e.store(b.select(is_larger, ids, e.load(base, 4 * _IDS, WORDS)), base, 4 * _IDS)
+    e.store(b.select(is_larger, ids, own_ids), base, 4 * _IDS)
     checked = e.multiply_add(value, e.constant(FLOATS, 0.0), e.load(base, 4 * _CHECKS, FLOATS))
     e.store(checked, base, 4 * _CHECKS)
 

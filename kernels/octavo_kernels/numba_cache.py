@@ -139,7 +139,7 @@ def store_row(k, v, places, shape, layer, slot, kv_head):  # type: ignore[no-unt
 
 
 @kernel
-def store_kernel(thread, threads, k, v, cache, layer, slots):  # type: ignore[no-untyped-def]
+def store_kernel(threads, k, v, cache, layer, slots):  # type: ignore[no-untyped-def]
     """k, v: [num_tokens, kv_heads, head_dim] float32."""
     places, shape = cache_numbers(cache)
     pieces = num_pieces(slots.shape[0], threads)
@@ -149,5 +149,5 @@ def store_kernel(thread, threads, k, v, cache, layer, slots):  # type: ignore[no
             for kv_head in range(k.shape[1]):
                 place = (row * k.shape[1] + kv_head) * k.shape[2] * 4
                 store_row(k.ctypes.data + place, v.ctypes.data + place, places, shape, layer, slots[row], kv_head)
-        done, (start, end) = done + 1, claim(slots.shape[0], pieces, 0, threads)
-    finish(done, pieces, 0, threads)
+        done, (start, end) = done + end - start, claim(slots.shape[0], pieces, 0, threads)
+    finish(done, slots.shape[0], 0, threads)

@@ -193,6 +193,6 @@ def tile_function(num_tokens: int, kind: Kind, *, vnni: bool = HAS_VNNI) -> Any:
     results go, and of what will be read later. Then how many groups are multiplied, bytes from token to token of what sums
     begin with (0: all with the same, the bias), groups from token to token of codes and scales, bytes from token to token of
     results, and how many lines from `ahead` on are asked for, a group: the processor guesses the next ones, but not far
-    enough for memory to keep up.
+    enough for memory to keep up, and not across the end of a phase.
     """
     return vector_function(12, partial(_tile, Vnni if vnni else Portable, num_tokens, kind))

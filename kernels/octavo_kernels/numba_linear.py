@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo_kernels.numba_compile import kernel, part
+from octavo_kernels.numba_compile import HAS_VNNI, kernel, part
 from octavo_kernels.numba_dot import KINDS, PAIR_BYTES, TILE, Kind, tile_function
 from octavo_kernels.numba_threads import (
     PIECE_BYTES,
+    THREAD,
     ThreadPool,
     begin_to_write,
     claim,
@@ -23,26 +24,26 @@ from octavo_kernels.numba_threads import (
     most_taken,
     num_pieces,
     num_taken,
+    share_end,
+    share_start,
     take,
 )
 from octavo_kernels.numba_vector import LANES, copy_row, quantize_group
 from octavo_kernels.quantized_weight import GROUP, QuantizedWeight
 from octavo_kernels.weight_memory import WeightMemory
 
-WEIGHT, BIAS, FACTOR, KIND, NUM_TILES, NUM_GROUPS = range(6)
-"""Fields of a layer's description: three addresses and three numbers, KIND an index of `KINDS`."""
+WEIGHT, BIAS, FACTOR, KIND, NUM_TILES, NUM_GROUPS, TILE_BYTES = range(7)
+"""Fields of a layer's description: three addresses and four numbers, KIND an index of `KINDS`."""
 
-_NEAR_BYTES = 30 * 1024
-"""Of a tile's blocks, all tokens are multiplied with so many before the next are read: they stay in the first cache."""
+_NEAR_BYTES = 20 * 1024
+"""Of a tile's blocks, all tokens are multiplied with so many at most before the next are read: they stay in the first
+cache. Meanwhile as many are asked for of those that follow."""
 
-NEAR_ROWS = 32
-"""Rows whose products are computed before what follows them is: of gate and up 8 KiB, which stay in the first cache."""
+_TOKENS = 6 if HAS_VNNI else 4
+"""That are multiplied at once: the more, the fewer vectors of codes are taken apart a product; sums stay in registers."""
 
-_TOKENS = 4
-"""That are multiplied at once."""
-
-_AHEAD = 4096
-"""Bytes from what one pass reads to what it asks for."""
+NEAR_ROWS = 72
+"""Rows whose products are computed before what follows them is: of gate and up 18 KiB, which stay in the first cache."""
 
 _HALF_RANGE = 2.0**15
 """What the largest scale of a matrix is brought close to, half of float16's range, so that small ones stay exact."""
@@ -73,7 +74,8 @@ class PackedLinear:
         """What kernels read; valid while this object lives."""
         bias = self.bias.ctypes.data
         addresses = (self.blocks.ctypes.data, bias, bias + 4 * TILE * self.num_tiles)
-        numbers = (KINDS.index(self.kind), self.num_tiles, self.in_features // GROUP)
+        num_groups = self.in_features // GROUP
+        numbers = (KINDS.index(self.kind), self.num_tiles, num_groups, num_groups * self.kind.block_bytes)
         return np.array([*addresses, *numbers], np.int64)
 
 
@@ -192,19 +194,21 @@ def _multiplier(kind: Kind) -> Any:
     near_groups, lines = _NEAR_BYTES // block_bytes, block_bytes // 64
 
     @part
-    def multiply_tile_of_kind(layer, tile, x, out):  # type: ignore[no-untyped-def]
+    def multiply_tile_of_kind(layer, tile, x, out, then):  # type: ignore[no-untyped-def]
         num_groups, (codes, pairs, count), (target, stride) = layer[NUM_GROUPS], x, out
-        block = layer[WEIGHT] + tile * num_groups * block_bytes
+        block = tile_at(layer, tile)
         begin, begin_stride = layer[BIAS] + tile * TILE * 4, 0
-        passes = -(-count // _TOKENS)
-        step = num_groups if passes == 1 else near_groups
-        # one pass reads what it has asked for a little earlier; several ask for the next blocks, a share each
-        num_lines = -(-lines // passes)
+        left = count % _TOKENS
+        passes = count // _TOKENS + left // 2 + left % 2
+        step = -(-num_groups // (-(-num_groups // near_groups)))
         for first in range(0, num_groups, step):
             groups = min(step, num_groups - first)
+            is_last = first + groups == num_groups
             # all but the last sums are left as they are
-            factor = layer[FACTOR] + (0 if first + groups == num_groups else 4)
-            ahead = block + (_AHEAD if passes == 1 else groups * block_bytes)
+            factor = layer[FACTOR] + (0 if is_last else 4)
+            ahead = then if is_last else block + groups * block_bytes
+            # a share each pass; nothing where the tile is read again
+            num_lines = 0 if ahead == tile_at(layer, tile) else -(-lines // passes)
             row = 0
             while row < count:
                 at = row * num_groups + first
@@ -230,24 +234,36 @@ _multiply_tile4, _multiply_tile8, _multiply_tile8_symmetric = (_multiplier(kind)
 
 
 @part
-def multiply_tile(layer, tile, x, out):  # type: ignore[no-untyped-def]
+def tile_at(layer, tile):  # type: ignore[no-untyped-def]
+    """The address of a tile."""
+    return layer[WEIGHT] + tile * layer[TILE_BYTES]
+
+
+@part
+def num_bytes_asked(layer):  # type: ignore[no-untyped-def]
+    """About how many of what follows a tile are asked for while its end is multiplied."""
+    return layer[TILE_BYTES] // (-(-layer[TILE_BYTES] // _NEAR_BYTES))
+
+
+@part
+def multiply_tile(layer, tile, x, out, then):  # type: ignore[no-untyped-def]
     """32 columns, those of a tile, of all rows.
 
     layer: a description, as a tuple; x: (address of int8 codes [num_tokens, in], address of their scales, num_tokens);
     out: (address of the first row's 32 float32, bytes from row to row). Numbers alone, for an array counts references,
-    in a counter that all threads share.
+    in a counter that all threads share. then: the address of what this thread will read soon after the tile, which is asked for.
     """
     if layer[KIND] == 0:
-        _multiply_tile4(layer, tile, x, out)
+        _multiply_tile4(layer, tile, x, out, then)
     elif layer[KIND] == 1:
-        _multiply_tile8(layer, tile, x, out)
+        _multiply_tile8(layer, tile, x, out, then)
     else:
-        _multiply_tile8_symmetric(layer, tile, x, out)
+        _multiply_tile8_symmetric(layer, tile, x, out, then)
 
 
 @part
 def described(layers, index):  # type: ignore[no-untyped-def]
-    """Row `index` of descriptions [num_layers, 6], as a tuple."""
+    """Row `index` of descriptions [num_layers, 7], as a tuple."""
     return (
         layers[index, 0],
         layers[index, 1],
@@ -255,6 +271,7 @@ def described(layers, index):  # type: ignore[no-untyped-def]
         layers[index, 3],
         layers[index, 4],
         layers[index, 5],
+        layers[index, 6],
     )
 
 
@@ -266,8 +283,15 @@ def quantize_rows(x, codes, scales, phase, threads):  # type: ignore[no-untyped-
     while start < end:
         for row in range(start, end):
             quantize_row(x.ctypes.data + row * x.shape[1] * 4, row, codes, scales)
-        done, (start, end) = done + 1, claim(x.shape[0], pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        done, (start, end) = done + end - start, claim(x.shape[0], pieces, phase, threads)
+    finish(done, x.shape[0], phase, threads)
+
+
+@part
+def first_tile(layer, num_tiles, num_rows, threads):  # type: ignore[no-untyped-def]
+    """The address of what this thread reads first in a phase that multiplies so many tiles with so many rows."""
+    num_runs = max(1, -(-num_rows // NEAR_ROWS))
+    return tile_at(layer, share_start(num_tiles * num_runs, threads) // num_runs)
 
 
 @part
@@ -293,36 +317,44 @@ def num_item_bytes(codes):  # type: ignore[no-untyped-def]
 
 
 @part
-def multiply(layer, codes, scales, out, memory, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: all columns of out: [num_tokens, out] float32; memory: the address of this thread's."""
+def multiply(layer, codes, scales, out, memory, then, phase, threads):  # type: ignore[no-untyped-def]
+    """A phase: all columns of out: [num_tokens, out] float32.
+
+    memory: the address of this thread's; then: of what it will read after the phase.
+    """
     items, stride, size = num_items(layer[NUM_TILES], codes), out.shape[1] * 4, num_item_bytes(codes)
     pieces = num_taken(items, size, threads)
     piece, start, end = take(items, pieces, phase, threads)
     while start < end:
-        multiply_items(layer, codes, scales, start, end, memory, piece, phase, threads)
+        multiply_items(layer, codes, scales, (start, end), memory, then, piece, phase, threads)
         if begin_to_write(piece, phase, threads):
             for item in range(start, end):
                 tile, first, x = item_of(item, codes, scales)
                 target, source = out.ctypes.data + first * stride + tile * TILE * 4, memory + (item - start) * size
                 for row in range(x[2]):
                     copy_row(target + row * stride, source + row * TILE * 4, TILE)
-            end_writing(phase, threads)
+            end_writing(end - start, phase, threads)
         piece, start, end = take(items, pieces, phase, threads)
 
 
 @part
-def multiply_items(layer, codes, scales, start, end, memory, piece, phase, threads):  # type: ignore[no-untyped-def]
+def multiply_items(layer, codes, scales, span, memory, then, piece, phase, threads):  # type: ignore[no-untyped-def]
     """The items of a piece, `num_item_bytes` each, in this thread's memory; fewer where another thread wrote the piece."""
-    size = num_item_bytes(codes)
+    size, last = num_item_bytes(codes), share_end(num_items(layer[NUM_TILES], codes), threads)
+    start, end = span
     for item in range(start, end):
         if not is_open(piece, phase, threads):
             return
         tile, _, x = item_of(item, codes, scales)
-        multiply_tile(layer, tile, x, (memory + (item - start) * size, TILE * 4))
+        next_tile, _, _ = item_of(item + 1, codes, scales)
+        after = then if item + 1 == last else tile_at(layer, next_tile)
+        multiply_tile(layer, tile, x, (memory + (item - start) * size, TILE * 4), after)
 
 
 @kernel
-def _linear(thread, threads, x, layers, codes, scales, running, out):  # type: ignore[no-untyped-def]
-    memory = running.ctypes.data + thread * running.shape[1] * 4
+def _linear(threads, x, layers, codes, scales, running, out):  # type: ignore[no-untyped-def]
+    memory = running.ctypes.data + threads[THREAD] * running.shape[1] * 4
+    layer = described(layers, 0)
     quantize_rows(x, codes, scales, 0, threads)
-    multiply(described(layers, 0), codes, scales, out, memory, 1, threads)
+    then = first_tile(layer, layer[NUM_TILES], x.shape[0], threads)
+    multiply(layer, codes, scales, out, memory, then, 1, threads)

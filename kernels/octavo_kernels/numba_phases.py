@@ -22,12 +22,15 @@ from octavo_kernels.numba_linear import (
     item_of,
     multiply_items,
     multiply_tile,
+    num_bytes_asked,
     num_item_bytes,
     num_items,
     quantize_part,
     quantize_row,
+    tile_at,
 )
 from octavo_kernels.numba_threads import (
+    THREAD,
     begin_to_write,
     claim,
     end_writing,
@@ -37,9 +40,10 @@ from octavo_kernels.numba_threads import (
     num_small_pieces,
     num_small_taken,
     num_taken,
+    share_end,
     take,
 )
-from octavo_kernels.numba_vector import add_row, copy_row, norm_and_quantize, norm_row, silu_and_quantize
+from octavo_kernels.numba_vector import add_row, copy_quantized, norm_and_quantize, norm_row, silu_and_quantize
 
 _QUANTIZED_BYTES = 32 + PAIR_BYTES
 """Of 32 values: their codes, then their scale."""
@@ -61,8 +65,8 @@ def norm_phase(hidden, weight, eps, codes, scales, phase, threads):  # type: ign
     while start < end:
         for row in range(start, end):
             _norm_one(hidden, weight, eps, codes, scales, row)
-        done, (start, end) = done + 1, claim(count, pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        done, (start, end) = done + end - start, claim(count, pieces, phase, threads)
+    finish(done, count, phase, threads)
 
 
 @part
@@ -73,20 +77,20 @@ def _norm_one(hidden, weight, eps, codes, scales, row):  # type: ignore[no-untyp
 
 
 @part
-def multiply_and_add(layer, codes, scales, hidden, memory, phase, threads):  # type: ignore[no-untyped-def]
-    """A phase: hidden += the product."""
+def multiply_and_add(layer, codes, scales, hidden, memory, then, phase, threads):  # type: ignore[no-untyped-def]
+    """A phase: hidden += the product. memory, then: as in `multiply`."""
     items, width, size = num_items(layer[NUM_TILES], codes), hidden.shape[1] * 4, num_item_bytes(codes)
     pieces = num_taken(items, size, threads)
     piece, start, end = take(items, pieces, phase, threads)
     while start < end:
-        multiply_items(layer, codes, scales, start, end, memory, piece, phase, threads)
+        multiply_items(layer, codes, scales, (start, end), memory, then, piece, phase, threads)
         if begin_to_write(piece, phase, threads):
             for item in range(start, end):
                 tile, first, x = item_of(item, codes, scales)
                 target, source = hidden.ctypes.data + first * width + tile * 128, memory + (item - start) * size
                 for row in range(x[2]):
                     add_row(target + row * width, source + row * 128, 32)
-            end_writing(phase, threads)
+            end_writing(end - start, phase, threads)
         piece, start, end = take(items, pieces, phase, threads)
 
 
@@ -102,8 +106,8 @@ def rotate_and_store(qkv, layer, step, cache, weights, numbers, phase, threads):
         for item in range(start, end):
             row = item // shape[1]
             _rotate_and_store_item(qkv, row, item - row * shape[1], layer, step, places, shape, how)
-        done, (start, end) = done + 1, claim(count, pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        done, (start, end) = done + end - start, claim(count, pieces, phase, threads)
+    finish(done, count, phase, threads)
 
 
 @part
@@ -166,8 +170,8 @@ def attend_phase(qkv, step, plan, cache, layer, weights, numbers, context, codes
             for row in range(first, first + num_rows):
                 x = out[0] + row * out[1] + kv_head * num_groups * 128
                 quantize_part(x, row, kv_head * num_groups, num_groups, codes, scales)
-        done, (start, end) = done + 1, claim(count, pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        done, (start, end) = done + end - start, claim(count, pieces, phase, threads)
+    finish(done, count, phase, threads)
 
 
 @part
@@ -201,7 +205,7 @@ def _attend_again(qkv, plan, cache, layer, codes, scales, memory, phase, threads
                 for row in range(blocks[index, 1]):
                     x = own + (item - count + end) * size + row * width
                     quantize_part(x, first + row, kv_head * num_groups, num_groups, codes, scales)
-            end_writing(phase, threads)
+            end_writing(end - start, phase, threads)
         piece, start, end = take(count, pieces, phase, threads)
 
 
@@ -212,14 +216,15 @@ def are_whole(plan):  # type: ignore[no-untyped-def]
 
 
 @part
-def gate_phase(layer, codes, scales, memory, out_codes, out_scales, phase, threads):  # type: ignore[no-untyped-def]
+def gate_phase(layer, codes, scales, memory, out_codes, out_scales, then, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: gate and up, silu(gate) * up, quantised; in groups of 32 columns.
 
     memory: the address of this thread's; an item's product comes first, then of each item of a piece its codes and scales.
+    then: of what this thread will read after the phase.
     """
     num_groups, num_rows = layer[NUM_TILES] // 2, min(NEAR_ROWS, codes.shape[0])
     items, size = num_items(num_groups, codes), num_rows * _QUANTIZED_BYTES
-    pieces = num_taken(items, size, threads)
+    pieces, last = num_taken(items, size, threads), share_end(items, threads)
     piece, start, end = take(items, pieces, phase, threads)
     while start < end:
         place = memory + NEAR_ROWS * 256
@@ -227,8 +232,12 @@ def gate_phase(layer, codes, scales, memory, out_codes, out_scales, phase, threa
             if not is_open(piece, phase, threads):
                 break
             group, _, x = item_of(item, codes, scales)
-            multiply_tile(layer, group, x, (memory, 256))
-            multiply_tile(layer, num_groups + group, x, (memory + 128, 256))
+            next_group, _, _ = item_of(item + 1, codes, scales)
+            gate_after, up_after = tile_at(layer, next_group), tile_at(layer, num_groups + next_group)
+            if item + 1 == last:
+                gate_after, up_after = then, then + num_bytes_asked(layer)
+            multiply_tile(layer, group, x, (memory, 256), gate_after)
+            multiply_tile(layer, num_groups + group, x, (memory + 128, 256), up_after)
             for row in range(x[2]):
                 own = place + row * _QUANTIZED_BYTES
                 silu_and_quantize(memory + row * 256, memory + row * 256 + 128, own, own + 32)
@@ -239,9 +248,8 @@ def gate_phase(layer, codes, scales, memory, out_codes, out_scales, phase, threa
                 for row in range(x[2]):
                     own = memory + NEAR_ROWS * 256 + (item - start) * size + row * _QUANTIZED_BYTES
                     at = (first + row) * num_groups + group
-                    copy_row(out_codes.ctypes.data + at * 32, own, 8)
-                    copy_row(out_scales.ctypes.data + at * PAIR_BYTES, own + 32, PAIR_BYTES // 4)
-            end_writing(phase, threads)
+                    copy_quantized(out_codes.ctypes.data + at * 32, out_scales.ctypes.data + at * PAIR_BYTES, own)
+            end_writing(end - start, phase, threads)
         piece, start, end = take(items, pieces, phase, threads)
 
 
@@ -255,26 +263,26 @@ def final_rows(rows, hidden, weight, eps, out, codes, scales, phase, threads):  
             row, own = hidden.ctypes.data + rows[i] * width * 4, out.ctypes.data + i * width * 4
             norm_row(row, weight.ctypes.data, own, eps, width)
             quantize_row(own, i, codes, scales)
-        done, (start, end) = done + 1, claim(rows.shape[0], pieces, phase, threads)
-    finish(done, pieces, phase, threads)
+        done, (start, end) = done + end - start, claim(rows.shape[0], pieces, phase, threads)
+    finish(done, rows.shape[0], phase, threads)
 
 
 @part
-def find_likeliest(head, codes, scales, vocab, best, memory, phase, thread, threads):  # type: ignore[no-untyped-def]
+def find_likeliest(head, codes, scales, vocab, best, memory, then, phase, threads):  # type: ignore[no-untyped-def]
     """A phase: the head's product with all rows; of it this thread keeps what it has to know of the largest."""
     items, num_rows, size = num_items(head[NUM_TILES], codes), best.shape[1], num_item_bytes(codes)
     pieces = num_taken(items, size, threads)
     piece, start, end = take(items, pieces, phase, threads)
     while start < end:
-        multiply_items(head, codes, scales, start, end, memory, piece, phase, threads)
+        multiply_items(head, codes, scales, (start, end), memory, then, piece, phase, threads)
         if begin_to_write(piece, phase, threads):
             for item in range(start, end):
                 tile, first, x = item_of(item, codes, scales)
                 for row in range(x[2]):
-                    place = best.ctypes.data + (thread * num_rows + first + row) * BEST_BYTES
+                    place = best.ctypes.data + (threads[THREAD] * num_rows + first + row) * BEST_BYTES
                     source = memory + (item - start) * size + row * 128
                     for column in range(0, 32, 16):
                         first_id = tile * 32 + column
                         keep_best(source + column * 4, first_id, vocab - first_id, place)
-            end_writing(phase, threads)
+            end_writing(end - start, phase, threads)
         piece, start, end = take(items, pieces, phase, threads)

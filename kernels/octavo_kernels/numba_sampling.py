@@ -18,7 +18,7 @@ from numba.core import cgutils
 from octavo_kernels.batches import SamplingBatch
 from octavo_kernels.checks import check_sample
 from octavo_kernels.numba_compile import kernel, part
-from octavo_kernels.numba_threads import ThreadPool, claim, finish, num_small_pieces
+from octavo_kernels.numba_threads import THREAD, ThreadPool, claim, finish, num_small_pieces
 from octavo_kernels.numba_vector import FLOAT, FLOATS, LANES, LONG, Emitter, vector_function
 from octavo_kernels.sample_ref import marked
 
@@ -395,9 +395,10 @@ def _sample_row(logits, vocab, floats, integers, own):  # type: ignore[no-untype
 
 
 @kernel
-def _sample(thread, threads, logits, floats, integers, memory, out):  # type: ignore[no-untyped-def]
+def _sample(threads, logits, floats, integers, memory, out):  # type: ignore[no-untyped-def]
     """logits: (address, row bytes, vocabulary). The rest: see `sample`."""
     address, stride, vocab = logits
+    thread = threads[THREAD]
     num_blocks = (vocab + _BLOCK - 1) // _BLOCK
     width = num_blocks * _BLOCK
     own = (
@@ -416,5 +417,5 @@ def _sample(thread, threads, logits, floats, integers, memory, out):  # type: ig
             numbers = (floats[0][row], floats[1][row], floats[2][row])
             others = (integers[0][row], integers[1][row], integers[2][row])
             out[row] = _sample_row(address + row * stride, vocab, numbers, others, own)
-        done, (start, end) = done + 1, claim(out.shape[0], pieces, 0, threads)
-    finish(done, pieces, 0, threads)
+        done, (start, end) = done + end - start, claim(out.shape[0], pieces, 0, threads)
+    finish(done, out.shape[0], 0, threads)

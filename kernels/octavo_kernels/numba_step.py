@@ -27,10 +27,12 @@ from octavo_kernels.numba_cache import TransposedCache
 from octavo_kernels.numba_compile import kernel
 from octavo_kernels.numba_dot import TILE
 from octavo_kernels.numba_linear import (
+    NUM_TILES,
     PackedLinear,
     activation_buffers,
     aligned,
     described,
+    first_tile,
     most_pieces,
     multiply,
     piece_memory,
@@ -46,10 +48,7 @@ from octavo_kernels.numba_phases import (
     norm_phase,
     rotate_and_store,
 )
-from octavo_kernels.numba_threads import (
-    ThreadPool,
-    most_taken,
-)
+from octavo_kernels.numba_threads import NUM_THREADS, THREAD, ThreadPool, most_taken
 from octavo_kernels.numba_vector import LOG2_E
 from octavo_kernels.quantized_weight import GROUP
 from octavo_kernels.require import require_own
@@ -156,7 +155,7 @@ class CompiledDecoder:
         first, num_tokens = self._spec.layers[0], self._capacity
         num_heads_features, num_inner = first.output.in_features, _packed(first.down).in_features
         hidden = self._final_norm.shape[0]
-        num_own = max(num_tokens, FEW_ROWS * self._pool.num_threads)
+        num_own = FEW_ROWS * self._pool.num_threads + num_tokens
         # the codes of what is normed; qkv; attention's result and its codes; the codes of gate times up, and of the head's rows
         self._scratch = (
             *activation_buffers(num_own, hidden),
@@ -187,23 +186,28 @@ def _stacked(norms: list[list[torch.Tensor | None]], width: int) -> NDArray[np.f
 
 
 @kernel
-def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, running, out, likeliest):  # type: ignore[no-untyped-def]
+def _run(threads, hidden, step, plan, cache, weights, numbers, scratch, running, out, likeliest):  # type: ignore[no-untyped-def]
     """hidden: [num_tokens, hidden] float32, embedded, becomes the residual. The rest: see `CompiledDecoder.__call__`."""
     linears, norms, _, final_norm, _, vocab = weights
-    count, eps = hidden.shape[0], numbers.ctypes.data
-    first = thread * count if count <= FEW_ROWS else 0
+    count, eps, thread = hidden.shape[0], numbers.ctypes.data, threads[THREAD]
+    # a thread's own rows, where it may still write when it comes late and the call is over; after them those of all
+    first = FEW_ROWS * (thread if count <= FEW_ROWS else threads[NUM_THREADS])
     codes, scales = scratch[0][first : first + count], scratch[1][first : first + count]
     qkv, context = scratch[2][:count], scratch[3][:count]
     context_codes, context_scales = scratch[4][:count], scratch[5][:count]
     inner_codes, inner_scales = scratch[6][:count], scratch[7][:count]
     own = running.ctypes.data + thread * running.shape[1] * 4
+    rows, (best, tokens) = step[2], likeliest
     phase = 0
     for layer in range(norms.shape[0]):
         qkv_layer, output = described(linears, 4 * layer), described(linears, 4 * layer + 1)
         gate_up_layer, down = described(linears, 4 * layer + 2), described(linears, 4 * layer + 3)
+        following = described(linears, 4 * layer + 4)
+        following_rows = rows.shape[0] if layer + 1 == norms.shape[0] else count
         norm = norms.ctypes.data + layer * 2 * hidden.shape[1] * 4
         norm_phase(hidden, norm, eps, codes, scales, phase, threads)
-        multiply(qkv_layer, codes, scales, qkv, own, phase + 1, threads)
+        then = first_tile(output, output[NUM_TILES], count, threads)
+        multiply(qkv_layer, codes, scales, qkv, own, then, phase + 1, threads)
         if not are_whole(plan):
             rotate_and_store(qkv, layer, step, cache, weights, numbers, phase + 2, threads)
         attend_phase(
@@ -221,16 +225,19 @@ def _run(thread, threads, hidden, step, plan, cache, weights, numbers, scratch, 
             phase + 3,
             threads,
         )
-        multiply_and_add(output, context_codes, context_scales, hidden, own, phase + 4, threads)
+        then = first_tile(gate_up_layer, gate_up_layer[NUM_TILES] // 2, count, threads)
+        multiply_and_add(output, context_codes, context_scales, hidden, own, then, phase + 4, threads)
         norm_phase(hidden, norm + hidden.shape[1] * 4, eps, codes, scales, phase + 5, threads)
-        gate_phase(gate_up_layer, codes, scales, own, inner_codes, inner_scales, phase + 6, threads)
-        multiply_and_add(down, inner_codes, inner_scales, hidden, own, phase + 7, threads)
+        then = first_tile(down, down[NUM_TILES], count, threads)
+        gate_phase(gate_up_layer, codes, scales, own, inner_codes, inner_scales, then, phase + 6, threads)
+        then = first_tile(following, following[NUM_TILES], following_rows, threads)
+        multiply_and_add(down, inner_codes, inner_scales, hidden, own, then, phase + 7, threads)
         phase += _LAYER_PHASES
-    rows, (best, tokens) = step[2], likeliest
     codes, scales = scratch[8][: rows.shape[0]], scratch[9][: rows.shape[0]]
     final_rows(rows, hidden, final_norm, eps, out, codes, scales, phase, threads)
     if tokens.shape[0]:
-        head = described(linears, 4 * norms.shape[0])
-        find_likeliest(head, codes, scales, vocab, best, own, phase + 1, thread, threads)
+        head, begin = described(linears, 4 * norms.shape[0]), described(linears, 0)
+        then = first_tile(begin, begin[NUM_TILES], rows.shape[0], threads)
+        find_likeliest(head, codes, scales, vocab, best, own, then, phase + 1, threads)
         if thread == 0:
             choose_best(best, tokens)

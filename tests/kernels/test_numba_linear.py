@@ -13,13 +13,27 @@ import numba
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo_kernels.backend import select_quantized_backend
 from octavo_kernels.errors import KernelError
 from octavo_kernels.numba_backend import NumbaBackend
 from octavo_kernels.numba_dot import KINDS, Kind, tile_function
-from octavo_kernels.numba_linear import activation_buffers, linear, pack
+from octavo_kernels.numba_linear import (
+    NUM_TILES,
+    activation_buffers,
+    described,
+    first_tile,
+    item_of,
+    linear,
+    num_items,
+    pack,
+    tile_at,
+)
 from octavo_kernels.numba_threads import (
+    NUM_THREADS,
+    THREAD,
     ThreadPool,
     add_to,
     begin_to_write,
@@ -27,8 +41,12 @@ from octavo_kernels.numba_threads import (
     end_writing,
     finish,
     look_at,
+    most_taken,
     num_pieces,
+    num_taken,
+    share_start,
     take,
+    wait_for,
 )
 from octavo_kernels.quantized_weight import QuantizedWeight, quantize, stack
 from octavo_kernels.weight_memory import WeightMemory
@@ -132,11 +150,10 @@ def test_extreme_codes_do_not_overflow(backend: NumbaBackend, bits: int) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_the_same_alone_and_in_any_batch(backend: NumbaBackend, kind: Kind) -> None:
     handle = backend.prepare_quantized_linear(a_weight(kind, 48, 1792))
-    x = random(2, 15, 1792)
+    x = random(2, 83, 1792)
+    alone = torch.cat([backend.linear(row[None], handle) for row in x])
 
-    together = backend.linear(x, handle)
-
-    assert all(torch.equal(backend.linear(x[row : row + 1], handle), together[row : row + 1]) for row in range(15))
+    assert all(torch.equal(backend.linear(x[:count], handle), alone[:count]) for count in (2, 3, 4, 5, 9, 11, 72, 83))
 
 
 def test_a_row_is_the_same_alone_and_in_any_batch_unquantised(backend: NumbaBackend) -> None:
@@ -172,7 +189,7 @@ def test_work_is_whole_without_the_threads_that_do_not_come() -> None:
 
 
 @numba.njit(nogil=True)
-def _slow_pieces(thread, threads, values, seen):  # type: ignore[no-untyped-def]
+def _slow_pieces(threads, values, seen):  # type: ignore[no-untyped-def]
     """Each piece takes milliseconds; the caller's thread then looks at what all have written."""
     pieces = num_pieces(values.shape[0], threads)
     done, (start, end) = 0, claim(values.shape[0], pieces, 0, threads)
@@ -182,9 +199,9 @@ def _slow_pieces(thread, threads, values, seen):  # type: ignore[no-untyped-def]
             for step in range(100_000):
                 total += np.sin(step + i)
             values[i] = 1.0 if total != 0.0 else 2.0
-        done, (start, end) = done + 1, claim(values.shape[0], pieces, 0, threads)
-    finish(done, pieces, 0, threads)
-    if thread == 0:
+        done, (start, end) = done + end - start, claim(values.shape[0], pieces, 0, threads)
+    finish(done, values.shape[0], 0, threads)
+    if threads[THREAD] == 0:
         seen[0] = values.sum()
 
 
@@ -198,12 +215,14 @@ def test_a_phase_ends_when_every_begun_piece_is_done() -> None:
 
 
 @numba.njit(nogil=True)
-def _stuck_piece(thread, threads, values, signals):  # type: ignore[no-untyped-def]
+def _stuck_piece(threads, values, signals):  # type: ignore[no-untyped-def]
     """The other thread begins a piece and gets no further until the second signal; the caller's waits for the first."""
-    begun, goes_on = signals.ctypes.data, signals.ctypes.data + 8
+    begun, goes_on, thread = signals.ctypes.data, signals.ctypes.data + 8, threads[THREAD]
+    count = values.shape[0]
+    pieces = num_pieces(count, threads)
     while thread == 0 and look_at(begun) == 0:
         pass
-    piece, start, end = take(values.shape[0], values.shape[0], 0, threads)
+    piece, start, end = take(count, pieces, 0, threads)
     while start < end:
         if thread == 1:
             add_to(begun, 1)
@@ -212,8 +231,8 @@ def _stuck_piece(thread, threads, values, signals):  # type: ignore[no-untyped-d
         if begin_to_write(piece, 0, threads):
             for i in range(start, end):
                 values[i] += 1
-            end_writing(0, threads)
-        piece, start, end = take(values.shape[0], values.shape[0], 0, threads)
+            end_writing(end - start, 0, threads)
+        piece, start, end = take(count, pieces, 0, threads)
     if thread == 1:
         add_to(begun, 1)
 
@@ -229,6 +248,109 @@ def test_a_piece_whose_thread_has_lost_its_core_is_done_by_another_and_written_o
     while signals[0] < 2:
         time.sleep(0.001)
     assert values.tolist() == [1] * 8
+
+
+@numba.njit(nogil=True)
+def _first_claims(threads, own, seen):  # type: ignore[no-untyped-def]
+    """Each thread notes the first item that it gets; all wait until each has one, so that none is taken from another."""
+    count = own.shape[0]
+    pieces = num_pieces(count, threads)
+    done, (start, end) = 0, claim(count, pieces, 0, threads)
+    own[threads[THREAD]] = start
+    add_to(seen.ctypes.data, 1)
+    wait_for(seen.ctypes.data, threads[NUM_THREADS])
+    while start < end:
+        done, (start, end) = done + end - start, claim(count, pieces, 0, threads)
+    finish(done, count, 0, threads)
+
+
+@pytest.mark.parametrize(("num_threads", "count"), [(2, 90), (3, 7), (4, 1000)])
+def test_a_thread_begins_with_its_own_share(num_threads: int, count: int) -> None:
+    """What comes first in the next phase is asked for before it begins, so a thread must know it."""
+    own, seen = np.zeros(count, np.int64), np.zeros(1, np.int64)
+
+    ThreadPool(num_threads).run(_first_claims, 1, own, seen)
+
+    assert own[:num_threads].tolist() == [thread * count // num_threads for thread in range(num_threads)]
+
+
+@numba.njit(nogil=True)
+def _first_tiles(threads, layers, codes, scales, seen):  # type: ignore[no-untyped-def]
+    """Each thread notes the tile that it will read first, and the one that its first item then is of."""
+    layer = described(layers, 0)
+    count = num_items(layer[NUM_TILES], codes)
+    seen[threads[THREAD], 0] = first_tile(layer, layer[NUM_TILES], codes.shape[0], threads)
+    tile, _, _ = item_of(share_start(count, threads), codes, scales)
+    seen[threads[THREAD], 1] = tile_at(layer, tile)
+    add_to(seen.ctypes.data + 16 * threads[NUM_THREADS], 1)
+    wait_for(seen.ctypes.data + 16 * threads[NUM_THREADS], threads[NUM_THREADS])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 73, 300])
+def test_a_thread_knows_the_tile_that_its_next_phase_begins_with(num_tokens: int) -> None:
+    packed, num_threads = pack(quantize(random(1, 352, 64), 8), None, WeightMemory()), 3
+    codes, scales = activation_buffers(num_tokens, 64)
+    seen = np.zeros((num_threads + 1, 2), np.int64)
+
+    ThreadPool(num_threads).run(_first_tiles, 1, packed.describe()[None], codes, scales, seen)
+
+    asked, read = seen[:num_threads].T.tolist()
+    begin, size = packed.blocks.ctypes.data, packed.blocks[0].nbytes
+    assert asked == read
+    assert [(address - begin) // size for address in read] == [0, 11 // 3, 22 // 3]
+
+
+@numba.njit(nogil=True)
+def _claim_all(threads, pieces, times):  # type: ignore[no-untyped-def]
+    count = times.shape[0]
+    done, (start, end) = 0, claim(count, pieces, 0, threads)
+    while start < end:
+        for item in range(start, end):
+            add_to(times.ctypes.data + 8 * item, 1)
+        done, (start, end) = done + end - start, claim(count, pieces, 0, threads)
+    finish(done, count, 0, threads)
+
+
+@given(num_threads=st.integers(1, 9), count=st.integers(0, 300), pieces=st.integers(1, 20))
+@settings(deadline=None)
+def test_every_item_is_claimed_once_by_threads_that_come_and_that_do_not(
+    num_threads: int, count: int, pieces: int
+) -> None:
+    pool, times = ThreadPool(num_threads), np.zeros(count, np.int64)
+    for jobs in pool._jobs[::2]:
+        jobs.put(None)
+
+    pool.run(_claim_all, 1, pieces, times)
+
+    assert times.tolist() == [1] * count
+
+
+@numba.njit(nogil=True)
+def _take_all(threads, item_bytes, times, most):  # type: ignore[no-untyped-def]
+    count = times.shape[0]
+    pieces = num_taken(count, item_bytes, threads)
+    most[threads[THREAD]] = pieces * threads[NUM_THREADS]
+    piece, start, end = take(count, pieces, 0, threads)
+    while start < end:
+        if begin_to_write(piece, 0, threads):
+            for item in range(start, end):
+                add_to(times.ctypes.data + 8 * item, 1)
+            end_writing(end - start, 0, threads)
+        piece, start, end = take(count, pieces, 0, threads)
+
+
+@given(num_threads=st.integers(1, 9), count=st.integers(1, 300), item_bytes=st.integers(1, 100_000))
+@settings(deadline=None)
+def test_every_item_is_written_once_and_no_piece_lies_outside(num_threads: int, count: int, item_bytes: int) -> None:
+    pool, times, most = ThreadPool(num_threads), np.zeros(count, np.int64), np.zeros(num_threads, np.int64)
+    for jobs in pool._jobs[1::2]:
+        jobs.put(None)
+    room = most_taken(count * item_bytes, num_threads)
+
+    pool.run(_take_all, 1, item_bytes, times, most, most_pieces=room)
+
+    assert times.tolist() == [1] * count
+    assert most.max() <= room
 
 
 def test_a_forgotten_pool_ends_its_threads() -> None:

@@ -144,10 +144,12 @@ def test_a_normed_row_is_quantised_as_it_would_be_alone() -> None:
     assert read(codes, scales) == [quantized(group) for group in normed.reshape(3, 32)]
 
 
-def test_silu_of_the_gate_times_up_is_quantised() -> None:
-    rng = np.random.default_rng(4)
+@pytest.mark.parametrize("extremes", [(), (-200.0, 200.0, 0.0)])
+@pytest.mark.parametrize("seed", range(8))
+def test_silu_of_the_gate_times_up_is_quantised(seed: int, extremes: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(seed)
     gate, up = rng.standard_normal((2, 32), np.float32) * 4
-    gate[:3] = (-200.0, 200.0, 0.0)
+    gate[: len(extremes)] = extremes
     codes, scales = np.full((1, 32), 99, np.int8), np.full((1, 3), np.nan, np.float32)
 
     @numba.njit

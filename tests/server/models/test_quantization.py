@@ -15,7 +15,7 @@ from gguf.quants import dequantize, quantize
 
 from octavo_kernels import numba_linear, numba_step
 from octavo_kernels.numba_linear import PackedLinear
-from octavo_kernels.numba_threads import ThreadPool
+from octavo_kernels.numba_threads import THREAD, ThreadPool
 from octavo_kernels.torch_backend import TorchLinear
 from octavo_server.errors import StartupError
 from octavo_server.models.loader import LoadedModel, load_model
@@ -210,10 +210,10 @@ class LateThreads(ThreadPool):
     def run(self, kernel: Callable[..., None], num_phases: int, *arguments: Any, most_pieces: int = 0) -> None:
         self.calls += 1
 
-        def late(thread: int, *shared: Any) -> None:
-            if thread:
+        def late(threads: tuple[Any, ...], *shared: Any) -> None:
+            if threads[THREAD]:
                 sum(range(1000 * (self.calls % 30)))
-            kernel(thread, *shared)
+            kernel(threads, *shared)
 
         super().run(late, num_phases, *arguments, most_pieces=most_pieces)
 
