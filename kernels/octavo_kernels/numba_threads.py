@@ -144,13 +144,20 @@ def _start_of(share, count, threads):  # type: ignore[no-untyped-def]
 @part
 def claim(count, pieces, phase, threads):  # type: ignore[no-untyped-def]
     """Start and end of a piece of `count` items that nobody else does; an empty one when none is left."""
+    _, start, end = _next_items(count, pieces, phase, threads)
+    return start, end
+
+
+@part
+def _next_items(count, pieces, phase, threads):  # type: ignore[no-untyped-def]
+    """(piece, start, end) of one that nobody has claimed and that has items; (-1, count, count): there is none."""
     piece = _next_piece(pieces, phase, threads)
     while piece >= 0:
         start, end = _cut(piece, pieces, count, threads)
         if start < end:
-            return start, end
+            return piece, start, end
         piece = _next_piece(pieces, phase, threads)
-    return count, count
+    return -1, count, count
 
 
 @part
@@ -181,13 +188,16 @@ def _claimed_at(share, phase, threads):  # type: ignore[no-untyped-def]
 
 @part
 def _cut(piece, pieces, count, threads):  # type: ignore[no-untyped-def]
-    """Start and end of a piece; those of a long share are unlike where it has the usual number of them."""
+    """Start and end of a piece; those of a long share are unlike where it has the usual number of them.
+
+    Of a share with fewer items than pieces the last ones are empty.
+    """
     share = piece // pieces
     part_of_share, first = piece - share * pieces, _start_of(share, count, threads)
     length = _start_of(share + 1, count, threads) - first
     if pieces == _PIECES and length >= _UNITS:
         return first + _unit(part_of_share) * length // _UNITS, first + _unit(part_of_share + 1) * length // _UNITS
-    return first + part_of_share * length // pieces, first + (part_of_share + 1) * length // pieces
+    return first - (-part_of_share * length // pieces), first - (-(part_of_share + 1) * length // pieces)
 
 
 @part
@@ -245,12 +255,9 @@ def take(count, pieces, phase, threads):  # type: ignore[no-untyped-def]
 
     One that nobody has begun, or, when none is left, one that another has not written for long.
     """
-    piece = _next_piece(pieces, phase, threads)
-    while piece >= 0:
-        start, end = _cut(piece, pieces, count, threads)
-        if start < end:
-            return piece, start, end
-        piece = _next_piece(pieces, phase, threads)
+    piece, start, end = _next_items(count, pieces, phase, threads)
+    if start < end:
+        return piece, start, end
     looks = 0
     while look_at(_done_at(phase, threads)) != count:
         looks += 1

@@ -264,7 +264,7 @@ def _first_claims(threads, own, seen):  # type: ignore[no-untyped-def]
     finish(done, count, 0, threads)
 
 
-@pytest.mark.parametrize(("num_threads", "count"), [(2, 90), (3, 7), (4, 1000)])
+@pytest.mark.parametrize(("num_threads", "count"), [(2, 3), (2, 90), (3, 7), (4, 1000)])
 def test_a_thread_begins_with_its_own_share(num_threads: int, count: int) -> None:
     """What comes first in the next phase is asked for before it begins, so a thread must know it."""
     own, seen = np.zeros(count, np.int64), np.zeros(1, np.int64)
@@ -272,6 +272,42 @@ def test_a_thread_begins_with_its_own_share(num_threads: int, count: int) -> Non
     ThreadPool(num_threads).run(_first_claims, 1, own, seen)
 
     assert own[:num_threads].tolist() == [thread * count // num_threads for thread in range(num_threads)]
+
+
+@numba.njit(nogil=True)
+def _claims_in_turn(threads, done, starts):  # type: ignore[no-untyped-def]
+    """The caller's thread notes where each of its pieces begins."""
+    count = done.shape[0]
+    pieces = num_pieces(count, threads)
+    start, end = claim(count, pieces, 0, threads)
+    number = 0
+    while start < end:
+        done[start:end] += 1
+        starts[number] = start
+        number += 1
+        start, end = claim(count, pieces, 0, threads)
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "count", "expected"),
+    [
+        (2, 3, [0, 1, 2]),
+        (3, 7, [0, 2, 1, 3, 4, 5, 6]),
+        (3, 24, [0, 8, 5, 6, 7, 13, 14, 15, 16, 21, 22, 23]),
+    ],
+)
+def test_a_neighbour_that_has_not_come_is_helped_after_the_first_piece(
+    num_threads: int, count: int, expected: list[int]
+) -> None:
+    """And not only when all of the own share is done, for then its long first piece would be begun last."""
+    pool, done, starts = ThreadPool(num_threads), np.zeros(count, np.int64), np.full(len(expected), -1)
+    for jobs in pool._jobs:
+        jobs.put(None)
+
+    pool.run(_claims_in_turn, 1, done, starts)
+
+    assert done.tolist() == [1] * count
+    assert starts.tolist() == expected
 
 
 @numba.njit(nogil=True)
@@ -345,12 +381,11 @@ def test_every_item_is_written_once_and_no_piece_lies_outside(num_threads: int, 
     pool, times, most = ThreadPool(num_threads), np.zeros(count, np.int64), np.zeros(num_threads, np.int64)
     for jobs in pool._jobs[1::2]:
         jobs.put(None)
-    room = most_taken(count * item_bytes, num_threads)
 
-    pool.run(_take_all, 1, item_bytes, times, most, most_pieces=room)
+    pool.run(_take_all, 1, item_bytes, times, most, most_pieces=num_threads * (count + 20))
 
     assert times.tolist() == [1] * count
-    assert most.max() <= room
+    assert most.max() <= most_taken(count * item_bytes, num_threads)
 
 
 def test_a_forgotten_pool_ends_its_threads() -> None:

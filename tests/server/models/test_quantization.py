@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from gguf.quants import dequantize, quantize
 
 from octavo_kernels import numba_linear, numba_step
 from octavo_kernels.numba_linear import PackedLinear
+from octavo_kernels.numba_phases import FEW_ROWS
 from octavo_kernels.numba_threads import THREAD, ThreadPool
 from octavo_kernels.torch_backend import TorchLinear
 from octavo_server.errors import StartupError
@@ -232,6 +234,38 @@ def test_a_thread_that_comes_late_changes_nothing(tmp_path: Path) -> None:
 
     late = Stepper(loaded).generate(prompts, max_tokens=60, logprobs=2)
     assert [item.tokens for item in late] == [item.tokens for item in expected]
+
+
+class MissedCalls(ThreadPool):
+    """Whose other thread does nothing; what it should have called is kept."""
+
+    def run(self, kernel: Callable[..., None], num_phases: int, *arguments: Any, most_pieces: int = 0) -> None:
+        self.missed: SimpleQueue[tuple[Callable[..., None], Any, Any]] = SimpleQueue()
+
+        def alone(threads: tuple[Any, ...], *shared: Any) -> None:
+            if threads[THREAD]:
+                self.missed.put((kernel, threads, shared))
+            else:
+                kernel(threads, *shared)
+
+        super().run(alone, num_phases, *arguments, most_pieces=most_pieces)
+
+
+def test_a_thread_that_comes_after_the_step_writes_to_rows_of_its_own(tmp_path: Path) -> None:
+    """For the next step may be under way, with another number of rows."""
+    loaded = load_model(a_checkpoint(tmp_path, "LlamaForCausalLM", SIZES).path, quantization="int8")
+    step = loaded.decoder._step
+    assert isinstance(step, numba_step.CompiledDecoder)
+    step._pool = pool = MissedCalls(2)
+    Stepper(loaded).generate([prompt_tokens(count, 512) for count in (3, 5)], max_tokens=3)
+    codes = step._scratch[0]
+    before = codes.copy()
+
+    kernel, threads, shared = pool.missed.get(timeout=10)
+    kernel(threads, *shared)
+
+    written = np.flatnonzero((codes != before).any(axis=1)).tolist()
+    assert written == [FEW_ROWS, FEW_ROWS + 1]
 
 
 def test_weights_take_the_memory_that_is_reported(tmp_path: Path) -> None:
